@@ -1,0 +1,71 @@
+"""The law: the adder convolution written from its formula, slow and never optimised.
+
+Every other implementation in this package is tested against this file.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import pair
+
+
+class _NegativeDistance(torch.autograd.Function):
+    """``-|x - w|`` element by element, with AdderNet's gradients in place of the derivative's signs.
+
+    AdderNet (arXiv 1912.13200), section 3.2: the weight gradient is the full-precision ``x - w``, the input
+    gradient is ``HardTanh(w - x)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return -(x - w).abs()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, w = ctx.saved_tensors
+        return grad * (w - x).clamp(-1, 1), grad * (x - w)
+
+
+def adder_conv2d_reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``y[n,o,p] = -Σ_k |x[n,k,p] - w[o,k]| + bias[o]``, k over input channels of the group and kernel taps.
+
+    Padded taps are zeros like any other input: each contributes ``-|0 - w|``. Gradients as AdderNet defines them.
+
+    Args:
+        input: ``[N, C, H, W]``, floating point.
+        weight: ``[O, C / groups, kh, kw]``, of the input's dtype.
+        bias: ``[O]`` or ``None``.
+        stride: Step of the window, in pixels.
+        padding: Zeros on each side, in pixels.
+        dilation: Distance between taps, in pixels.
+        groups: Number of channel groups.
+
+    Returns:
+        ``[N, O, H', W']``.
+    """
+    filters, _, *kernel = weight.shape
+    batch, _, height, width = input.shape
+    columns = F.unfold(input, tuple(kernel), pair(dilation), pair(padding), pair(stride))
+    x = columns.reshape(batch, groups, 1, -1, columns.shape[-1])
+    w = weight.reshape(1, groups, filters // groups, -1, 1)
+    distance = _NegativeDistance.apply(*torch.broadcast_tensors(x, w))
+    spatial = [
+        (size + 2 * pad - dil * (k - 1) - 1) // step + 1
+        for size, pad, dil, k, step in zip(
+            (height, width), pair(padding), pair(dilation), kernel, pair(stride), strict=True
+        )
+    ]
+    output: Tensor = distance.sum(3).reshape(batch, filters, *spatial)
+    return output if bias is None else output + bias[:, None, None]

@@ -1,0 +1,101 @@
+"""Which convolutions a conversion takes: a frozen configuration and its pattern language."""
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from .errors import AdderkitError
+
+CONFIG_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AdderConfig:
+    """What to convert. The default is the policy of the AdderNet papers: all but the first and the last layer.
+
+    A pattern is a module path (``layer1.0.conv1``), a glob (``layer4.*``; ``*`` crosses dots) or ``re:`` and a regular
+    expression that must match the whole path. ``exclude`` wins over ``include``.
+
+    Args:
+        include: Patterns of modules that may be converted.
+        exclude: Patterns of modules that stay as they are.
+        skip_first: Keep the first convolution; replacing it costs accuracy and saves little (AdderNet issue 60).
+        skip_last: Keep the classifier where it is a convolution.
+        version: Version of this form.
+    """
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    skip_first: bool = True
+    skip_last: bool = True
+    version: int = CONFIG_VERSION
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.include, *self.exclude):
+            compile_pattern(pattern)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping that ``from_dict`` reads back."""
+        return {**dataclasses.asdict(self), "include": list(self.include), "exclude": list(self.exclude)}
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> "AdderConfig":
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            AdderkitError: An unknown key, a wrong type or a version this release does not know.
+        """
+        version = mapping.get("version", CONFIG_VERSION)
+        if version != CONFIG_VERSION:
+            raise AdderkitError(
+                f"adder configuration has version {version!r}, expected {CONFIG_VERSION}: install a newer adderkit"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in mapping:
+            if key not in known:
+                raise AdderkitError(f"unknown key {key!r} in the adder configuration{_nearest(key, known)}")
+        values = dict(mapping)
+        for name in ("include", "exclude"):
+            patterns = values.get(name, [])
+            if not isinstance(patterns, list | tuple) or not all(isinstance(item, str) for item in patterns):
+                raise AdderkitError(f"{name} is {patterns!r} in the adder configuration, expected a list of patterns")
+            if name in values:
+                values[name] = tuple(patterns)
+        for name in ("skip_first", "skip_last"):
+            if not isinstance(values.get(name, True), bool):
+                raise AdderkitError(f"{name} is {values[name]!r} in the adder configuration, expected true or false")
+        return cls(**values)
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The regular expression behind a path, a glob or ``re:…``.
+
+    Raises:
+        AdderkitError: The pattern is empty or its regular expression is malformed.
+    """
+    if not pattern:
+        raise AdderkitError("a module pattern is empty; expected a path, a glob such as 'layer4.*' or 're:<regex>'")
+    if not pattern.startswith("re:"):
+        return re.compile(fnmatch.translate(pattern))
+    try:
+        return re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise AdderkitError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+
+
+def matching(patterns: Iterable[str], name: str) -> str | None:
+    """The first of the patterns that matches the whole of ``name``."""
+    return next((pattern for pattern in patterns if compile_pattern(pattern).fullmatch(name)), None)
+
+
+def nearest_names(pattern: str, names: Iterable[str], limit: int = 3) -> list[str]:
+    """Module names that a mistyped pattern may have meant, best first."""
+    return get_close_matches(pattern.removeprefix("re:"), list(names), n=limit, cutoff=0.3)
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,165 @@
+"""How a model runs: the order of its weight layers, and what each convolution's output goes into.
+
+Forward hooks record which module received the very tensor that a convolution returned. That works for any model that
+runs, traced or not. The pass is made on a copy whose tensors are ``meta`` (shapes only), so it costs no arithmetic
+and no memory; a model that cannot run on ``meta`` is run as it is.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AdderkitError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer as it was met in a forward pass.
+
+    Args:
+        path: Its name in the model; of a shared module, the first.
+        input_shape: Shape of its first input, ``[N, C, H, W]`` for a convolution.
+        output_shape: Shape of its first output.
+        calls: How often a forward pass calls it.
+        consumer: Path of the module that takes its output unchanged, or ``None`` where no module does.
+    """
+
+    path: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    calls: int
+    consumer: str | None
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """``(channels, height, width)`` of the images a model expects, from its timm configuration.
+
+    Raises:
+        AdderkitError: The model carries no such configuration.
+    """
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if size is None:
+        raise AdderkitError(
+            f"{type(model).__name__} does not say what images it takes (no timm pretrained_cfg); "
+            "give an example_input of shape [N, C, H, W]"
+        )
+    channels = getattr(model, "in_chans", None) or (getattr(model, "_model_args", None) or {}).get("in_chans")
+    return (channels or size[0], size[1], size[2])
+
+
+def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[Layer]:
+    """Run the model once and list its ``Conv2d`` and ``Linear`` layers in order of first execution.
+
+    Args:
+        model: Any module that takes one image batch. It is left untouched.
+        example_input: ``[N, C, H, W]``; by default zeros of the size in the model's timm configuration.
+
+    Returns:
+        A layer for each distinct module that ran.
+
+    Raises:
+        AdderkitError: The model cannot run on the input.
+    """
+    if example_input is None:
+        example_input = torch.zeros(1, *input_size(model))
+    twin = _meta_copy(model)
+    try:
+        return _record(twin, example_input.to("meta", next_dtype(model)))
+    except Exception:
+        # Some models compute sizes from values or keep plain tensors as attributes; those run only for real.
+        pass
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else example_input.device
+    try:
+        with _evaluation(model):
+            return _record(model, example_input.to(device, next_dtype(model)))
+    except Exception as error:
+        raise AdderkitError(
+            f"{type(model).__name__} cannot run on an input of shape {tuple(example_input.shape)}: {error}; "
+            "give an example_input that fits"
+        ) from error
+
+
+def next_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's parameters, fp32 for a model without any."""
+    parameter = next(model.parameters(), None)
+    return torch.float32 if parameter is None else parameter.dtype
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters and buffers have shapes but no storage."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        # Hooks were copied as well: they belong to the user, not to a dry run.
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin.eval()
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def _record(model: nn.Module, example_input: Tensor) -> list[Layer]:
+    names = {module: name for name, module in model.named_modules()}
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    calls: dict[str, int] = {}
+    produced: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept alive, or its id might be used again
+    consumers: dict[str, str] = {}
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # Containers pass a tensor on before their children see it; only what computes can consume.
+        if isinstance(module, nn.Identity) or (any(module.children()) and not is_normalisation(module)):
+            return
+        for value in inputs:
+            if id(value) in produced:
+                consumers.setdefault(produced[id(value)][1], names[module])
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
+            name = names[module]
+            shapes.setdefault(name, (tuple(inputs[0].shape), tuple(output.shape)))
+            calls[name] = calls.get(name, 0) + 1
+            produced[id(output)] = (output, name)
+
+    with _hooks(model, before, after):
+        model(example_input)
+    return [Layer(name, *shapes[name], calls[name], consumers.get(name)) for name in shapes]
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Whether the module re-centres and re-scales its input by statistics that follow the input."""
+    batch = nn.modules.batchnorm._NormBase
+    return isinstance(module, batch | nn.GroupNorm | nn.LayerNorm)
+
+
+@contextmanager
+def _hooks(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""Training: recipes, data, distillation, the adaptive rate, the loop and its run folder."""
