@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from .errors import AdderkitError
@@ -26,14 +27,14 @@ class Layer:
         input_shape: Shape of its first input, ``[N, C, H, W]`` for a convolution.
         output_shape: Shape of its first output.
         calls: How often a forward pass calls it.
-        consumer: Path of the module that takes its output unchanged, or ``None`` where no module does.
+        consumers: Paths of the modules that take its output unchanged.
     """
 
     path: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     calls: int
-    consumer: str | None
+    consumers: tuple[str, ...]
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -42,14 +43,13 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     Raises:
         AdderkitError: The model carries no such configuration.
     """
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    if size is None:
+    if not getattr(model, "pretrained_cfg", None):
         raise AdderkitError(
             f"{type(model).__name__} does not say what images it takes (no timm pretrained_cfg); "
             "give an example_input of shape [N, C, H, W]"
         )
-    channels = getattr(model, "in_chans", None) or (getattr(model, "_model_args", None) or {}).get("in_chans")
-    return (channels or size[0], size[1], size[2])
+    size: tuple[int, int, int] = get_model_input_config(model)["input_size"]
+    return size
 
 
 def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[Layer]:
@@ -124,7 +124,7 @@ def _record(model: nn.Module, example_input: Tensor) -> list[Layer]:
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     calls: dict[str, int] = {}
     produced: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept alive, or its id might be used again
-    consumers: dict[str, str] = {}
+    consumers: dict[str, list[str]] = {}
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         # Containers pass a tensor on before their children see it; only what computes can consume.
@@ -132,7 +132,9 @@ def _record(model: nn.Module, example_input: Tensor) -> list[Layer]:
             return
         for value in inputs:
             if id(value) in produced:
-                consumers.setdefault(produced[id(value)][1], names[module])
+                takers = consumers.setdefault(produced[id(value)][1], [])
+                if names[module] not in takers:
+                    takers.append(names[module])
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
@@ -143,7 +145,7 @@ def _record(model: nn.Module, example_input: Tensor) -> list[Layer]:
 
     with _hooks(model, before, after):
         model(example_input)
-    return [Layer(name, *shapes[name], calls[name], consumers.get(name)) for name in shapes]
+    return [Layer(name, *shapes[name], calls[name], tuple(consumers.get(name, ()))) for name in shapes]
 
 
 def is_normalisation(module: nn.Module) -> bool:

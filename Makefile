@@ -1,0 +1,61 @@
+# Every target sets up what it needs: .venv, with adderkit installed editable and the development tools beside it.
+# PYTHON chooses the interpreter for .venv (3.10 or newer); ARGS is passed on to pytest.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint types check clean
+
+help:
+	@echo "make install    create .venv and install adderkit with the development tools"
+	@echo "make demo       run 'adderkit demo'"
+	@echo "make test       run the tests, without the slow ones; ARGS='-k conv' passes options to pytest"
+	@echo "make test-slow  run the slow tests"
+	@echo "make lint       ruff: rules and formatting"
+	@echo "make types      mypy"
+	@echo "make check      lint and types"
+	@echo "make clean      remove .venv, caches and build folders; runs/ stays"
+	@echo
+	@echo "PYTHON=python3.12 make install chooses the interpreter (3.10 or newer)."
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
+	  sys.exit(sys.version_info < (3, 10) and f"adderkit needs Python 3.10 or newer, found {v}: set PYTHON=")'
+	@echo "Installing adderkit and its dependencies into $(VENV). PyTorch is large: the first time takes minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/adderkit demo
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The root is the package, whatever the clone's folder is called: mypy finds it under its name through a link.
+types: $(STAMP)
+	@mkdir -p .types && ln -sfn .. .types/adderkit
+	MYPYPATH=.types $(BIN)/mypy -p adderkit
+
+# By recursion, so that "make check -k" and "make -j check" print one report after the other.
+check:
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

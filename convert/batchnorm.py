@@ -1,0 +1,57 @@
+"""BatchNorm statistics measured afresh: they lag badly while adder weights move.
+
+A running average is a memory of layers that no longer exist. Measured on ResNet-20: accuracy with running statistics
+fell to 13 % after an epoch whose training loss was fine. So statistics are estimated again before every evaluation
+and before saving.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The BatchNorm layers that keep running statistics."""
+    return [
+        module for module in model.modules() if isinstance(module, _BATCH_NORM) and module.running_mean is not None
+    ]
+
+
+@torch.no_grad()
+def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Replace the running statistics of every BatchNorm by the averages over some batches, in place.
+
+    Only BatchNorm runs in training mode meanwhile, so dropout and stochastic depth stay off. Modes and momenta are
+    restored, also after an error.
+
+    Args:
+        model: The model to change.
+        batches: Images ``[N, C, H, W]``, normalised as the model expects; N of 32 or more keeps the estimate sound.
+
+    Returns:
+        The number of images used; with no images, nothing is changed.
+    """
+    norms = batch_norms(model)
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    images = 0
+    device_of = next(model.parameters())
+    try:
+        model.eval()
+        for batch in batches:
+            if images == 0:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # None: the plain average over all batches seen
+                    norm.training = True
+            model(batch.to(device_of.device, device_of.dtype))
+            images += len(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return images

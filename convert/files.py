@@ -1,0 +1,95 @@
+"""Files that are whole or not there: written beside their place and moved into it, and JSON read with care."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path in the target's folder; on success it is synced to disk and takes the target's place.
+
+    A process killed at any moment leaves the old file or the new one, never half of one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp's own mode would keep other users from reading
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file atomically, UTF-8."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(target, json.dumps(value, indent=2) + "\n")
+
+
+def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Build a folder beside its place, then exchange it for the one that is there.
+
+    Args:
+        target: The folder to replace; its parent must exist.
+        fill: Writes the content into the folder it is given.
+    """
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    old = target.with_name(f".{target.name}.old")
+    try:
+        fill(fresh)
+        fresh.chmod(0o755)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json_object(path: Path, limit: int = 64 << 20) -> dict[str, Any]:
+    """Read a JSON object from a file that somebody else may have written.
+
+    Raises:
+        CheckpointError: The file is missing, too large, not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    if path.stat().st_size > limit:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, expected at most {limit}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""One adder layer is fitted to what a convolution gives: best scale, clamp to the input's range, then Adam.
+
+The aim is correlation, channel by channel: the BatchNorm that follows makes any offset and any positive slope good.
+"""
+
+import torch
+from torch import Tensor
+
+# From nearly linear in x (every weight beyond the input's range, where -|x - w| is x or -x plus a constant) to weights
+# in the middle of it: which is best depends on the layer.
+SCALES = tuple(4.0 * 2 ** (step / 2) for step in range(17))  # 4 … 1024
+BATCH = 1024
+LEARNING_RATE = 0.03
+
+
+def distances(windows: Tensor, weight: Tensor) -> Tensor:
+    """``-Σ_k |x - w|`` for windows ``[G, S, K]`` and filters ``[G, O, K]``: ``[G, S, O]``, with the true derivative."""
+    return -torch.cdist(windows, weight, p=1.0)
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation over samples, ``[G, S, O]`` twice to ``[G, O]``; 0 for a channel that does not vary."""
+    first = first - first.mean(1, keepdim=True)
+    second = second - second.mean(1, keepdim=True)
+    norms = first.norm(dim=1) * second.norm(dim=1)
+    return (first * second).sum(1) / norms.clamp_min(1e-12)
+
+
+def input_ranges(windows: Tensor, taps: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each input channel: windows ``[G, S, K]`` to two ``[G, 1, K]``.
+
+    Beyond that range a tap is ``±x`` plus a constant, so a weight may be clamped to it without loss.
+    """
+    by_channel = windows.unflatten(2, (-1, taps))  # [G, S, C, taps]
+    low, high = (
+        extreme.repeat_interleave(taps, dim=1)[:, None] for extreme in (by_channel.amin((1, 3)), by_channel.amax((1, 3)))
+    )
+    return low, high
+
+
+@torch.no_grad()
+def best_scale(windows: Tensor, target: Tensor, weight: Tensor) -> tuple[float, Tensor]:
+    """The factor for a convolution's weights whose distances correlate best with its outputs.
+
+    Args:
+        windows: ``[G, S, K]``.
+        target: The convolution's outputs, ``[G, S, O]``.
+        weight: The convolution's filters, ``[G, O, K]``.
+
+    Returns:
+        The factor, and the scaled filters.
+    """
+    few = slice(0, 2 * BATCH)
+    scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]).mean() for scale in SCALES]
+    scale = SCALES[int(torch.stack(scores).argmax())]
+    return scale, scale * weight
+
+
+def reconstruct(
+    windows: Tensor, target: Tensor, weight: Tensor, taps: int, steps: int, generator: torch.Generator
+) -> Tensor:
+    """Fit filters so that their distances follow the convolution's outputs.
+
+    Args:
+        windows: ``[G, S, K]``, what the layer really receives.
+        target: ``[G, S, O]``, what the convolution gave there.
+        weight: ``[G, O, K]``, the convolution's filters.
+        taps: ``kh · kw``.
+        steps: Adam steps; with 0 only the scale is chosen.
+        generator: Source of the mini-batches.
+
+    Returns:
+        The filters ``[G, O, K]``.
+    """
+    _, fitted = best_scale(windows, target, weight)
+    if steps == 0:
+        return fitted
+    low, high = input_ranges(windows, taps)
+    fitted = fitted.clamp(low, high).requires_grad_()
+    optimizer = torch.optim.Adam([fitted], lr=LEARNING_RATE * float(windows.std()))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        chosen = torch.randint(windows.shape[1], (BATCH,), generator=generator)
+        loss = 1 - correlation(distances(windows[:, chosen], fitted), target[:, chosen]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            fitted.clamp_(low, high)
+    return fitted.detach()

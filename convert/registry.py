@@ -1,0 +1,64 @@
+"""Our names in timm's registry: the paper's networks, and ``adder``, the way back from a saved adder network.
+
+A checkpoint of ours says ``architecture: "adder"`` and ``model_args: {base, steps}``. With adderkit imported,
+``timm.create_model("local-dir:…", pretrained=True)`` arrives here; without it, timm refuses: ``Unknown model (adder)``.
+Were the checkpoint to call itself by its base's name, timm would load it as a CNN and compute the wrong function.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm.models import create_model, is_model, load_pretrained, register_model
+from torch import nn
+
+from . import cifar_models as cifar_models  # registers the paper's networks
+from .errors import CheckpointError
+from .rewrite import replay_
+
+
+@register_model
+def adder(
+    pretrained: bool = False,
+    base: str = "",
+    steps: Sequence[Mapping[str, Any]] = (),
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a base model, replay what was done to it, and load the saved weights.
+
+    Args:
+        pretrained: Load the weights that ``pretrained_cfg`` points to.
+        base: Name of the base model in timm's registry.
+        steps: Record of conversions, see ``rewrite.replay_``.
+        pretrained_cfg: The saved configuration, as timm passes it.
+        pretrained_cfg_overlay: Values that replace some of it.
+        cache_dir: Where the Hub's files are kept.
+        **kwargs: Model arguments of the base, such as ``num_classes``.
+
+    Returns:
+        The adder network.
+
+    Raises:
+        CheckpointError: The base is not a plain registered name, or the steps do not fit it.
+    """
+    if not isinstance(base, str) or not is_model(base) or base == "adder":
+        # A name such as hf-hub:… or local-dir:… would reach beyond the checkpoint that is being loaded.
+        raise CheckpointError(f"base is {base!r} in the checkpoint, expected the name of a registered timm model")
+    kwargs.pop("pretrained_model_args", None)
+    model: nn.Module = create_model(base, pretrained=False, **kwargs)
+    replay_(model, steps)
+    saved = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else getattr(pretrained_cfg, "to_dict", dict)()
+    config = {**model.pretrained_cfg, **saved, **(pretrained_cfg_overlay or {}), "architecture": "adder"}
+    model.pretrained_cfg = model.default_cfg = config
+    if pretrained:
+        load_pretrained(
+            model,
+            config,
+            num_classes=model.num_classes,
+            in_chans=kwargs.get("in_chans") or config["input_size"][0],
+            filter_fn=cifar_models.drop_other_head,
+            cache_dir=cache_dir,
+        )
+    return model

@@ -1,0 +1,116 @@
+"""From what a user names (a timm model, a Hub repository, a folder, a file) to a model with weights, or one clear line."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
+from torch import nn
+
+from . import registry as registry  # so that timm knows our names
+from .checkpoint import CONFIG, base_architecture, load, state_dict_from
+from .errors import CheckpointError, ModelSourceError
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model is named by a folder with a ``config.json`` rather than by its architecture."""
+    return name.startswith("local-dir:") or (Path(name) / CONFIG).is_file()
+
+
+def build_model(
+    name: str,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model with the weights asked for; never quietly with random ones.
+
+    Args:
+        name: A timm name (``resnet50``, ``resnet50.a1_in1k``), ``hf-hub:…``, ``local-dir:…`` or a folder.
+        pretrained: Whether weights are wanted; without a checkpoint they come from the Hub.
+        checkpoint: A folder or a file of weights to use instead.
+        **kwargs: Model arguments, such as ``num_classes``; ``None`` means the default.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ModelSourceError: The name is unknown, or the weights cannot be had; the message names the remedies.
+        CheckpointError: The checkpoint is damaged or does not fit.
+    """
+    arguments = {key: value for key, value in kwargs.items() if value is not None}
+    if is_folder(name):
+        if checkpoint is not None:
+            raise ModelSourceError(f"{name} has weights of its own; give either the folder or --checkpoint, not both")
+        return load(name, pretrained)
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        return _from_folder(name, checkpoint)
+    if not name.startswith("hf-hub:"):
+        _check_name(name)
+    if checkpoint is not None:
+        model = _create(name, False, arguments)
+        _load_weights(model, name, checkpoint)
+        return model
+    return _create(name, pretrained, arguments)
+
+
+def _from_folder(name: str, folder: str | Path) -> nn.Module:
+    model = load(folder)
+    found = base_architecture(model)
+    if found != split_model_name_tag(name)[0]:
+        raise ModelSourceError(f"{folder} holds a {found}, expected a {name}: name the architecture it holds")
+    return model
+
+
+def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
+    if pretrained and not name.startswith("hf-hub:") and not is_model_pretrained(name):
+        raise ModelSourceError(
+            f"timm has no pretrained weights for {name!r}; give yours with --checkpoint FILE|DIR, "
+            "or take random ones with --no-pretrained"
+        )
+    try:
+        model: nn.Module = create_model(name, pretrained=pretrained, **arguments)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if not pretrained:
+            raise ModelSourceError(f"{name} cannot be built: {error}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelSourceError(
+            f"the pretrained weights of {name!r} cannot be had ({type(error).__name__}: {reason}); "
+            "give yours with --checkpoint FILE|DIR, or take random ones with --no-pretrained"
+        ) from error
+    return model.eval()
+
+
+def _check_name(name: str) -> None:
+    architecture = split_model_name_tag(name)[0]
+    if architecture == "adder":
+        raise ModelSourceError("'adder' is what saved adder networks are called; name a CNN or a saved folder")
+    if is_model(architecture):
+        return
+    if "/" in name or name.startswith(".") or Path(name).exists():
+        raise ModelSourceError(f"{name} is neither a timm model nor a folder with a {CONFIG}")
+    near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
+    raise ModelSourceError(f"timm knows no model {name!r}{hint}")
+
+
+def _load_weights(model: nn.Module, name: str, path: str | Path) -> None:
+    """Load a file of weights whole: shapes and names are compared before the first tensor is written."""
+    state, own = state_dict_from(path), model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or differing:
+        parts = [
+            f"{len(keys)} {what} (such as {keys[0]})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+            if keys
+        ]
+        raise CheckpointError(
+            f"{path} does not fit {name}: tensors {', '.join(parts)}; "
+            "check the architecture, --num-classes and --in-chans"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,248 @@
+"""Images by one ``--dataset`` spec: the embedded digits, Fashion-MNIST's files, or anything timm's readers take."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from timm.data import create_dataset, create_transform, resolve_model_data_config
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
+
+from ..convert.errors import DatasetError
+from .small_datasets import SMALL_DATASETS, SmallDataset
+
+Transform = Callable[[Any], Tensor]
+
+
+class ImageSource(Protocol):
+    """A data set of ``(image, class index)`` whose transform can be set, as timm's data sets are."""
+
+    transform: Transform | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How images are prepared for a model; the keys of timm's data configuration that matter here.
+
+    Args:
+        input_size: ``(channels, height, width)``.
+        mean: Of each channel, for pixels between 0 and 1; ``std`` likewise.
+        std: See ``mean``.
+        interpolation: timm's name of the resampling filter.
+        crop_pct: Share of the image's side that evaluation keeps.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "DataConfig":
+        """What the model's timm configuration asks for."""
+        resolved = resolve_model_data_config(model)
+        size = get_model_input_config(model)["input_size"]
+        mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
+        if len(mean) != size[0]:  # as timm does for a stem of other channels
+            mean, std = ((math.fsum(values) / len(values),) * size[0] for values in (mean, std))
+        return cls(tuple(size), mean, std, resolved["interpolation"], resolved["crop_pct"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Training augmentation; names as in timm, except ``crop_padding``.
+
+    Args:
+        crop_padding: Pixels of padding before a random crop of the image's own size, as is usual for small images;
+            0 means timm's random resized crop.
+        hflip: Probability of a horizontal flip.
+        scale: Smallest share of the area that a random resized crop keeps.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; empty for none.
+        reprob: Probability of random erasing.
+    """
+
+    crop_padding: int = 0
+    hflip: float = 0.5
+    scale: float = 0.08
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    reprob: float = 0.0
+
+
+def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3) -> ImageSource:
+    """Open a split of a data set, images untransformed.
+
+    Args:
+        spec: ``digits``, ``fashion-mnist``, ``folder`` (class folders in ``data_dir``), or a name for timm's
+            ``create_dataset`` such as ``hfds/…``, ``wds/…``, ``torch/…``.
+        data_dir: Where the files are; the embedded and well-known places need none.
+        split: ``train`` or ``validation``.
+        in_chans: Channels that images are read with, 1 or 3.
+
+    Raises:
+        DatasetError: The data set is unknown or missing; the message says how to get it.
+    """
+    small = SMALL_DATASETS.get(spec)
+    if small is not None:
+        return cast(ImageSource, small.open(data_dir, split))
+    if spec == "folder" and not data_dir:
+        raise DatasetError("--dataset folder needs --data-dir, a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg")
+    if spec != "folder" and "/" not in spec:
+        raise DatasetError(
+            f"--dataset is {spec!r}, expected {', '.join(SMALL_DATASETS)}, folder (with --data-dir), "
+            "or a timm reader such as hfds/NAME, wds/NAME or torch/NAME"
+        )
+    if data_dir and spec == "folder" and not os.path.isdir(data_dir):
+        raise DatasetError(f"--data-dir {data_dir} does not exist; expected a folder with train/ and validation/")
+    try:
+        dataset = create_dataset(
+            "" if spec == "folder" else spec,
+            root=data_dir,
+            split=split,
+            is_training=split == "train",
+            download=False,
+            input_img_mode="L" if in_chans == 1 else "RGB",
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatasetError(
+            f"data set {spec!r}, split {split!r}, cannot be opened: {reason}; check --data-dir and the split names"
+        ) from error
+    return cast(ImageSource, dataset)
+
+
+def class_names(dataset: ImageSource) -> list[str] | None:
+    """Names of the classes in order of their index, where the data set knows them."""
+    names = getattr(dataset, "classes", None)
+    if names is not None:
+        return list(names)
+    index: Mapping[str, int] | None = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    return sorted(index, key=index.__getitem__) if index else None
+
+
+def small_dataset(spec: str) -> SmallDataset | None:
+    """Facts about a data set whose image size and statistics are known beforehand."""
+    return SMALL_DATASETS.get(spec)
+
+
+def evaluation_transform(config: DataConfig) -> Transform:
+    """timm's evaluation transform: resize, centre crop, tensor, normalise."""
+    return cast(
+        Transform,
+        create_transform(
+            config.input_size,
+            is_training=False,
+            interpolation=config.interpolation,
+            mean=config.mean,
+            std=config.std,
+            crop_pct=config.crop_pct,
+        ),
+    )
+
+
+def training_transform(config: DataConfig, augmentation: Augmentation) -> Transform:
+    """timm's training transform, or padded random crops for small images."""
+    common: dict[str, Any] = {
+        "interpolation": config.interpolation,
+        "mean": config.mean,
+        "std": config.std,
+        "is_training": True,
+    }
+    if augmentation.crop_padding == 0:
+        return cast(
+            Transform,
+            create_transform(
+                config.input_size,
+                scale=(augmentation.scale, 1.0),
+                hflip=augmentation.hflip,
+                color_jitter=augmentation.color_jitter or None,
+                auto_augment=augmentation.auto_augment or None,
+                re_prob=augmentation.reprob,
+                **common,
+            ),
+        )
+    size = config.input_size[1:]
+    return transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.RandomCrop(size, padding=augmentation.crop_padding),
+            transforms.RandomHorizontalFlip(augmentation.hflip),
+            create_transform(config.input_size, no_aug=True, **common),
+        ]
+    )
+
+
+def make_loader(
+    dataset: ImageSource, transform: Transform, batch_size: int, workers: int, *, training: bool
+) -> DataLoader[Any]:
+    """A loader of ``(images [N, C, H, W], targets [N])``; shuffled, without a last partial batch, for training."""
+    dataset.transform = transform
+    workers = min(workers, os.cpu_count() or 1)
+    return DataLoader(
+        cast(Dataset[Any], dataset),
+        batch_size=batch_size,
+        shuffle=training,
+        drop_last=training and len(dataset) > batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def subset(dataset: ImageSource, count: int, seed: int) -> ImageSource:
+    """A random subset of fixed choice; the whole set for 0 or for more than there are."""
+    if count <= 0 or count >= len(dataset):
+        return dataset
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    return _View(dataset, chosen.tolist())
+
+
+class _View(Subset[Any]):
+    """A subset whose transform is the data set's own."""
+
+    dataset: Any
+
+    @property
+    def transform(self) -> Transform | None:
+        return cast("Transform | None", self.dataset.transform)
+
+    @transform.setter
+    def transform(self, value: Transform | None) -> None:
+        self.dataset.transform = value
+
+    @property
+    def classes(self) -> list[str] | None:
+        return class_names(self.dataset)
+
+
+def unlabelled_images(
+    spec: str, data_dir: str | None, model: nn.Module, count: int, split: str = "train", seed: int = 0
+) -> Tensor:
+    """Random images of a split, prepared for evaluation; for calibration, which needs no labels.
+
+    Returns:
+        ``[count, C, H, W]``, fewer where the split has fewer.
+    """
+    return torch.cat(list(image_batches(spec, data_dir, model, count, split, seed)))
+
+
+def image_batches(
+    spec: str, data_dir: str | None, model: nn.Module, count: int, split: str = "train", seed: int = 0
+) -> Iterator[Tensor]:
+    """As ``unlabelled_images``, batch by batch."""
+    config = DataConfig.of(model)
+    dataset = subset(open_dataset(spec, data_dir, split, config.input_size[0]), count, seed)
+    loader = make_loader(dataset, evaluation_transform(config), 128, 0, training=False)
+    for images, _ in loader:
+        yield images

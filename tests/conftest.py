@@ -1,0 +1,27 @@
+"""Set-up shared by all tests: no window, no network, and a repository root that is not a test package."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class _PlainRoot:
+    """Keeps pytest from importing the root's ``__init__.py`` a second time, under the name ``__init__``.
+
+    That copy would register its own timm hook, which then looks for ``__init__.convert.registry``.
+    A plugin object, because pytest does not ask a conftest about folders above its own.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Dir | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_PlainRoot(), "plain-root")

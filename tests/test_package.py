@@ -1,0 +1,227 @@
+"""What is shipped, what importing costs, and which layer may import which."""
+
+import ast
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+import adderkit
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("adder_layers", "convert", "recipes")
+ROOT_FILES = ("__init__.py", "__main__.py", "cli.py", "py.typed")
+SHIPPED_SUFFIXES = {".py", ".yaml", ".cpp"}
+MAX_LINES = 400
+
+# What each part of the package must not import; cli may import everything.
+FORBIDDEN = {
+    "adder_layers": {"adderkit.convert", "adderkit.recipes", "adderkit.cli", "timm", "accelerate"},
+    "convert": {"adderkit.recipes", "adderkit.cli", "accelerate"},
+    "recipes": {"adderkit.cli"},
+}
+
+
+def python(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter from ``cwd``, an empty folder: nothing of the clone is on its path by accident."""
+    command = [sys.executable, *args]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SHIPPED_SUFFIXES)
+
+
+def package_sources() -> list[Path]:
+    return [ROOT / name for name in ROOT_FILES] + [path for layer in LAYERS for path in sources(ROOT / layer)]
+
+
+def label(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, so that building leaves nothing behind in the clone."""
+    copy = tmp_path_factory.mktemp("source") / "adder-kit"
+    ignored = shutil.ignore_patterns(".git", ".venv", ".types", "build", "dist", "runs", "*_cache")
+    shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True)
+    for layer in LAYERS:
+        (copy / layer / "__pycache__").mkdir(exist_ok=True)
+        (copy / layer / "__pycache__" / "stale.pyc").touch()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    out = tmp_path_factory.mktemp("wheel")
+    options = ["--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(out)]
+    python("-m", "pip", "wheel", *options, str(tree), cwd=out)
+    (path,) = out.glob("*.whl")
+    assert path.name == f"adderkit-{adderkit.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
+    return wheel.read(f"adderkit-{adderkit.__version__}.dist-info/{name}").decode()
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile, tree: Path) -> None:
+    expected = {f"adderkit/{name}" for name in ROOT_FILES}
+    for layer in LAYERS:
+        expected |= {f"adderkit/{path.relative_to(tree).as_posix()}" for path in sources(tree / layer)}
+    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert shipped == expected
+
+
+def test_wheel_is_typed(wheel: zipfile.ZipFile) -> None:
+    assert "adderkit/py.typed" in wheel.namelist()
+
+
+def test_wheel_has_both_commands(wheel: zipfile.ZipFile) -> None:
+    lines = metadata_file(wheel, "entry_points.txt").split("\n")
+    assert "adderkit = adderkit.cli:main" in lines
+    assert "convert = adderkit.cli:convert_main" in lines
+
+
+def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
+    metadata = email.message_from_string(metadata_file(wheel, "METADATA"))
+    assert metadata["Version"] == adderkit.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+
+
+# Importing
+
+
+def test_no_part_is_importable_by_a_bare_name(tmp_path: Path) -> None:
+    """Looks for the modules without running them; a namesake outside the clone is not ours to judge."""
+    names = [*LAYERS, "cli", "tests"]
+    code = f"""
+from importlib.util import find_spec
+import adderkit
+for spec in filter(None, map(find_spec, {names})):
+    print(*(spec.submodule_search_locations or [spec.origin]), sep="\\n")
+"""
+    found = [Path(line).resolve() for line in python("-c", code, cwd=tmp_path).stdout.splitlines()]
+    assert [path for path in found if path.is_relative_to(ROOT)] == []
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    done = python("-X", "importtime", "-m", "adderkit", "--help", cwd=tmp_path)
+    assert "Usage" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "adderkit.cli" in imported
+    assert imported & {"torch", "torchvision", "timm", "accelerate", "matplotlib", "sklearn"} == set()
+
+
+def test_import_adderkit_imports_no_torch(tmp_path: Path) -> None:
+    done = python("-c", "import sys, adderkit; print('torch' in sys.modules)", cwd=tmp_path)
+    assert done.stdout.strip() == "False"
+
+
+def test_pytest_does_not_import_the_root_again() -> None:
+    """See conftest.py."""
+    files = {name: vars(module).get("__file__") for name, module in sys.modules.items()}
+    assert {name for name, file in files.items() if file == str(ROOT / "__init__.py")} <= {"adderkit"}
+
+
+@pytest.mark.parametrize("name", adderkit.__all__)
+def test_public_name_resolves(name: str) -> None:
+    assert getattr(adderkit, name) is not None
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert dir(adderkit) == sorted(adderkit.__all__)
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'adderkit' has no attribute 'subtract'"):
+        adderkit.subtract  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    imports = (node for node in ast.walk(parse(ROOT / "__init__.py")) if isinstance(node, ast.ImportFrom))
+    seen = {alias.name: node.module for node in imports if node.level for alias in node.names}
+    assert seen == adderkit._HOME
+    assert set(adderkit.__all__) == {*seen, "__version__"}
+
+
+@pytest.mark.parametrize(
+    ("imports", "registered"),
+    [("adderkit, timm", True), ("timm, adderkit", True), ("timm", False)],
+)
+def test_models_are_registered_with_timm(imports: str, registered: bool, tmp_path: Path) -> None:
+    code = f"import {imports}; print(timm.is_model('adder'), timm.is_model('cifar_resnet20'))"
+    assert python("-c", code, cwd=tmp_path).stdout.split() == [str(registered)] * 2
+
+
+# The sources
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Absolute names of all that a file imports, at any depth, ``from`` targets included."""
+    package = ["adderkit", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports_of(paths: Iterable[Path], packages: Collection[str]) -> list[str]:
+    """Say which file imports one of the packages, or anything in them."""
+    return [
+        f"{label(path)} imports {module}"
+        for path in paths
+        if path.suffix == ".py"
+        for module in imported_modules(path)
+        if any(module == package or module.startswith(f"{package}.") for package in packages)
+    ]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_go_downward(layer: str) -> None:
+    assert imports_of(sources(ROOT / layer), FORBIDDEN[layer]) == []
+
+
+def test_only_main_imports_the_command_line() -> None:
+    others = [path for path in package_sources() if path.name != "__main__.py"]
+    assert imports_of(others, ["adderkit.cli"]) == []
+
+
+def test_parts_are_never_imported_by_a_bare_name() -> None:
+    assert imports_of(package_sources(), [*LAYERS, "cli"]) == []
+
+
+@pytest.mark.parametrize("path", package_sources(), ids=label)
+def test_file_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_every_folder_of_the_package_is_listed() -> None:
+    """A new folder of modules at the root has to be added to ``wheel.packages`` and to ``LAYERS``."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(config["tool"]["scikit-build"]["wheel"]["packages"].values())
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == set(LAYERS)
+    assert listed == {*LAYERS, *ROOT_FILES}
