@@ -1,0 +1,290 @@
+"""The command line: one short function per verb. Everything heavy is imported inside, so that ``--help`` is quick."""
+
+import sys
+from json import dumps
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="adderkit",
+    help="Turn convolutional timm models into adder networks and fine-tune them back to accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="Recipes: settings of training runs.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits, fashion-mnist, folder, or timm's hfds/…, wds/…, torch/….")
+]
+DataDir = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Weights to take instead of the Hub's: a file or a folder.")
+]
+Pretrained = Annotated[
+    bool, typer.Option(help="Start from pretrained weights; --no-pretrained: random ones.")
+]
+NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes.")]
+InChans = Annotated[int | None, typer.Option(min=1, help="Channels of the images.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", min=1, help="Images in a forward pass.")]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Loader processes.")]
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+) -> None:
+    """Options that every verb has."""
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Option(help="timm name, hf-hub:… or a saved folder.")],
+    to: Annotated[
+        str, typer.Option(help="What convolutions become; 'adder' is the one target there is.")
+    ] = "adder",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-adder.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Modules to convert: path, glob or re:REGEX.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Modules to leave; wins over --include.")] = None,
+    skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = True,
+    skip_last: Annotated[bool, typer.Option(help="Keep the classifier.")] = True,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to calibrate on.")] = 512,
+    calibration_steps: Annotated[
+        int, typer.Option(min=0, help="Adam steps a layer; 0 only scales weights.")
+    ] = 120,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of images and samples.")] = 0,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Convert a CNN to an adder network; with --dataset also calibrate it on unlabelled training images."""
+    from adderkit.recipes.conversion import ConversionJob, run_conversion
+    from adderkit.recipes.tables import plan_table, show
+
+    if to != "adder":
+        raise typer.BadParameter(f"'{to}' is unknown, expected 'adder'", param_hint="--to")
+    job = ConversionJob(
+        model=model,
+        output=output,
+        include=tuple(include or ("*",)),
+        exclude=tuple(exclude or ()),
+        skip_first=skip_first,
+        skip_last=skip_last,
+        dataset=dataset,
+        data_dir=data_dir,
+        images=calibration_images,
+        steps=calibration_steps,
+        seed=seed,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=in_chans,
+    )
+    result = run_conversion(job, dry_run=dry_run, announce=_announce)
+    if json:
+        _print_json(result.to_dict())
+        return
+    show(plan_table(result.plan, result.calibration))
+    print(result.summary())
+
+
+@app.command()
+def finetune(
+    model: Annotated[
+        str | None, typer.Argument(help="Converted folder, or a timm name to train the CNN itself.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe name or YAML file; default distill or cnn.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value; changes a recipe's setting.")
+    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch_size: BatchSize = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-j", min=0, help="Loader processes.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="CNN to distil from; default: the one converted.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Run folder; default runs/TIME-MODEL.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Run folder to continue; takes no other option.")] = None,
+    json: Json = False,
+) -> None:
+    """Fine-tune a converted model by distillation, or train a CNN."""
+    from adderkit.recipes import finetune as loop
+    from adderkit.recipes.recipe import load_recipe, parse_settings
+    from adderkit.recipes.run_folder import RunFolder, new_run_folder
+    from adderkit.recipes.setup import Job, default_recipe
+    from adderkit.recipes.tables import show, summary_table
+
+    if (model is None) == (resume is None):
+        raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
+    if resume is not None:
+        folder = RunFolder(resume)
+        rows = loop.resume(folder)
+    else:
+        assert model is not None
+        flags = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
+        flags |= {"lr": lr, "seed": seed, "workers": workers}
+        given = {key: value for key, value in flags.items() if value is not None}
+        settings = load_recipe(recipe or default_recipe(model)).changed(
+            {**given, **parse_settings(set_ or ())}
+        )
+        folder = new_run_folder(output, model, settings)
+        rows = loop.start(
+            Job(model, teacher, pretrained, checkpoint, num_classes, in_chans), settings, folder
+        )
+    if json:
+        _print_json({"output": str(folder.path), "rows": rows})
+        return
+    show(summary_table(rows))
+    print(f"best model: {folder.best}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "validation",
+    batch_size: BatchSize = None,
+    workers: Workers = 4,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    json: Json = False,
+) -> None:
+    """Measure top-1, top-5, loss and images per second."""
+    from adderkit.recipes.setup import Job
+    from adderkit.recipes.tables import metrics_table, show
+    from adderkit.recipes.verification import evaluate_model
+
+    job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
+    metrics = evaluate_model(job, dataset, data_dir, split, batch_size or 128, workers)
+    if json:
+        _print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
+    else:
+        show(metrics_table([(model, metrics)]))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name (built without weights).")],
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    json: Json = False,
+) -> None:
+    """List a model's layers with their multiplications, additions and parameters."""
+    from adderkit.convert.cost import cost
+    from adderkit.convert.source import build_model, is_folder
+    from adderkit.recipes.tables import cost_table, show
+
+    found = cost(build_model(model, pretrained=is_folder(model), num_classes=num_classes, in_chans=in_chans))
+    if json:
+        _print_json({"model": model, **found.to_dict()})
+    else:
+        show(cost_table(found))
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder to keep; default: a temporary one.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The main job on scikit-learn's digits: teacher, convert, calibrate, fine-tune, save, reload, evaluate."""
+    from adderkit.recipes.demo import run_demo
+    from adderkit.recipes.tables import demo_table, show
+
+    rows = run_demo(output, _announce)
+    if json:
+        _print_json({"rows": [{"model": row.model, **row.metrics.to_dict()} for row in rows]})
+    else:
+        show(demo_table(rows))
+
+
+@recipes_app.command("ls")
+def recipes_ls(json: Json = False) -> None:
+    """List the shipped recipes."""
+    from adderkit.recipes.recipe import load_recipe, recipe_names
+
+    found = {name: load_recipe(name).description for name in recipe_names()}
+    if json:
+        _print_json(found)
+    else:
+        for name, description in found.items():
+            print(f"{name:<12}{description}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")]) -> None:
+    """Print a recipe, header included; redirect it to a file to make your own."""
+    from adderkit.recipes.recipe import load_recipe, recipe_text
+
+    load_recipe(name)
+    print(recipe_text(name), end="")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(dumps(value, allow_nan=False))
+
+
+def _announce(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: 0 done, 1 the work failed (one line, no traceback without --debug), 2 wrong usage."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"], prog_name="adderkit")
+    except KeyboardInterrupt:
+        _fail("interrupted; a run continues after its last finished epoch with --resume RUN_DIR", debug)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(_line(error), debug)
+    sys.exit(0)
+
+
+def convert_main() -> NoReturn:
+    """Entry point of the console script ``convert``, the same as ``adderkit convert``."""
+    main(["convert", *sys.argv[1:]])
+
+
+def _line(error: Exception) -> str:
+    from adderkit.convert.errors import AdderkitError
+
+    if isinstance(error, AdderkitError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (unexpected; run again with --debug for the traceback)"
+
+
+def _fail(message: str, debug: bool) -> Any:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -50,7 +50,9 @@ def save(model: nn.Module, folder: str | Path, report: Mapping[str, Any] | None 
     folder = Path(folder)
     base = base_architecture(model)
     converted = is_converted(model)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+    }
     metadata = {"format": "pt", "adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}
     try:
         with atomic_path(folder / WEIGHTS) as temporary:
@@ -125,7 +127,7 @@ def base_architecture(model: nn.Module) -> str:
 
 
 def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
-    """timm's own ``config.json`` for the model as it is, under the name ``adder`` if it is one."""
+    """Timm's own ``config.json`` for the model as it is, under the name ``adder`` if it is one."""
     arguments = dict(getattr(model, "_model_args", {}))
     saved = {key: value for key, value in arguments.items() if key not in ("base", "steps")}
     if converted:
@@ -155,7 +157,9 @@ def _check(folder: Path, weights: bool) -> None:
     config = read_json_object(folder / CONFIG)
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not is_model(architecture):
-        raise CheckpointError(f"architecture is {architecture!r} in {folder / CONFIG}, expected a model that timm knows")
+        raise CheckpointError(
+            f"architecture is {architecture!r} in {folder / CONFIG}, expected a model that timm knows"
+        )
     if not weights:
         return
     path = folder / WEIGHTS
@@ -165,7 +169,9 @@ def _check(folder: Path, weights: bool) -> None:
         with safe_open(path, framework="pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: {error}; copy or save it again"
+        ) from error
     ours = config.get("adderkit")
     expected = ours.get("sha256") if isinstance(ours, dict) else None
     if expected is not None and sha256(path) != expected:

@@ -44,7 +44,9 @@ class BasicBlock(nn.Module):
 class CifarNet(nn.Module):
     """What the networks share: timm's interface around ``features`` and the convolutional classifier."""
 
-    def __init__(self, features: nn.Module, num_features: int, pooled: bool, num_classes: int, in_chans: int) -> None:
+    def __init__(
+        self, features: nn.Module, num_features: int, pooled: bool, num_classes: int, in_chans: int
+    ) -> None:
         super().__init__()
         self.features = features
         self.pooled = pooled
@@ -90,7 +92,9 @@ class CifarResNet(CifarNet):
     def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         blocks = (depth - 2) // 6
         layers: list[nn.Module] = [
-            nn.Sequential(nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+            nn.Sequential(
+                nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+            )
         ]
         channels = 16
         for stage, width in enumerate((16, 32, 64)):
@@ -105,18 +109,28 @@ class CifarVgg(CifarNet):
     """VGG-small: 2x128, 2x256 and 2x512 3x3 convolutions, each pair max-pooled, and the classifier on all positions."""
 
     def __init__(
-        self, num_classes: int = 10, in_chans: int = 3, img_size: int | tuple[int, int] = 32, drop_rate: float = 0.0
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 32,
+        drop_rate: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
         channels = in_chans
         for width in (128, 256, 512):
             for last in (False, True):
-                layers += [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
                 layers += [nn.MaxPool2d(2)] if last else []
                 channels = width
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         positions = (height // 8) * (width // 8)
-        super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), 512 * positions, False, num_classes, in_chans)
+        super().__init__(
+            nn.Sequential(*layers, nn.Dropout(drop_rate)), 512 * positions, False, num_classes, in_chans
+        )
         _initialise(self)
 
 
@@ -166,7 +180,12 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, cls: type[CifarNet], pretrained: bool, **kwargs: Any) -> CifarNet:
     model: CifarNet = build_model_with_cfg(
-        cls, variant, pretrained, pretrained_filter_fn=drop_other_head, kwargs_filter=("global_pool",), **kwargs
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=drop_other_head,
+        kwargs_filter=("global_pool",),
+        **kwargs,
     )
     return model
 

@@ -72,7 +72,9 @@ class ConversionPlan:
     def __str__(self) -> str:
         width = max([len(row.path) for row in self.rows], default=0)
         lines = [f"{row.path:<{width}}  {row.decision:<7}  {row.reason}" for row in self.rows]
-        return "\n".join([*lines, f"{len(self.paths('convert'))} of {len(self.rows)} convolutions become adder layers"])
+        return "\n".join(
+            [*lines, f"{len(self.paths('convert'))} of {len(self.rows)} convolutions become adder layers"]
+        )
 
 
 def plan(
@@ -178,7 +180,9 @@ def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> Non
             if not any(matching((pattern,), path) for path in paths):
                 hint = _hint(pattern, paths, modules)
                 if kind == "include" and len(patterns) == 1:
-                    raise NoModuleMatchedError(f"--include {pattern!r} matches none of {len(paths)} convolutions{hint}")
+                    raise NoModuleMatchedError(
+                        f"--include {pattern!r} matches none of {len(paths)} convolutions{hint}"
+                    )
                 warnings.warn(f"{kind} pattern {pattern!r} matches no convolution{hint}", stacklevel=3)
     if paths and not result.paths("convert") and not result.paths("adder"):
         reasons = sorted({row.reason for row in result.rows})

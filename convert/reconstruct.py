@@ -33,7 +33,8 @@ def input_ranges(windows: Tensor, taps: int) -> tuple[Tensor, Tensor]:
     """
     by_channel = windows.unflatten(2, (-1, taps))  # [G, S, C, taps]
     low, high = (
-        extreme.repeat_interleave(taps, dim=1)[:, None] for extreme in (by_channel.amin((1, 3)), by_channel.amax((1, 3)))
+        extreme.repeat_interleave(taps, dim=1)[:, None]
+        for extreme in (by_channel.amin((1, 3)), by_channel.amax((1, 3)))
     )
     return low, high
 
@@ -51,7 +52,9 @@ def best_scale(windows: Tensor, target: Tensor, weight: Tensor) -> tuple[float, 
         The factor, and the scaled filters.
     """
     few = slice(0, 2 * BATCH)
-    scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]).mean() for scale in SCALES]
+    scores = [
+        correlation(distances(windows[:, few], scale * weight), target[:, few]).mean() for scale in SCALES
+    ]
     scale = SCALES[int(torch.stack(scores).argmax())]
     return scale, scale * weight
 

@@ -114,14 +114,18 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
     """
     for step in steps:
         if not isinstance(step, Mapping) or step.get("step") != "adder":
-            raise CheckpointError(f"unknown step {step!r:.120} in the checkpoint, expected 'adder': install a newer adderkit")
+            raise CheckpointError(
+                f"unknown step {step!r:.120} in the checkpoint, expected 'adder': install a newer adderkit"
+            )
         if step.get("version") != STEP_VERSION:
             raise CheckpointError(
                 f"the 'adder' step has version {step.get('version')!r}, expected {STEP_VERSION}: install a newer adderkit"
             )
         paths = step.get("modules")
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise CheckpointError(f"modules is {paths!r:.120} in an 'adder' step, expected a list of module paths")
+            raise CheckpointError(
+                f"modules is {paths!r:.120} in an 'adder' step, expected a list of module paths"
+            )
         try:
             _swap(model, paths)
         except NoModuleMatchedError as error:
@@ -135,7 +139,9 @@ def _swap(model: nn.Module, paths: Sequence[str]) -> None:
     for path in paths:
         if type(modules.get(path)) is not nn.Conv2d:
             found = f"is a {type(modules[path]).__name__}" if path in modules else "does not exist"
-            raise NoModuleMatchedError(f"{path!r} {found}, expected a Conv2d: this plan is not for this model")
+            raise NoModuleMatchedError(
+                f"{path!r} {found}, expected a Conv2d: this plan is not for this model"
+            )
     for path in paths:
         modules[path].__class__ = AdderConv2d
 

@@ -1,10 +1,12 @@
 """From what a user names (a timm model, a Hub repository, a folder, a file) to a model with weights, or one clear line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import logging as hub_logging
 from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
 from torch import nn
 
@@ -43,7 +45,9 @@ def build_model(
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     if is_folder(name):
         if checkpoint is not None:
-            raise ModelSourceError(f"{name} has weights of its own; give either the folder or --checkpoint, not both")
+            raise ModelSourceError(
+                f"{name} has weights of its own; give either the folder or --checkpoint, not both"
+            )
         return load(name, pretrained)
     if checkpoint is not None and Path(checkpoint).is_dir():
         return _from_folder(name, checkpoint)
@@ -71,7 +75,8 @@ def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Mod
             "or take random ones with --no-pretrained"
         )
     try:
-        model: nn.Module = create_model(name, pretrained=pretrained, **arguments)
+        with _quiet_hub():
+            model: nn.Module = create_model(name, pretrained=pretrained, **arguments)
     except CheckpointError:
         raise
     except Exception as error:
@@ -85,10 +90,23 @@ def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Mod
     return model.eval()
 
 
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The Hub client's own warnings (a line for each retry) stay out of the way of ours."""
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
 def _check_name(name: str) -> None:
     architecture = split_model_name_tag(name)[0]
     if architecture == "adder":
-        raise ModelSourceError("'adder' is what saved adder networks are called; name a CNN or a saved folder")
+        raise ModelSourceError(
+            "'adder' is what saved adder networks are called; name a CNN or a saved folder"
+        )
     if is_model(architecture):
         return
     if "/" in name or name.startswith(".") or Path(name).exists():
@@ -106,7 +124,11 @@ def _load_weights(model: nn.Module, name: str, path: str | Path) -> None:
     if missing or unexpected or differing:
         parts = [
             f"{len(keys)} {what} (such as {keys[0]})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+            for what, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", differing),
+            )
             if keys
         ]
         raise CheckpointError(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from ..convert.errors import DatasetError
+from .recipe import Augmentation
 from .small_datasets import SMALL_DATASETS, SmallDataset
 
 Transform = Callable[[Any], Tensor]
@@ -58,28 +59,6 @@ class DataConfig:
         return cls(tuple(size), mean, std, resolved["interpolation"], resolved["crop_pct"])
 
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Training augmentation; names as in timm, except ``crop_padding``.
-
-    Args:
-        crop_padding: Pixels of padding before a random crop of the image's own size, as is usual for small images;
-            0 means timm's random resized crop.
-        hflip: Probability of a horizontal flip.
-        scale: Smallest share of the area that a random resized crop keeps.
-        color_jitter: Strength of colour jitter.
-        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; empty for none.
-        reprob: Probability of random erasing.
-    """
-
-    crop_padding: int = 0
-    hflip: float = 0.5
-    scale: float = 0.08
-    color_jitter: float = 0.0
-    auto_augment: str = ""
-    reprob: float = 0.0
-
-
 def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3) -> ImageSource:
     """Open a split of a data set, images untransformed.
 
@@ -97,14 +76,18 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
     if small is not None:
         return cast(ImageSource, small.open(data_dir, split))
     if spec == "folder" and not data_dir:
-        raise DatasetError("--dataset folder needs --data-dir, a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg")
+        raise DatasetError(
+            "--dataset folder needs --data-dir, a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg"
+        )
     if spec != "folder" and "/" not in spec:
         raise DatasetError(
             f"--dataset is {spec!r}, expected {', '.join(SMALL_DATASETS)}, folder (with --data-dir), "
             "or a timm reader such as hfds/NAME, wds/NAME or torch/NAME"
         )
     if data_dir and spec == "folder" and not os.path.isdir(data_dir):
-        raise DatasetError(f"--data-dir {data_dir} does not exist; expected a folder with train/ and validation/")
+        raise DatasetError(
+            f"--data-dir {data_dir} does not exist; expected a folder with train/ and validation/"
+        )
     try:
         dataset = create_dataset(
             "" if spec == "folder" else spec,
@@ -137,7 +120,7 @@ def small_dataset(spec: str) -> SmallDataset | None:
 
 
 def evaluation_transform(config: DataConfig) -> Transform:
-    """timm's evaluation transform: resize, centre crop, tensor, normalise."""
+    """Timm's evaluation transform: resize, centre crop, tensor, normalise."""
     return cast(
         Transform,
         create_transform(
@@ -152,7 +135,7 @@ def evaluation_transform(config: DataConfig) -> Transform:
 
 
 def training_transform(config: DataConfig, augmentation: Augmentation) -> Transform:
-    """timm's training transform, or padded random crops for small images."""
+    """Timm's training transform, or padded random crops for small images."""
     common: dict[str, Any] = {
         "interpolation": config.interpolation,
         "mean": config.mean,

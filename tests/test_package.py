@@ -2,6 +2,7 @@
 
 import ast
 import email
+import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ FORBIDDEN = {
 
 
 def python(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a fresh interpreter from ``cwd``, an empty folder: nothing of the clone is on its path by accident."""
+    """Run a fresh interpreter from ``cwd``, an empty folder, so that nothing of the clone is on its path."""
     command = [sys.executable, *args]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -165,6 +166,32 @@ def test_type_checkers_see_the_same_names() -> None:
 def test_models_are_registered_with_timm(imports: str, registered: bool, tmp_path: Path) -> None:
     code = f"import {imports}; print(timm.is_model('adder'), timm.is_model('cifar_resnet20'))"
     assert python("-c", code, cwd=tmp_path).stdout.split() == [str(registered)] * 2
+
+
+FIRST_IMPORTS = """
+import importlib, os, sys, traceback
+import torch, torchvision
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            print(f"import {name}:", traceback.format_exc(limit=-3), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_any_module_can_be_imported_first(tmp_path: Path) -> None:
+    """Whoever imports timm first runs our registration in the midst of its own imports; no circle may result."""
+    paths = (
+        path.relative_to(ROOT).with_suffix("") for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
+    )
+    names = sorted(".".join(["adderkit", *path.parts]).removesuffix(".__init__") for path in paths)
+    assert python("-c", FIRST_IMPORTS, *names, cwd=tmp_path).stdout == ""
 
 
 # The sources

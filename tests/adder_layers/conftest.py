@@ -1,15 +1,16 @@
 """What the tests of this folder share: layer shapes, one tolerance table, and how results are compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-# Largest error allowed, as a share of the largest expected value. Half precision is compared with fp32 arithmetic on
-# the same rounded operands, so what remains is the rounding of the result (2^-9 and 2^-12) and of adding the bias.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
+# Largest error allowed, as a share of the largest expected value. Half precision is compared with fp32
+# arithmetic on the same rounded operands: what remains is rounding the result (2^-9 for bfloat16, 2^-12 for
+# float16), and again where the bias is added.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 class Case(NamedTuple):
@@ -30,7 +31,9 @@ CASES = {
     "depthwise": Case((2, 5, 6, 6), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
     "depthwise-multiplier3": Case((2, 3, 6, 6), (9, 1, 3, 3), {"groups": 3, "stride": 2}),
     "dilation2": Case((2, 3, 8, 9), (4, 3, 3, 3), {"dilation": 2, "padding": 2}),
-    "non-square": Case((2, 3, 9, 12), (4, 3, 2, 5), {"stride": (3, 2), "padding": (1, 4), "dilation": (2, 1)}),
+    "non-square": Case(
+        (2, 3, 9, 12), (4, 3, 2, 5), {"stride": (3, 2), "padding": (1, 4), "dilation": (2, 1)}
+    ),
     "odd-sizes-left-over-pixels": Case((3, 3, 7, 11), (5, 3, 3, 2), {"stride": (2, 3)}),
     "one-pixel-output": Case((2, 3, 4, 5), (4, 3, 4, 5), {}),
     "one-pixel-input": Case((2, 3, 1, 1), (4, 3, 3, 3), {"padding": 1}),
@@ -49,6 +52,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, which wait for each other where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def operands() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """Random input, weight and bias of a case."""
@@ -63,19 +75,19 @@ def operands() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 @pytest.fixture
 def assert_close() -> Callable[..., None]:
-    """Compare within the tolerance of a dtype; shapes must agree, the expected value may have a wider dtype."""
+    """Compare within the tolerance of the actual dtype; the expected values may have a wider one."""
 
-    def compare(actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
+    def compare(actual: Tensor, expected: Tensor) -> None:
         scale = expected.abs().max().item() if expected.numel() else 0.0
-        allowed = TOLERANCE[dtype or actual.dtype] * max(scale, 1.0)
-        torch.testing.assert_close(actual, expected.to(actual.device), rtol=0, atol=allowed, check_dtype=False)
+        allowed = TOLERANCE[actual.dtype] * max(scale, 1.0)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=allowed, check_dtype=False)
 
     return compare
 
 
 @pytest.fixture
 def results() -> Callable[..., list[Tensor]]:
-    """Output of a convolution and the gradients of its tensors, all for the same pseudo-random output gradient."""
+    """Output of a convolution and the gradients of its tensors, always for the same output gradient."""
 
     def run(function: Callable[..., Tensor], *tensors: Tensor, **options: Any) -> list[Tensor]:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]

@@ -1,0 +1,70 @@
+"""AdderNet's adaptive local learning rate, where it belongs: between clipping and the optimizer's step.
+
+The published code rescales inside autograd's backward. There the gradient no longer scales with the loss (loss scaling
+in fp16 starves the layer), every micro-batch is normalised on its own, and so is every replica. Here the whole,
+final gradient of the step is rescaled once: after the all-reduce, after unscaling, after clipping.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..adder_layers.conv import AdderConv2d
+
+
+class AdaptiveRate:
+    """Scale the gradient of every adder layer to norm ``eta · sqrt(k)`` just before each optimizer step.
+
+    ``alpha = eta · sqrt(k) / ||grad||₂``, k the number of elements of the whole layer's weight (AdderNet, arXiv
+    1912.13200, equations 12 and 13). So the root mean square of the gradient is ``eta``, whatever the loss scale.
+    Works with any ``torch.optim`` or timm optimizer, also behind accelerate's wrapper and a gradient scaler.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> AdaptiveRate(optimizer, model)
+
+    Args:
+        optimizer: The optimizer whose steps are to be preceded.
+        model: The model whose adder layers are meant; or the weights themselves.
+        eta: 0.2 in the authors' code for ResNets, 0.1 in the paper for LeNet-5.
+
+    Raises:
+        ValueError: ``eta`` is not positive, or there is no adder layer.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module | Iterable[nn.Parameter], eta: float = 0.2
+    ) -> None:
+        if not eta > 0:
+            raise ValueError(f"eta is {eta}, expected a positive number such as 0.2")
+        if isinstance(model, nn.Module):
+            self.weights = [layer.weight for layer in model.modules() if isinstance(layer, AdderConv2d)]
+        else:
+            self.weights = list(model)
+        if not self.weights:
+            raise ValueError(
+                "the model has no adder layer, so there is no gradient to rescale; convert it first"
+            )
+        self.eta = eta
+        self._handle: RemovableHandle = optimizer.register_step_pre_hook(self._before_step)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _before_step(
+        self, _optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]
+    ) -> None:
+        for weight in self.weights:
+            if weight.grad is not None:
+                rescale_(weight.grad, self.eta)
+
+
+def rescale_(grad: Tensor, eta: float) -> None:
+    """Scale a gradient in place to norm ``eta · sqrt(k)``; one of (nearly) zero stays so, as in the authors' code."""
+    norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+    grad.mul_((eta * grad.numel() ** 0.5 / norm.clamp_min(1e-12)).to(grad.dtype))

@@ -1,0 +1,133 @@
+"""The ``convert`` verb's work: build a model, convert it, calibrate it on unlabelled images, save it."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..convert.calibrate import CalibrationReport, calibrate_
+from ..convert.checkpoint import base_architecture, save
+from ..convert.config import AdderConfig
+from ..convert.errors import ModelSourceError
+from ..convert.plan import ConversionPlan, plan
+from ..convert.rewrite import convert_, is_converted
+from ..convert.source import build_model, is_folder
+from .data import unlabelled_images
+from .progress import calibration_progress
+from .setup import absolute_source
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionJob:
+    """What to convert and how; see the options of ``adderkit convert``."""
+
+    model: str
+    output: str | None = None
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    skip_first: bool = True
+    skip_last: bool = True
+    dataset: str | None = None
+    data_dir: str | None = None
+    images: int = 512
+    steps: int = 120
+    seed: int = 0
+    checkpoint: str | None = None
+    pretrained: bool = True
+    num_classes: int | None = None
+    in_chans: int | None = None
+
+    @property
+    def config(self) -> AdderConfig:
+        """The part that decides which layers are converted."""
+        return AdderConfig(self.include, self.exclude, self.skip_first, self.skip_last)
+
+    @property
+    def folder(self) -> Path:
+        """``--output``, or ``<model>-adder`` in the current folder."""
+        if self.output is not None:
+            return Path(self.output)
+        name = self.model.removeprefix("hf-hub:").removeprefix("local-dir:").rstrip("/")
+        return Path(f"{Path(name).name}-adder")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionResult:
+    """What was done; ``folder`` is ``None`` after a dry run."""
+
+    plan: ConversionPlan
+    calibration: CalibrationReport | None
+    folder: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {
+            "plan": self.plan.to_dict(),
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+            "output": str(self.folder) if self.folder else None,
+        }
+
+    def summary(self) -> str:
+        """What a person wants to know last."""
+        converted = f"{len(self.plan.paths('convert'))} of {len(self.plan.rows)} convolutions"
+        if self.folder is None:
+            return f"{converted} would become adder layers; nothing was written (--dry-run)"
+        if self.calibration is None:
+            return (
+                f"{converted} became adder layers in {self.folder}/, not calibrated: its accuracy is near chance. "
+                "Convert again with --dataset to calibrate, or fine-tune it"
+            )
+        return f"{converted} became adder layers in {self.folder}/, calibrated on {self.calibration.images} images"
+
+
+def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str], None]) -> ConversionResult:
+    """Carry out a conversion.
+
+    Args:
+        job: What to convert and how.
+        dry_run: Only plan; needs no weights and writes nothing.
+        announce: Called with a line before each slow step.
+
+    Raises:
+        AdderkitError: The model, its weights or the data cannot be had, or nothing can be converted.
+    """
+    wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
+    pretrained = job.pretrained and (not dry_run or is_folder(job.model))
+    model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
+    if is_converted(model):
+        raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
+    if dry_run:
+        return ConversionResult(plan(model, job.config), None, None)
+    announce(f"converting {job.model}")
+    student = copy.deepcopy(model)
+    done = convert_(student, job.config)
+    calibration = None
+    if job.dataset is not None:
+        announce(f"calibrating on {job.images} unlabelled images of {job.dataset}")
+        images = unlabelled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
+        with calibration_progress() as progress:
+            calibration = calibrate_(
+                student, model, images, steps=job.steps, seed=job.seed, progress=progress
+            )
+    report = {
+        "plan": done.to_dict(),
+        "calibration": calibration.to_dict() if calibration else None,
+        "teacher": _teacher_source(job, model),
+    }
+    save(student, job.folder, report)
+    return ConversionResult(done, calibration, job.folder)
+
+
+def _teacher_source(job: ConversionJob, model: nn.Module) -> str | None:
+    """What distillation can build the original from; ``None`` where only a file of weights was given."""
+    if job.checkpoint is not None:
+        return absolute_source(job.checkpoint) if is_folder(job.checkpoint) else None
+    if not job.pretrained:
+        return None
+    if is_folder(job.model) or job.model.startswith("hf-hub:"):
+        return absolute_source(job.model)
+    tag = model.pretrained_cfg.get("tag")
+    return f"{base_architecture(model)}.{tag}" if tag else job.model

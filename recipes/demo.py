@@ -1,0 +1,103 @@
+"""The main job from end to end on a small real data set, in minutes on two cores."""
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from ..convert.calibrate import calibrate_
+from ..convert.checkpoint import load, save
+from ..convert.rewrite import convert_
+from .data import DataConfig, evaluation_transform, make_loader, unlabelled_images
+from .evaluate import Metrics, evaluate
+from .finetune import start
+from .progress import calibration_progress
+from .recipe import load_recipe
+from .run_folder import RunFolder
+from .setup import Job, open_split
+
+MODEL = "cifar_resnet20"
+DATASET = "digits"
+CALIBRATION_IMAGES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoRow:
+    """One line of the demo's table."""
+
+    model: str
+    metrics: Metrics
+
+
+def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRow]:
+    """Train a CNN teacher on scikit-learn's digits, convert, calibrate, fine-tune, save, reload and evaluate.
+
+    Args:
+        output: Where to keep the folders; a temporary place by default.
+        announce: Called with a line before each step.
+
+    Returns:
+        Teacher, converted before any training, fine-tuned, and reloaded.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(output or scratch)
+        announce(f"1/5  train a CNN teacher: {MODEL} on {DATASET}")
+        recipe = load_recipe("cnn").changed(
+            {
+                "dataset": DATASET,
+                "epochs": 12,
+                "batch_size": 64,
+                "hflip": 0.0,
+                "crop_padding": 1,
+                "workers": 0,
+            }
+        )
+        start(Job(MODEL, pretrained=False), recipe, RunFolder(folder / "teacher"))
+        teacher = load(folder / "teacher" / "best")
+
+        announce(f"2/5  convert it and calibrate on {CALIBRATION_IMAGES} images without labels")
+        student = copy.deepcopy(teacher)
+        plan = convert_(student)
+        images = unlabelled_images(DATASET, None, student, CALIBRATION_IMAGES)
+        with calibration_progress() as progress:
+            fidelity = calibrate_(student, teacher, images, steps=60, samples=4096, progress=progress)
+        facts: dict[str, Any] = {
+            "plan": plan.to_dict(),
+            "calibration": fidelity.to_dict(),
+            "teacher": str((folder / "teacher" / "best").resolve()),
+        }
+        save(student, folder / "converted", facts)
+
+        announce("3/5  fine-tune it by distillation from the teacher")
+        distil = load_recipe("distill").changed(
+            {"dataset": DATASET, "epochs": 3, "batch_size": 64, "hflip": 0.0, "crop_padding": 1, "workers": 0}
+        )
+        start(Job(str(folder / "converted")), distil, RunFolder(folder / "student"))
+        tuned = load(folder / "student" / "best")
+
+        announce("4/5  save and reload it")
+        save(tuned, folder / "final", facts)
+        reloaded = load(folder / "final")
+
+        announce("5/5  evaluate")
+        models = {
+            "CNN teacher": teacher,
+            "adder network, calibrated, before training": student,
+            "adder network, fine-tuned": tuned,
+            "adder network, reloaded": reloaded,
+        }
+        return [DemoRow(name, _evaluate(model)) for name, model in models.items()]
+
+
+def _evaluate(model: nn.Module) -> Metrics:
+    recipe = load_recipe("cnn").changed({"dataset": DATASET})
+    accelerator = Accelerator()
+    dataset = open_split(recipe, model, training=False)
+    loader = make_loader(dataset, evaluation_transform(DataConfig.of(model)), 128, 0, training=False)
+    model, loader = accelerator.prepare(model, loader)
+    return evaluate(model, loader, accelerator)

@@ -1,0 +1,283 @@
+"""The training loop: accelerate around a timm optimizer and schedule, distillation, and the adaptive rate."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import distribute_bn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from ..convert.batchnorm import reestimate_batchnorm_
+from ..convert.checkpoint import load, read_report
+from ..convert.errors import AdderkitError, RecipeError
+from ..convert.rewrite import is_converted
+from ..convert.source import is_folder
+from .adaptive_rate import AdaptiveRate
+from .data import DataConfig, evaluation_transform, image_batches, make_loader, training_transform
+from .distillation import Teacher, distillation_loss
+from .evaluate import Metrics, evaluate
+from .progress import ProgressBar
+from .recipe import Recipe
+from .run_folder import Row, RunFolder
+from .setup import Job, absolute_source, build_student, build_teacher, check_norms, open_split, teacher_of
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that a step needs, prepared by the accelerator."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    model: nn.Module
+    teacher: Teacher | None
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler
+    train_loader: DataLoader[Any]
+    eval_loader: DataLoader[Any]
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without accelerate's wrapper."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; a last window of fewer batches counts."""
+        return math.ceil(len(self.train_loader) / self.recipe.grad_accum_steps)
+
+
+def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
+    """Begin a run and carry it to its end.
+
+    Args:
+        job: The model, its teacher and its weights.
+        recipe: All settings.
+        folder: A folder that holds no run yet.
+
+    Returns:
+        The rows of ``summary.csv``.
+
+    Raises:
+        AdderkitError: Something does not fit, is missing, or the loss is no longer finite.
+    """
+    accelerator = _accelerator(recipe)
+    model = build_student(job, recipe)
+    job = dataclasses.replace(
+        job,
+        model=absolute_source(job.model) or job.model,
+        teacher=absolute_source(teacher_of(job)) if recipe.distill_loss_weight else None,
+        checkpoint=str(Path(job.checkpoint).resolve()) if job.checkpoint else None,
+    )
+    run = _prepare(job, recipe, accelerator, model)
+    if accelerator.is_main_process:
+        folder.start({"job": dataclasses.asdict(job), "recipe": recipe.to_dict()})
+    accelerator.wait_for_everyone()
+    return _train(run, job, folder, [])
+
+
+def resume(folder: RunFolder) -> list[Row]:
+    """Continue a run after its last finished epoch, with the arguments it was begun with.
+
+    Args:
+        folder: A folder that ``start`` wrote.
+
+    Returns:
+        The rows of ``summary.csv``, those from before included.
+
+    Raises:
+        AdderkitError: There is no run in the folder, or its state is damaged.
+    """
+    job, recipe = _read_arguments(folder)
+    accelerator = _accelerator(recipe)
+    model = load(folder.last) if folder.last.is_dir() else build_student(job, recipe)
+    run = _prepare(job, recipe, accelerator, model)
+    rows = folder.load_last(accelerator)
+    return _train(run, job, folder, rows)
+
+
+def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
+    arguments = folder.arguments()
+    job, recipe = arguments.get("job"), arguments.get("recipe")
+    fields = {field.name for field in dataclasses.fields(Job)}
+    if not isinstance(job, dict) or not isinstance(recipe, dict) or set(job) != fields:
+        raise RecipeError(
+            f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them"
+        )
+    return Job(**job), Recipe().changed(recipe)
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    set_seed(recipe.seed)
+    return Accelerator(
+        mixed_precision=recipe.amp,
+        step_scheduler_with_optimizer=False,
+        # Order by (seed, epoch) alone: a resumed epoch sees the images in the order it would have.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
+        project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
+    )
+
+
+def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> Run:
+    check_norms(model)
+    teacher = build_teacher(job, recipe, model)
+    data = DataConfig.of(model)
+    train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
+    optimizer = create_optimizer_v2(
+        model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
+    if recipe.eta and is_converted(model):
+        AdaptiveRate(optimizer, model, recipe.eta)
+    train_loader = make_loader(
+        train_set,
+        training_transform(data, recipe.augmentation),
+        recipe.batch_size,
+        recipe.workers,
+        training=True,
+    )
+    eval_loader = make_loader(
+        eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False
+    )
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(
+        model, optimizer, train_loader, eval_loader
+    )
+    run = Run(
+        recipe=recipe,
+        accelerator=accelerator,
+        model=model,
+        teacher=None if teacher is None else teacher.to(accelerator.device),
+        optimizer=optimizer,
+        schedule=None,  # type: ignore[arg-type]
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+    )
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=run.updates_per_epoch,
+    )
+    return dataclasses.replace(run, schedule=schedule)
+
+
+def _train(run: Run, job: Job, folder: RunFolder, rows: list[Row]) -> list[Row]:
+    for epoch in range(len(rows), run.recipe.epochs):
+        loss, rate = _train_epoch(run, epoch)
+        _refresh_batchnorm(run)
+        metrics = evaluate(run.model, run.eval_loader, run.accelerator, f"epoch {epoch} evaluation")
+        row = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "eval_loss": metrics.loss,
+            "eval_top1": metrics.top1,
+            "eval_top5": metrics.top5,
+            "lr": rate,
+        }
+        best = not rows or metrics.top1 > max(before["eval_top1"] for before in rows)
+        rows = [*rows, row]
+        report = _report(run, job, metrics, epoch)
+        if run.accelerator.is_main_process and best:
+            folder.save_best(run.bare_model, report)
+        folder.save_last(run.bare_model, run.accelerator, rows, report)
+        if run.accelerator.is_main_process:
+            folder.write_summary(rows)
+    run.accelerator.end_training()
+    return rows
+
+
+def _train_epoch(run: Run, epoch: int) -> tuple[float, float]:
+    """One pass over the training images; the mean loss and the last learning rate."""
+    recipe, accelerator = run.recipe, run.accelerator
+    run.model.train()
+    run.train_loader.set_epoch(epoch)  # type: ignore[attr-defined]
+    total, images, window = torch.zeros((), device=accelerator.device), 0, recipe.grad_accum_steps
+    updates, batches = epoch * run.updates_per_epoch, len(run.train_loader)
+    run.schedule.step_update(updates)
+    started = time.perf_counter()
+    title = f"epoch {epoch}/{recipe.epochs - 1}"
+    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval) as bar:
+        for index, (batch, targets) in enumerate(run.train_loader):
+            rate = run.optimizer.param_groups[0]["lr"]
+            # The last window may have fewer batches; its mean is over those there are.
+            in_window = min(window, batches - index // window * window)
+            last_of_window = (index + 1) % window == 0 or index + 1 == batches
+            accelerator.gradient_state._set_sync_gradients(last_of_window)
+            loss = _loss(run, batch, targets)
+            accelerator.backward(loss / in_window)
+            total += loss.detach() * len(targets)
+            images += len(targets)
+            if last_of_window:
+                updates += 1
+                _update(run, updates, epoch)
+            speed = images * accelerator.num_processes / (time.perf_counter() - started)
+            bar.step(f"{speed:.0f} images/s loss {float(total) / images:.4f} lr {rate:.3g}")
+    return _mean_loss(run, total, images, epoch), rate
+
+
+def _loss(run: Run, batch: Tensor, targets: Tensor) -> Tensor:
+    recipe = run.recipe
+    with run.accelerator.autocast():
+        logits = run.model(batch)
+    loss = logits.new_zeros((), dtype=torch.float32)
+    if recipe.task_loss_weight:
+        task = cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
+        loss = loss + recipe.task_loss_weight * task
+    if run.teacher is not None:
+        with run.accelerator.autocast():
+            expected = run.teacher(batch)
+        loss = loss + recipe.distill_loss_weight * distillation_loss(logits, expected, recipe.kd_temperature)
+    return loss
+
+
+def _update(run: Run, updates: int, epoch: int) -> None:
+    """Clip, step (the adaptive rate acts just before), and set the next learning rate."""
+    if run.recipe.clip_grad:
+        run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.clip_grad)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.schedule.step_update(updates)
+
+
+def _mean_loss(run: Run, total: Tensor, images: int, epoch: int) -> float:
+    counts: Tensor = run.accelerator.reduce(torch.stack([total, total.new_tensor(images)]), reduction="sum")
+    mean = float(counts[0] / counts[1])
+    if not math.isfinite(mean):
+        raise AdderkitError(
+            f"the training loss is {mean} in epoch {epoch}; lower --lr (now {run.recipe.lr}) or set clip_grad, "
+            "then start again or resume the epoch before"
+        )
+    return mean
+
+
+def _refresh_batchnorm(run: Run) -> None:
+    """Before evaluation and saving: measure an adder network's statistics afresh, and make all processes agree."""
+    model, recipe = run.bare_model, run.recipe
+    if recipe.bn_images and is_converted(model):
+        source = (recipe.dataset, recipe.data_dir, model, recipe.bn_images, recipe.train_split, recipe.seed)
+        reestimate_batchnorm_(model, image_batches(*source))
+    if run.accelerator.num_processes > 1:
+        distribute_bn(model, run.accelerator.num_processes, reduce=True)
+
+
+def _report(run: Run, job: Job, metrics: Metrics, epoch: int) -> dict[str, Any]:
+    """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
+    before = read_report(job.model) if is_folder(job.model) else {}
+    kept = {key: before[key] for key in ("plan", "calibration", "teacher", "source") if key in before}
+    if job.teacher is not None:
+        kept["teacher"] = job.teacher
+    training = {"recipe": run.recipe.to_dict(), "epoch": epoch, "processes": run.accelerator.num_processes}
+    return {**kept, "training": training, "metrics": {run.recipe.val_split: metrics.to_dict()}}

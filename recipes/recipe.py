@@ -1,0 +1,259 @@
+"""A recipe: every setting of a run as one frozen, flat record, read from YAML and changed by ``--set key=value``."""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from ..convert.errors import RecipeError
+
+RECIPE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Training augmentation; names as in timm, except ``crop_padding``.
+
+    Args:
+        crop_padding: Pixels of padding before a random crop of the image's own size, as is usual for small images;
+            0 means timm's random resized crop.
+        hflip: Probability of a horizontal flip.
+        scale: Smallest share of the area that a random resized crop keeps.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; empty for none.
+        reprob: Probability of random erasing.
+    """
+
+    crop_padding: int = 0
+    hflip: float = 0.5
+    scale: float = 0.08
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    reprob: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings of a training run; named as timm's ``train.py`` names them.
+
+    Args:
+        version: Version of this form.
+        description: What the recipe is for, with its source.
+        dataset: See ``data.open_dataset``.
+        data_dir: Where its files are.
+        train_split: Name of the split to train on; ``val_split`` that to evaluate on.
+        val_split: See ``train_split``.
+        train_images: Train on a fixed random subset of that many; 0 means all.
+        img_size: Side of the images, in pixels; by default what the model asks for.
+        crop_padding: See ``Augmentation``, as for the next five.
+        hflip: Probability of a horizontal flip.
+        scale: Smallest area share of a random resized crop.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy string.
+        reprob: Probability of random erasing.
+        workers: Loader processes, at most the number of processors.
+        epochs: Passes over the training images.
+        batch_size: Images per process and forward pass.
+        grad_accum_steps: Batches per optimizer step.
+        opt: timm's optimizer name; ``momentum`` is plain SGD with momentum, ``sgd`` has Nesterov's.
+        lr: Learning rate at the top of the schedule.
+        momentum: Of SGD.
+        weight_decay: Not applied to biases and normalisations.
+        sched: timm's schedule name.
+        warmup_epochs: Epochs of linear warm-up from ``warmup_lr``.
+        warmup_lr: Learning rate at the start.
+        min_lr: Learning rate at the end.
+        smoothing: Label smoothing.
+        clip_grad: Largest gradient norm, clipped before the adaptive rate; 0 means no clipping.
+        eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
+        kd_temperature: Softens both predictions in distillation.
+        distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
+        task_loss_weight: Weight of the cross-entropy with the labels.
+        bn_images: Training images to measure BatchNorm statistics on before each evaluation of an adder network.
+        amp: Mixed precision: ``no``, ``bf16`` or ``fp16``.
+        seed: Of weights, order and augmentation.
+        log_interval: Steps between log lines where there is no terminal.
+    """
+
+    version: int = RECIPE_VERSION
+    description: str = ""
+    dataset: str = ""
+    data_dir: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    train_images: int = 0
+    img_size: int | None = None
+    crop_padding: int = 0
+    hflip: float = 0.5
+    scale: float = 0.08
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    reprob: float = 0.0
+    workers: int = 4
+    epochs: int = 30
+    batch_size: int = 128
+    grad_accum_steps: int = 1
+    opt: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    sched: str = "cosine"
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    smoothing: float = 0.0
+    clip_grad: float = 0.0
+    eta: float = 0.2
+    kd_temperature: float = 2.0
+    distill_loss_weight: float = 0.0
+    task_loss_weight: float = 1.0
+    bn_images: int = 2048
+    amp: str = "no"
+    seed: int = 0
+    log_interval: int = 50
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"{name} is {value}, expected at least {least}")
+        for name in ("hflip", "scale", "smoothing", "reprob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
+        if self.amp not in ("no", "bf16", "fp16"):
+            raise RecipeError(f"amp is {self.amp!r}, expected no, bf16 or fp16")
+        if self.kd_temperature <= 0:
+            raise RecipeError(f"kd_temperature is {self.kd_temperature}, expected a positive number")
+        if self.task_loss_weight == 0 and self.distill_loss_weight == 0:
+            raise RecipeError(
+                "task_loss_weight and distill_loss_weight are both 0, expected one above: nothing to learn"
+            )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The settings that concern the training images."""
+        return Augmentation(
+            self.crop_padding, self.hflip, self.scale, self.color_jitter, self.auto_augment, self.reprob
+        )
+
+    def changed(self, values: Mapping[str, Any]) -> "Recipe":
+        """A copy with some settings replaced, checked.
+
+        Raises:
+            RecipeError: An unknown key (the nearest is suggested) or a value of the wrong type.
+        """
+        hints = get_type_hints(Recipe)
+        checked = {}
+        for key, value in values.items():
+            if key not in hints:
+                near = get_close_matches(key, hints, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(hints)}"
+                raise RecipeError(f"unknown recipe key {key!r}{hint}")
+            checked[key] = _typed(key, value, hints[key])
+        if checked.get("version", RECIPE_VERSION) != RECIPE_VERSION:
+            raise RecipeError(f"the recipe has version {checked['version']}, expected {RECIPE_VERSION}")
+        return dataclasses.replace(self, **checked)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A mapping that YAML and JSON write and ``changed`` reads back."""
+        return dataclasses.asdict(self)
+
+
+_LEAST: dict[str, float] = {
+    **dict.fromkeys(("train_images", "crop_padding", "workers", "warmup_epochs", "bn_images"), 0),
+    **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval"), 1),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "eta"), 0),
+    **dict.fromkeys(("distill_loss_weight", "task_loss_weight", "color_jitter", "seed"), 0),
+}
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a shipped recipe by its name, or a YAML file by its path.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is not a mapping of known keys to fitting values.
+    """
+    return Recipe().changed(parse_yaml(recipe_text(name), name))
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in files(__package__).iterdir()
+        if path.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a recipe, header included; see ``load_recipe``."""
+    shipped = recipe_names()
+    if name in shipped:
+        return files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return read_text(path)
+    near = get_close_matches(name, shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "expected a shipped one or the path of a .yaml file;"
+    raise RecipeError(f"there is no recipe {name!r}; {hint} shipped: {', '.join(shipped)}")
+
+
+def read_text(path: Path) -> str:
+    """A small text file that a user may have written."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """A YAML mapping with string keys; nothing in it is executed."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RecipeError(
+            f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values"
+        )
+    return values
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``["lr=0.1", "data_dir=null"]`` as a mapping; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise RecipeError(f"--set got {setting!r}, expected key=value such as lr=0.05")
+        try:
+            values[key.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {setting!r}: the value is not valid YAML") from error
+    return values
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """The value as the field's type; whole numbers may stand for floats, and ``1e-4`` (text to YAML) for a number."""
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    wanted = next(kind for kind in allowed if kind is not type(None))
+    if wanted is float and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if abs(number) < float("inf"):
+            return number
+    elif wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    elif wanted is bool or not isinstance(value, bool):
+        if isinstance(value, wanted):
+            return value
+    raise RecipeError(f"{key} is {value!r}, expected {'a number' if wanted is float else wanted.__name__}")

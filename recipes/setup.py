@@ -1,0 +1,170 @@
+"""From names to things: the model to train, its teacher, and the data, checked against each other before any step."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_model_input_config
+from torch import nn
+
+from ..convert.checkpoint import read_report
+from ..convert.errors import DatasetError, ModelSourceError, RecipeError
+from ..convert.rewrite import is_converted
+from ..convert.source import build_model, is_folder
+from .data import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
+from .distillation import Teacher
+from .recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run works on, as it was named on the command line; kept in ``args.yaml``.
+
+    Args:
+        model: timm name, Hub repository or folder.
+        teacher: The same, for distillation; by default what the converted folder's report names.
+        pretrained: Whether a model named by architecture starts from pretrained weights.
+        checkpoint: File or folder of weights to start from instead.
+        num_classes: For a model named by architecture; by default what the data set has.
+        in_chans: Likewise.
+    """
+
+    model: str
+    teacher: str | None = None
+    pretrained: bool = True
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+
+
+def build_student(job: Job, recipe: Recipe) -> nn.Module:
+    """The model to train, with as many classes as the data set has.
+
+    Raises:
+        ModelSourceError: See ``source.build_model``; or a saved model's classes do not fit the data set.
+    """
+    known = small_dataset(recipe.dataset)
+    if is_folder(job.model):
+        model = build_model(job.model)
+        _set_image_size(model, recipe.img_size)
+        return model
+    arguments: dict[str, Any] = {"num_classes": job.num_classes, "in_chans": job.in_chans}
+    if known is not None:
+        arguments["num_classes"] = job.num_classes or len(known.classes)
+        arguments["in_chans"] = job.in_chans or known.input_size[0]
+    elif job.num_classes is None:
+        names = class_names(open_dataset(recipe.dataset, recipe.data_dir, recipe.train_split))
+        arguments["num_classes"] = len(names) if names else None
+    fresh = not job.pretrained and job.checkpoint is None
+    if fresh and known is not None:
+        size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
+        overlay = {"input_size": (arguments["in_chans"], *size)}
+        if arguments["in_chans"] == known.input_size[0]:
+            overlay |= {"mean": known.mean, "std": known.std}
+        arguments["pretrained_cfg_overlay"] = overlay
+        if _has_fixed_size(job.model):
+            arguments["img_size"] = size
+    model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **arguments)
+    _set_image_size(model, recipe.img_size)
+    return model
+
+
+def build_teacher(job: Job, recipe: Recipe, student: nn.Module) -> Teacher | None:
+    """The network to distil from, or ``None`` where the recipe distils nothing.
+
+    Raises:
+        ModelSourceError: No teacher is named, or it does not fit the student.
+    """
+    if recipe.distill_loss_weight == 0:
+        return None
+    name = teacher_of(job)
+    if name is None:
+        raise ModelSourceError(
+            f"the recipe distils, but {job.model} names no teacher; give the original CNN with --teacher NAME|DIR, "
+            "or train on labels alone with --set distill_loss_weight=0 --set task_loss_weight=1"
+        )
+    try:
+        model = build_model(name)
+    except ModelSourceError as error:
+        raise ModelSourceError(
+            f"the teacher cannot be had: {error}; or name another with --teacher"
+        ) from error
+    classes, own = (getattr(each, "num_classes", None) for each in (model, student))
+    if classes != own:
+        raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
+    try:
+        return Teacher(model, DataConfig.of(student))
+    except ValueError as error:
+        raise ModelSourceError(f"{name} cannot teach {job.model}: {error}") from error
+
+
+def teacher_of(job: Job) -> str | None:
+    """The teacher that was given, else the one that the converted folder remembers."""
+    if job.teacher is not None or not is_folder(job.model):
+        return job.teacher
+    name = read_report(job.model.removeprefix("local-dir:")).get("teacher")
+    return name if isinstance(name, str) else None
+
+
+def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
+    """The training or the evaluation split, its classes compared with the model's.
+
+    Raises:
+        DatasetError: The data set is missing, or has other classes than the model.
+    """
+    if not recipe.dataset:
+        raise DatasetError(
+            "no data set is given; name one with --dataset, such as digits, fashion-mnist or folder"
+        )
+    channels = get_model_input_config(model)["input_size"][0]
+    split = recipe.train_split if training else recipe.val_split
+    dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels)
+    names, classes = class_names(dataset), getattr(model, "num_classes", None)
+    if names is not None and classes is not None and len(names) != classes:
+        raise DatasetError(
+            f"data set {recipe.dataset!r} has {len(names)} classes, expected {classes} as the model has; "
+            "train the model on it first, or name another data set"
+        )
+    return subset(dataset, recipe.train_images, recipe.seed) if training else dataset
+
+
+def default_recipe(model: str) -> str:
+    """``distill`` for a converted folder, ``cnn`` for anything else."""
+    converted = is_folder(model) and bool(read_report(model.removeprefix("local-dir:")).get("plan"))
+    return "distill" if converted else "cnn"
+
+
+def check_norms(model: nn.Module) -> None:
+    """Refuse a frozen BatchNorm: adder weights move, its statistics would not (arXiv 2112.13608, section 2)."""
+    if not is_converted(model):
+        return
+    for path, module in model.named_modules():
+        if type(module).__name__.startswith("FrozenBatchNorm"):
+            raise RecipeError(
+                f"{path} is a {type(module).__name__}; an adder network needs BatchNorm that can follow it"
+            )
+
+
+def absolute_source(name: str | None) -> str | None:
+    """A folder's name as an absolute path, so that a run can be resumed from anywhere; other names unchanged."""
+    if name is None or not is_folder(name):
+        return name
+    return str(Path(name.removeprefix("local-dir:")).resolve())
+
+
+def _set_image_size(model: nn.Module, size: int | None) -> None:
+    if size is None:
+        return
+    current = get_model_input_config(model)
+    if current["fixed_input_size"] and tuple(current["input_size"][1:]) != (size, size):
+        raise RecipeError(
+            f"img_size is {size}, expected {current['input_size'][1]}: the model's image size is fixed"
+        )
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (current["input_size"][0], size, size)}
+
+
+def _has_fixed_size(name: str) -> bool:
+    from timm.models import get_pretrained_cfg, split_model_name_tag
+
+    config = get_pretrained_cfg(split_model_name_tag(name)[0])
+    return bool(config and config.fixed_input_size)

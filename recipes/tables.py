@@ -1,0 +1,103 @@
+"""Results as tables for people; programs get the same by ``--json``."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..convert.calibrate import CalibrationReport
+from ..convert.cost import Cost
+from ..convert.plan import ConversionPlan
+from .demo import DemoRow
+from .evaluate import Metrics
+from .run_folder import Row
+
+
+def show(table: Table) -> None:
+    """Print a table on standard output, never cutting a cell where the output is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def plan_table(plan: ConversionPlan, fidelity: CalibrationReport | None = None) -> Table:
+    """A row for each convolution: decision, reason, and how faithful it is after calibration."""
+    found = {layer.path: layer for layer in fidelity.layers} if fidelity else {}
+    table = Table(title="conversion plan", title_justify="left")
+    for column in ("module", "decision", "reason"):
+        table.add_column(column)
+    for column in ("kernel", "stride", "groups", "channels", "parameters", "terms"):
+        table.add_column(column, justify="right")
+    if found:
+        table.add_column("fidelity", justify="right")
+    for row in plan.rows:
+        cells = [
+            row.path,
+            f"[green]{row.decision}[/]" if row.decision == "convert" else row.decision,
+            row.reason.replace("[", "\\["),
+            f"{row.kernel[0]}x{row.kernel[1]}",
+            f"{row.stride[0]}x{row.stride[1]}",
+            str(row.groups),
+            f"{row.in_channels} -> {row.out_channels}",
+            f"{row.parameters:,}",
+            f"{row.terms:,}",
+        ]
+        if found:
+            cells.append(f"{found[row.path].correlation:.3f}" if row.path in found else "")
+        table.add_row(*cells)
+    return table
+
+
+def cost_table(cost: Cost) -> Table:
+    """A row for each layer, and the sum."""
+    table = Table(title="operations for one image", title_justify="left", show_footer=True)
+    totals = (f"{cost.multiplications:,}", f"{cost.additions:,}", f"{cost.parameters:,}")
+    table.add_column("layer", footer="total (parameters: whole model)")
+    table.add_column("class")
+    table.add_column("output", justify="right")
+    for name, total in zip(("multiplications", "additions", "parameters"), totals, strict=True):
+        table.add_column(name, footer=total, justify="right")
+    for layer in cost.layers:
+        table.add_row(
+            layer.path,
+            layer.cls,
+            "x".join(map(str, layer.output_shape)),
+            f"{layer.multiplications:,}",
+            f"{layer.additions:,}",
+            f"{layer.parameters:,}",
+        )
+    return table
+
+
+def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
+    """A row for each evaluated model."""
+    table = Table()
+    table.add_column("model")
+    for column in ("top-1 %", "top-5 %", "loss", "images", "images/s"):
+        table.add_column(column, justify="right")
+    for name, metrics in rows:
+        table.add_row(
+            name,
+            f"{metrics.top1:.2f}",
+            f"{metrics.top5:.2f}",
+            f"{metrics.loss:.4f}",
+            str(metrics.images),
+            f"{metrics.images_per_second:.0f}",
+        )
+    return table
+
+
+def demo_table(rows: Sequence[DemoRow]) -> Table:
+    """The demo's result."""
+    return metrics_table([(row.model, row.metrics) for row in rows])
+
+
+def summary_table(rows: Sequence[Row]) -> Table:
+    """The rows of a run's ``summary.csv``."""
+    table = Table(title="run summary", title_justify="left")
+    for column in rows[0] if rows else ():
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(str(value) if key == "epoch" else f"{value:.4g}" for key, value in row.items()))
+    return table
