@@ -18,16 +18,10 @@ recipes_app = typer.Typer(help="Recipes: settings of training runs.", no_args_is
 app.add_typer(recipes_app, name="recipes")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Dataset = Annotated[
-    str | None, typer.Option(help="digits, fashion-mnist, folder, or timm's hfds/…, wds/…, torch/….")
-]
+Dataset = Annotated[str | None, typer.Option(help="digits, fashion-mnist, folder, or timm's hfds/…, wds/…, torch/….")]
 DataDir = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
-Checkpoint = Annotated[
-    str | None, typer.Option(help="Weights to take instead of the Hub's: a file or a folder.")
-]
-Pretrained = Annotated[
-    bool, typer.Option(help="Start from pretrained weights; --no-pretrained: random ones.")
-]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights to take instead of the Hub's: a file or a folder.")]
+Pretrained = Annotated[bool, typer.Option(help="Start from pretrained weights; --no-pretrained: random ones.")]
 NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes.")]
 InChans = Annotated[int | None, typer.Option(min=1, help="Channels of the images.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", min=1, help="Images in a forward pass.")]
@@ -44,24 +38,16 @@ def root(
 @app.command()
 def convert(
     model: Annotated[str, typer.Option(help="timm name, hf-hub:… or a saved folder.")],
-    to: Annotated[
-        str, typer.Option(help="What convolutions become; 'adder' is the one target there is.")
-    ] = "adder",
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-adder.")
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Modules to convert: path, glob or re:REGEX.")
-    ] = None,
+    to: Annotated[str, typer.Option(help="What convolutions become; 'adder' is the one target there is.")] = "adder",
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-adder.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Modules to convert: path, glob or re:REGEX.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Modules to leave; wins over --include.")] = None,
     skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = True,
     skip_last: Annotated[bool, typer.Option(help="Keep the classifier.")] = True,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to calibrate on.")] = 512,
-    calibration_steps: Annotated[
-        int, typer.Option(min=0, help="Adam steps a layer; 0 only scales weights.")
-    ] = 120,
+    calibration_steps: Annotated[int, typer.Option(min=0, help="Adam steps a layer; 0 only scales weights.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images and samples.")] = 0,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
@@ -106,12 +92,8 @@ def finetune(
     model: Annotated[
         str | None, typer.Argument(help="Converted folder, or a timm name to train the CNN itself.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe name or YAML file; default distill or cnn.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value; changes a recipe's setting.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe name or YAML file; default distill or cnn.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value; changes a recipe's setting.")] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
@@ -119,16 +101,12 @@ def finetune(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", "-j", min=0, help="Loader processes.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="CNN to distil from; default: the one converted.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="CNN to distil from; default: the one converted.")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
     in_chans: InChans = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Run folder; default runs/TIME-MODEL.")
-    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder; default runs/TIME-MODEL.")] = None,
     resume: Annotated[str | None, typer.Option(help="Run folder to continue; takes no other option.")] = None,
     json: Json = False,
 ) -> None:
@@ -146,16 +124,12 @@ def finetune(
         rows = loop.resume(folder)
     else:
         assert model is not None
-        flags = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
+        flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
         flags |= {"lr": lr, "seed": seed, "workers": workers}
         given = {key: value for key, value in flags.items() if value is not None}
-        settings = load_recipe(recipe or default_recipe(model)).changed(
-            {**given, **parse_settings(set_ or ())}
-        )
+        settings = load_recipe(recipe or default_recipe(model)).changed({**given, **parse_settings(set_ or ())})
         folder = new_run_folder(output, model, settings)
-        rows = loop.start(
-            Job(model, teacher, pretrained, checkpoint, num_classes, in_chans), settings, folder
-        )
+        rows = loop.start(Job(model, teacher, pretrained, checkpoint, num_classes, in_chans), settings, folder)
     if json:
         _print_json({"output": str(folder.path), "rows": rows})
         return

@@ -36,9 +36,7 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
         _output_box(output, tile).copy_(_from_positions(distance.neg_(), tile))
 
 
-def input_grad(
-    grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int
-) -> None:
+def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
     """Add ``Σ_o grad[o] · HardTanh(w - x)`` (AdderNet, arXiv 1912.13200, section 3.2) to the zeros in ``result``.
 
     Args:
@@ -124,9 +122,7 @@ def _add_patches(patch_grad: Tensor, result: Tensor, window: Window, tile: Tile)
     groups, _, taps = patch_grad.shape
     rows, columns = tile.rows, tile.columns
     images = tile.images.stop - tile.images.start
-    unfolded = (
-        patch_grad.reshape(groups, images, -1, taps).permute(1, 0, 3, 2).reshape(images, groups * taps, -1)
-    )
+    unfolded = patch_grad.reshape(groups, images, -1, taps).permute(1, 0, 3, 2).reshape(images, groups * taps, -1)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     padded = (height + rows.before + rows.after, width + columns.before + columns.after)
     box = F.fold(unfolded, padded, window.kernel, window.dilation, 0, window.stride)

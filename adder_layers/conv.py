@@ -115,7 +115,7 @@ def weight_grad(
     """
     dtype = blocked.compute_dtype(weight.dtype)
     grad, input, wide = grad.to(dtype), input.to(dtype), weight.to(dtype)
-    products = torch.ops.aten.convolution_backward(
+    products: Tensor = torch.ops.aten.convolution_backward(
         grad, input, wide, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
     )[1]
     return (products - wide * grad.sum((0, 2, 3))[:, None, None, None]).to(weight.dtype)
@@ -160,7 +160,7 @@ def adder_conv2d(
         weight: ``[O, C / groups, kh, kw]``, of the input's dtype and device.
         bias: ``[O]`` or ``None``.
         stride: Step of the window in pixels, one number or ``(height, width)``.
-        padding: Zeros on each side in pixels, or ``"valid"`` (none), or ``"same"`` (stride 1: output as large as input).
+        padding: Zeros on each side in pixels, or ``"valid"`` (none), or ``"same"`` (stride 1: output like input).
         dilation: Distance between taps in pixels.
         groups: Number of channel groups; ``groups == C`` is a depthwise layer.
 

@@ -25,9 +25,7 @@ class Window(NamedTuple):
     dilation: tuple[int, int]
 
     @classmethod
-    def of(
-        cls, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-    ) -> "Window":
+    def of(cls, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> "Window":
         """The window that a ``[O, C, kh, kw]`` weight slides over its input."""
         return cls((weight.shape[2], weight.shape[3]), pair(stride), pair(padding), pair(dilation))
 
@@ -135,17 +133,11 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if input.ndim != 4:
         raise ValueError(f"input has shape {tuple(input.shape)}, expected [N, C, H, W] or [C, H, W]")
     if weight.ndim != 4 or 0 in weight.shape:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, expected non-empty [O, C / groups, kh, kw]"
-        )
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected non-empty [O, C / groups, kh, kw]")
     if not input.dtype.is_floating_point:
-        raise TypeError(
-            f"input has dtype {input.dtype}, expected a floating-point dtype such as {torch.float32}"
-        )
+        raise TypeError(f"input has dtype {input.dtype}, expected a floating-point dtype such as {torch.float32}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias has shape {tuple(bias.shape)}, expected [{weight.shape[0]}], one value a filter"
-        )
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected [{weight.shape[0]}], one value a filter")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

@@ -25,7 +25,7 @@ class _NegativeDistance(torch.autograd.Function):
         return -(x - w).abs()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, w = ctx.saved_tensors
         return grad * (w - x).clamp(-1, 1), grad * (x - w)
 

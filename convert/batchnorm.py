@@ -15,11 +15,7 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The BatchNorm layers that keep running statistics."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, _BATCH_NORM) and module.running_mean is not None
-    ]
+    return [module for module in model.modules() if isinstance(module, _BATCH_NORM) and module.running_mean is not None]
 
 
 @torch.no_grad()

@@ -102,9 +102,7 @@ def calibrate_(
     try:
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
         count = -(-samples // total)
-        rows = _walk(
-            student, teacher, layers, batches, count, steps, torch.Generator().manual_seed(seed), report
-        )
+        rows = _walk(student, teacher, layers, batches, count, steps, torch.Generator().manual_seed(seed), report)
         reestimate_batchnorm_(student, batches)
     finally:
         for mode in modes:
@@ -137,9 +135,7 @@ def _walk(
     for index, layer in enumerate(layers):
         report(layer.path, index, len(layers))
         windows = layer_windows(student, layer.path, batches, positions[layer.path])
-        rows.append(
-            _fit(student, layer, windows.float(), targets.pop(layer.path).float(), total, steps, generator)
-        )
+        rows.append(_fit(student, layer, windows.float(), targets.pop(layer.path).float(), total, steps, generator))
     report("done", len(layers), len(layers))
     return rows
 
@@ -159,9 +155,7 @@ def _fit(
     held_out = windows.shape[1] // images * (images // HELD_OUT)
     fit, check = slice(0, -held_out), slice(-held_out, None)
     taps = module.kernel_size[0] * module.kernel_size[1]
-    weight = (
-        module.weight.detach().float().cpu().reshape(module.groups, module.out_channels // module.groups, -1)
-    )
+    weight = module.weight.detach().float().cpu().reshape(module.groups, module.out_channels // module.groups, -1)
     fitted = reconstruct(windows[:, fit], target[:, fit], weight, taps, steps, generator)
     with torch.no_grad():
         module.weight.copy_(fitted.reshape(module.weight.shape))
@@ -196,9 +190,7 @@ def _check_teacher(adders: dict[str, Any], teacher: nn.Module) -> None:
         original = modules.get(path)
         if not isinstance(original, nn.Conv2d):
             found = f"a {type(original).__name__}" if original is not None else "nothing"
-            raise AdderkitError(
-                f"the teacher has {found} at {path!r}, expected the Conv2d that the student converted"
-            )
+            raise AdderkitError(f"the teacher has {found} at {path!r}, expected the Conv2d that the student converted")
         if original.weight.shape != adder.weight.shape:
             raise AdderkitError(
                 f"the teacher's {path!r} has weights of shape {tuple(original.weight.shape)}, expected "

@@ -16,9 +16,7 @@ class _Reached(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass as soon as the layer of interest has been seen."""
 
 
-def draw_positions(
-    output_shape: Sequence[int], images: int, count: int, generator: torch.Generator
-) -> Tensor:
+def draw_positions(output_shape: Sequence[int], images: int, count: int, generator: torch.Generator) -> Tensor:
     """Random output positions for each image, with replacement.
 
     Args:
@@ -49,9 +47,9 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
     (height, width), (down, right) = layer.kernel_size, layer.dilation
     out_width = (padded.shape[3] - right * (width - 1) - 1) // layer.stride[1] + 1
     positions = positions.to(input.device)
-    rows = (positions // out_width * layer.stride[0])[..., None, None] + torch.arange(
-        height, device=input.device
-    )[:, None] * down
+    rows = (positions // out_width * layer.stride[0])[..., None, None] + torch.arange(height, device=input.device)[
+        :, None
+    ] * down
     columns = (positions % out_width * layer.stride[1])[..., None, None] + torch.arange(
         width, device=input.device
     ) * right
@@ -59,10 +57,7 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
     windows = padded[image, :, rows, columns]  # [N, P, kh, kw, C]
     count = windows.shape[0] * windows.shape[1]
     return (
-        windows.permute(4, 0, 1, 2, 3)
-        .reshape(layer.groups, -1, count, height * width)
-        .permute(0, 2, 1, 3)
-        .flatten(2)
+        windows.permute(4, 0, 1, 2, 3).reshape(layer.groups, -1, count, height * width).permute(0, 2, 1, 3).flatten(2)
     )
 
 

@@ -50,9 +50,7 @@ def save(model: nn.Module, folder: str | Path, report: Mapping[str, Any] | None 
     folder = Path(folder)
     base = base_architecture(model)
     converted = is_converted(model)
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()
-    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}
     try:
         with atomic_path(folder / WEIGHTS) as temporary:
@@ -169,9 +167,7 @@ def _check(folder: Path, weights: bool) -> None:
         with safe_open(path, framework="pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}; copy or save it again"
-        ) from error
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
     ours = config.get("adderkit")
     expected = ours.get("sha256") if isinstance(ours, dict) else None
     if expected is not None and sha256(path) != expected:

@@ -1,4 +1,6 @@
-"""The AdderNet paper's networks for small images, as timm models: ``cifar_resnet20``, ``cifar_resnet32``, ``cifar_vgg_small``.
+"""The AdderNet paper's networks for small images, registered with timm.
+
+``cifar_resnet20``, ``cifar_resnet32``, ``cifar_vgg_small``.
 
 Structure after AdderNet (arXiv 1912.13200) and its authors' code: convolution, BatchNorm, ReLU; 1x1 convolution and
 BatchNorm on the shortcuts that change shape; the classifier is a 1x1 convolution without bias followed by a BatchNorm
@@ -44,9 +46,7 @@ class BasicBlock(nn.Module):
 class CifarNet(nn.Module):
     """What the networks share: timm's interface around ``features`` and the convolutional classifier."""
 
-    def __init__(
-        self, features: nn.Module, num_features: int, pooled: bool, num_classes: int, in_chans: int
-    ) -> None:
+    def __init__(self, features: nn.Module, num_features: int, pooled: bool, num_classes: int, in_chans: int) -> None:
         super().__init__()
         self.features = features
         self.pooled = pooled
@@ -87,14 +87,12 @@ class CifarNet(nn.Module):
 
 
 class CifarResNet(CifarNet):
-    """ResNet for 32x32 images: a 3x3 stem and three stages of 16, 32 and 64 channels (arXiv 1512.03385, section 4.2)."""
+    """ResNet for 32x32 images: a 3x3 stem, three stages of 16, 32 and 64 channels (arXiv 1512.03385, section 4.2)."""
 
     def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0) -> None:
         blocks = (depth - 2) // 6
         layers: list[nn.Module] = [
-            nn.Sequential(
-                nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-            )
+            nn.Sequential(nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         ]
         channels = 16
         for stage, width in enumerate((16, 32, 64)):
@@ -128,9 +126,7 @@ class CifarVgg(CifarNet):
                 channels = width
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         positions = (height // 8) * (width // 8)
-        super().__init__(
-            nn.Sequential(*layers, nn.Dropout(drop_rate)), 512 * positions, False, num_classes, in_chans
-        )
+        super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), 512 * positions, False, num_classes, in_chans)
         _initialise(self)
 
 

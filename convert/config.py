@@ -61,16 +61,12 @@ class AdderConfig:
         for name in ("include", "exclude"):
             patterns = values.get(name, [])
             if not isinstance(patterns, list | tuple) or not all(isinstance(item, str) for item in patterns):
-                raise AdderkitError(
-                    f"{name} is {patterns!r} in the adder configuration, expected a list of patterns"
-                )
+                raise AdderkitError(f"{name} is {patterns!r} in the adder configuration, expected a list of patterns")
             if name in values:
                 values[name] = tuple(patterns)
         for name in ("skip_first", "skip_last"):
             if not isinstance(values.get(name, True), bool):
-                raise AdderkitError(
-                    f"{name} is {values[name]!r} in the adder configuration, expected true or false"
-                )
+                raise AdderkitError(f"{name} is {values[name]!r} in the adder configuration, expected true or false")
         return cls(**values)
 
 
@@ -81,9 +77,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         AdderkitError: The pattern is empty or its regular expression is malformed.
     """
     if not pattern:
-        raise AdderkitError(
-            "a module pattern is empty; expected a path, a glob such as 'layer4.*' or 're:<regex>'"
-        )
+        raise AdderkitError("a module pattern is empty; expected a path, a glob such as 'layer4.*' or 're:<regex>'")
     if not pattern.startswith("re:"):
         return re.compile(fnmatch.translate(pattern))
     try:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,25 +46,31 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, json.dumps(value, indent=2) + "\n")
 
 
-def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Build a folder beside its place, then exchange it for the one that is there.
+def replace_folder(target: Path, fresh: Path) -> None:
+    """Move a finished folder into the place of another one, if there is one.
+
+    Two renames, so a kill between them leaves the old folder under ``.<name>.old``; ``recover_folder`` brings it back.
 
     Args:
-        target: The folder to replace; its parent must exist.
-        fill: Writes the content into the folder it is given.
+        target: The folder to replace.
+        fresh: What takes its place; on the same file system.
     """
-    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    old = target.with_name(f".{target.name}.old")
-    try:
-        fill(fresh)
-        fresh.chmod(0o755)
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    old = _old(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Undo a ``replace_folder`` that was cut off between its two renames."""
+    if not target.exists() and _old(target).exists():
+        _old(target).rename(target)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def read_json_object(path: Path, limit: int = 64 << 20) -> dict[str, Any]:

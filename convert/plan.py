@@ -72,9 +72,7 @@ class ConversionPlan:
     def __str__(self) -> str:
         width = max([len(row.path) for row in self.rows], default=0)
         lines = [f"{row.path:<{width}}  {row.decision:<7}  {row.reason}" for row in self.rows]
-        return "\n".join(
-            [*lines, f"{len(self.paths('convert'))} of {len(self.rows)} convolutions become adder layers"]
-        )
+        return "\n".join([*lines, f"{len(self.paths('convert'))} of {len(self.rows)} convolutions become adder layers"])
 
 
 def plan(
@@ -146,7 +144,8 @@ def _decide(
 
 def _classifier(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
     """Paths of the last layer: what timm calls the classifier, else the last weight layer that runs."""
-    head = model.get_classifier() if hasattr(model, "get_classifier") else None
+    timm_model: Any = model
+    head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
     if isinstance(head, nn.Module):
         inside = set(head.modules())
         return {path for path, module in model.named_modules() if module in inside}
@@ -180,9 +179,7 @@ def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> Non
             if not any(matching((pattern,), path) for path in paths):
                 hint = _hint(pattern, paths, modules)
                 if kind == "include" and len(patterns) == 1:
-                    raise NoModuleMatchedError(
-                        f"--include {pattern!r} matches none of {len(paths)} convolutions{hint}"
-                    )
+                    raise NoModuleMatchedError(f"--include {pattern!r} matches none of {len(paths)} convolutions{hint}")
                 warnings.warn(f"{kind} pattern {pattern!r} matches no convolution{hint}", stacklevel=3)
     if paths and not result.paths("convert") and not result.paths("adder"):
         reasons = sorted({row.reason for row in result.rows})

@@ -15,7 +15,8 @@ LEARNING_RATE = 0.03
 
 def distances(windows: Tensor, weight: Tensor) -> Tensor:
     """``-Σ_k |x - w|`` for windows ``[G, S, K]`` and filters ``[G, O, K]``: ``[G, S, O]``, with the true derivative."""
-    return -torch.cdist(windows, weight, p=1.0)
+    result: Tensor = -torch.cdist(windows, weight, p=1.0)
+    return result
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -23,7 +24,8 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     first = first - first.mean(1, keepdim=True)
     second = second - second.mean(1, keepdim=True)
     norms = first.norm(dim=1) * second.norm(dim=1)
-    return (first * second).sum(1) / norms.clamp_min(1e-12)
+    result: Tensor = (first * second).sum(1) / norms.clamp_min(1e-12)
+    return result
 
 
 def input_ranges(windows: Tensor, taps: int) -> tuple[Tensor, Tensor]:
@@ -52,9 +54,7 @@ def best_scale(windows: Tensor, target: Tensor, weight: Tensor) -> tuple[float, 
         The factor, and the scaled filters.
     """
     few = slice(0, 2 * BATCH)
-    scores = [
-        correlation(distances(windows[:, few], scale * weight), target[:, few]).mean() for scale in SCALES
-    ]
+    scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]).mean() for scale in SCALES]
     scale = SCALES[int(torch.stack(scores).argmax())]
     return scale, scale * weight
 

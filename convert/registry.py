@@ -45,15 +45,11 @@ def adder(
     """
     if not isinstance(base, str) or not is_model(base) or base == "adder":
         # A name such as hf-hub:… or local-dir:… would reach beyond the checkpoint that is being loaded.
-        raise CheckpointError(
-            f"base is {base!r} in the checkpoint, expected the name of a registered timm model"
-        )
+        raise CheckpointError(f"base is {base!r} in the checkpoint, expected the name of a registered timm model")
     kwargs.pop("pretrained_model_args", None)
-    model: nn.Module = create_model(base, pretrained=False, **kwargs)
+    model: Any = create_model(base, pretrained=False, **kwargs)
     replay_(model, steps)
-    saved = (
-        pretrained_cfg if isinstance(pretrained_cfg, Mapping) else getattr(pretrained_cfg, "to_dict", dict)()
-    )
+    saved = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else getattr(pretrained_cfg, "to_dict", dict)()
     config = {**model.pretrained_cfg, **saved, **(pretrained_cfg_overlay or {}), "architecture": "adder"}
     model.pretrained_cfg = model.default_cfg = config
     if pretrained:
@@ -65,4 +61,5 @@ def adder(
             filter_fn=cifar_models.drop_other_head,
             cache_dir=cache_dir,
         )
-    return model
+    result: nn.Module = model
+    return result

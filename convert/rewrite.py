@@ -74,7 +74,7 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
         )
     back = {id(adders[path]) for path in chosen}
     for path in chosen:
-        adders[path].__class__ = nn.Conv2d
+        adders[path].__class__ = nn.Conv2d  # type: ignore[assignment]
     aliases = {path for path, module in model.named_modules(remove_duplicate=False) if id(module) in back}
     steps = []
     for step in steps_of(model):
@@ -119,13 +119,12 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
             )
         if step.get("version") != STEP_VERSION:
             raise CheckpointError(
-                f"the 'adder' step has version {step.get('version')!r}, expected {STEP_VERSION}: install a newer adderkit"
+                f"the 'adder' step has version {step.get('version')!r}, expected {STEP_VERSION}: "
+                "install a newer adderkit"
             )
         paths = step.get("modules")
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise CheckpointError(
-                f"modules is {paths!r:.120} in an 'adder' step, expected a list of module paths"
-            )
+            raise CheckpointError(f"modules is {paths!r:.120} in an 'adder' step, expected a list of module paths")
         try:
             _swap(model, paths)
         except NoModuleMatchedError as error:
@@ -139,9 +138,7 @@ def _swap(model: nn.Module, paths: Sequence[str]) -> None:
     for path in paths:
         if type(modules.get(path)) is not nn.Conv2d:
             found = f"is a {type(modules[path]).__name__}" if path in modules else "does not exist"
-            raise NoModuleMatchedError(
-                f"{path!r} {found}, expected a Conv2d: this plan is not for this model"
-            )
+            raise NoModuleMatchedError(f"{path!r} {found}, expected a Conv2d: this plan is not for this model")
     for path in paths:
         modules[path].__class__ = AdderConv2d
 

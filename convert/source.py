@@ -1,4 +1,4 @@
-"""From what a user names (a timm model, a Hub repository, a folder, a file) to a model with weights, or one clear line."""
+"""From what a user names (a timm model, a Hub repository, a folder, a file) to a model, or one clear line."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,9 +45,7 @@ def build_model(
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     if is_folder(name):
         if checkpoint is not None:
-            raise ModelSourceError(
-                f"{name} has weights of its own; give either the folder or --checkpoint, not both"
-            )
+            raise ModelSourceError(f"{name} has weights of its own; give either the folder or --checkpoint, not both")
         return load(name, pretrained)
     if checkpoint is not None and Path(checkpoint).is_dir():
         return _from_folder(name, checkpoint)
@@ -104,9 +102,7 @@ def _quiet_hub() -> Iterator[None]:
 def _check_name(name: str) -> None:
     architecture = split_model_name_tag(name)[0]
     if architecture == "adder":
-        raise ModelSourceError(
-            "'adder' is what saved adder networks are called; name a CNN or a saved folder"
-        )
+        raise ModelSourceError("'adder' is what saved adder networks are called; name a CNN or a saved folder")
     if is_model(architecture):
         return
     if "/" in name or name.startswith(".") or Path(name).exists():

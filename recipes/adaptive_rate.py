@@ -45,9 +45,7 @@ class AdaptiveRate:
         else:
             self.weights = list(model)
         if not self.weights:
-            raise ValueError(
-                "the model has no adder layer, so there is no gradient to rescale; convert it first"
-            )
+            raise ValueError("the model has no adder layer, so there is no gradient to rescale; convert it first")
         self.eta = eta
         self._handle: RemovableHandle = optimizer.register_step_pre_hook(self._before_step)
 
@@ -56,9 +54,7 @@ class AdaptiveRate:
         self._handle.remove()
 
     @torch.no_grad()
-    def _before_step(
-        self, _optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]
-    ) -> None:
+    def _before_step(self, _optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         for weight in self.weights:
             if weight.grad is not None:
                 rescale_(weight.grad, self.eta)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..convert.calibrate import CalibrationReport, calibrate_
 from ..convert.checkpoint import base_architecture, save
 from ..convert.config import AdderConfig
@@ -109,9 +107,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         announce(f"calibrating on {job.images} unlabelled images of {job.dataset}")
         images = unlabelled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
         with calibration_progress() as progress:
-            calibration = calibrate_(
-                student, model, images, steps=job.steps, seed=job.seed, progress=progress
-            )
+            calibration = calibrate_(student, model, images, steps=job.steps, seed=job.seed, progress=progress)
     report = {
         "plan": done.to_dict(),
         "calibration": calibration.to_dict() if calibration else None,
@@ -121,7 +117,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     return ConversionResult(done, calibration, job.folder)
 
 
-def _teacher_source(job: ConversionJob, model: nn.Module) -> str | None:
+def _teacher_source(job: ConversionJob, model: Any) -> str | None:
     """What distillation can build the original from; ``None`` where only a file of weights was given."""
     if job.checkpoint is not None:
         return absolute_source(job.checkpoint) if is_folder(job.checkpoint) else None

@@ -85,9 +85,7 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
             "or a timm reader such as hfds/NAME, wds/NAME or torch/NAME"
         )
     if data_dir and spec == "folder" and not os.path.isdir(data_dir):
-        raise DatasetError(
-            f"--data-dir {data_dir} does not exist; expected a folder with train/ and validation/"
-        )
+        raise DatasetError(f"--data-dir {data_dir} does not exist; expected a folder with train/ and validation/")
     try:
         dataset = create_dataset(
             "" if spec == "folder" else spec,
@@ -156,7 +154,7 @@ def training_transform(config: DataConfig, augmentation: Augmentation) -> Transf
             ),
         )
     size = config.input_size[1:]
-    return transforms.Compose(
+    crop: Transform = transforms.Compose(
         [
             transforms.Resize(size),
             transforms.RandomCrop(size, padding=augmentation.crop_padding),
@@ -164,6 +162,7 @@ def training_transform(config: DataConfig, augmentation: Augmentation) -> Transf
             create_transform(config.input_size, no_aug=True, **common),
         ]
     )
+    return crop
 
 
 def make_loader(
@@ -188,7 +187,7 @@ def subset(dataset: ImageSource, count: int, seed: int) -> ImageSource:
     if count <= 0 or count >= len(dataset):
         return dataset
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
-    return _View(dataset, chosen.tolist())
+    return _View(cast(Dataset[Any], dataset), chosen.tolist())
 
 
 class _View(Subset[Any]):

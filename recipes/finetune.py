@@ -111,9 +111,7 @@ def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
     job, recipe = arguments.get("job"), arguments.get("recipe")
     fields = {field.name for field in dataclasses.fields(Job)}
     if not isinstance(job, dict) or not isinstance(recipe, dict) or set(job) != fields:
-        raise RecipeError(
-            f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them"
-        )
+        raise RecipeError(f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them")
     return Job(**job), Recipe().changed(recipe)
 
 
@@ -145,19 +143,15 @@ def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Modul
         recipe.workers,
         training=True,
     )
-    eval_loader = make_loader(
-        eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False
-    )
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(
-        model, optimizer, train_loader, eval_loader
-    )
+    eval_loader = make_loader(eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False)
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
     run = Run(
         recipe=recipe,
         accelerator=accelerator,
         model=model,
         teacher=None if teacher is None else teacher.to(accelerator.device),
         optimizer=optimizer,
-        schedule=None,  # type: ignore[arg-type]
+        schedule=None,
         train_loader=train_loader,
         eval_loader=eval_loader,
     )
@@ -232,7 +226,7 @@ def _loss(run: Run, batch: Tensor, targets: Tensor) -> Tensor:
     recipe = run.recipe
     with run.accelerator.autocast():
         logits = run.model(batch)
-    loss = logits.new_zeros((), dtype=torch.float32)
+    loss: Tensor = logits.new_zeros((), dtype=torch.float32)
     if recipe.task_loss_weight:
         task = cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
         loss = loss + recipe.task_loss_weight * task
@@ -276,7 +270,7 @@ def _refresh_batchnorm(run: Run) -> None:
 def _report(run: Run, job: Job, metrics: Metrics, epoch: int) -> dict[str, Any]:
     """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
     before = read_report(job.model) if is_folder(job.model) else {}
-    kept = {key: before[key] for key in ("plan", "calibration", "teacher", "source") if key in before}
+    kept: dict[str, Any] = {key: before[key] for key in ("plan", "calibration", "teacher", "source") if key in before}
     if job.teacher is not None:
         kept["teacher"] = job.teacher
     training = {"recipe": run.recipe.to_dict(), "epoch": epoch, "processes": run.accelerator.num_processes}

@@ -184,9 +184,7 @@ def load_recipe(name: str) -> Recipe:
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(
-        path.name.removesuffix(".yaml")
-        for path in files(__package__).iterdir()
-        if path.name.endswith(".yaml")
+        path.name.removesuffix(".yaml") for path in files(__package__).iterdir() if path.name.endswith(".yaml")
     )
 
 
@@ -218,9 +216,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(
-            f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values"
-        )
+        raise RecipeError(f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values")
     return values
 
 
@@ -253,7 +249,6 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             return number
     elif wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    elif wanted is bool or not isinstance(value, bool):
-        if isinstance(value, wanted):
-            return value
+    elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
     raise RecipeError(f"{key} is {value!r}, expected {'a number' if wanted is float else wanted.__name__}")

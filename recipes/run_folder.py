@@ -18,7 +18,7 @@ from torch import nn
 
 from ..convert.checkpoint import save
 from ..convert.errors import RecipeError
-from ..convert.files import atomic_path, read_json_object, replace_folder, write_json, write_text
+from ..convert.files import atomic_path, read_json_object, recover_folder, replace_folder, write_json, write_text
 from .recipe import Recipe, parse_yaml, read_text
 
 COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")  # as timm's summary.csv
@@ -53,11 +53,13 @@ class RunFolder:
             raise RecipeError(f"--output {self.path} cannot be written: {error.strerror or error}") from error
 
     def arguments(self) -> dict[str, Any]:
-        """What ``args.yaml`` says.
+        """What ``args.yaml`` says; a folder that a kill left half-moved is put right first.
 
         Raises:
             RecipeError: There is no run here.
         """
+        for folder in (self.last, self.best):
+            recover_folder(folder)
         path = self.path / "args.yaml"
         if not path.is_file():
             raise RecipeError(f"{self.path} holds no run to resume: {path} does not exist")
@@ -76,8 +78,7 @@ class RunFolder:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_json(partial / "state" / "rows.json", {"rows": list(rows)})
-            replace_folder(self.last, lambda fresh: shutil.copytree(partial, fresh, dirs_exist_ok=True))
-            shutil.rmtree(partial, ignore_errors=True)
+            replace_folder(self.last, partial)
         accelerator.wait_for_everyone()
 
     def load_last(self, accelerator: Accelerator) -> list[Row]:
@@ -90,16 +91,17 @@ class RunFolder:
         if not state.is_dir():
             return []
         rows = read_json_object(state / "rows.json").get("rows")
-        if not isinstance(rows, list) or not all(
-            isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows
-        ):
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
             raise RecipeError(f"{state / 'rows.json'} is damaged: expected rows of {', '.join(COLUMNS)}")
         accelerator.load_state(str(state))
         return rows
 
     def save_best(self, model: nn.Module, report: dict[str, Any]) -> None:
         """Keep the model as the best so far."""
-        replace_folder(self.best, lambda folder: _save_as(model, folder, report))
+        partial = self.path / ".best.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        save(model, partial, report)
+        replace_folder(self.best, partial)
 
     def write_summary(self, rows: Sequence[Row]) -> None:
         """Write ``summary.csv`` and ``curves.png`` anew from all rows."""
@@ -109,10 +111,6 @@ class RunFolder:
         writer.writerows(rows)
         write_text(self.path / "summary.csv", buffer.getvalue())
         draw_curves(rows, self.path / "curves.png")
-
-
-def _save_as(model: nn.Module, folder: Path, report: dict[str, Any]) -> None:
-    save(model, folder, report)
 
 
 def draw_curves(rows: Sequence[Row], target: Path) -> None:

@@ -58,7 +58,7 @@ def build_student(job: Job, recipe: Recipe) -> nn.Module:
     fresh = not job.pretrained and job.checkpoint is None
     if fresh and known is not None:
         size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
-        overlay = {"input_size": (arguments["in_chans"], *size)}
+        overlay: dict[str, Any] = {"input_size": (arguments["in_chans"], *size)}
         if arguments["in_chans"] == known.input_size[0]:
             overlay |= {"mean": known.mean, "std": known.std}
         arguments["pretrained_cfg_overlay"] = overlay
@@ -86,9 +86,7 @@ def build_teacher(job: Job, recipe: Recipe, student: nn.Module) -> Teacher | Non
     try:
         model = build_model(name)
     except ModelSourceError as error:
-        raise ModelSourceError(
-            f"the teacher cannot be had: {error}; or name another with --teacher"
-        ) from error
+        raise ModelSourceError(f"the teacher cannot be had: {error}; or name another with --teacher") from error
     classes, own = (getattr(each, "num_classes", None) for each in (model, student))
     if classes != own:
         raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
@@ -113,9 +111,7 @@ def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSour
         DatasetError: The data set is missing, or has other classes than the model.
     """
     if not recipe.dataset:
-        raise DatasetError(
-            "no data set is given; name one with --dataset, such as digits, fashion-mnist or folder"
-        )
+        raise DatasetError("no data set is given; name one with --dataset, such as digits, fashion-mnist or folder")
     channels = get_model_input_config(model)["input_size"][0]
     split = recipe.train_split if training else recipe.val_split
     dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels)
@@ -157,10 +153,9 @@ def _set_image_size(model: nn.Module, size: int | None) -> None:
         return
     current = get_model_input_config(model)
     if current["fixed_input_size"] and tuple(current["input_size"][1:]) != (size, size):
-        raise RecipeError(
-            f"img_size is {size}, expected {current['input_size'][1]}: the model's image size is fixed"
-        )
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (current["input_size"][0], size, size)}
+        raise RecipeError(f"img_size is {size}, expected {current['input_size'][1]}: the model's image size is fixed")
+    timm_model: Any = model
+    timm_model.pretrained_cfg = {**timm_model.pretrained_cfg, "input_size": (current["input_size"][0], size, size)}
 
 
 def _has_fixed_size(name: str) -> bool:

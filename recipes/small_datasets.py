@@ -21,9 +21,7 @@ _LIMIT = 1 << 30  # bytes of one unpacked IDX file; Fashion-MNIST's largest has 
 class ImageArray:
     """Grey images in memory: ``images`` ``[N, H, W]`` uint8, ``targets`` ``[N]`` class indices."""
 
-    def __init__(
-        self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], classes: list[str]
-    ) -> None:
+    def __init__(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], classes: list[str]) -> None:
         self.images = images
         self.targets = targets
         self.classes = classes
@@ -72,9 +70,7 @@ def _read_digits(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DatasetError(
-            "data set 'digits' comes with scikit-learn: pip install 'adderkit[demo]'"
-        ) from error
+        raise DatasetError("data set 'digits' comes with scikit-learn: pip install 'adderkit[demo]'") from error
     digits = load_digits()
     held_out = np.arange(len(digits.target)) % 5 == 0
     chosen = held_out if split == "validation" else ~held_out
@@ -82,21 +78,15 @@ def _read_digits(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8
     return images, digits.target[chosen].astype(np.int64)
 
 
-def _read_fashion_mnist(
-    data_dir: str | None, split: str
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _read_fashion_mnist(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """60,000 and 10,000 pictures of clothing of 28x28 pixels (Xiao et al., arXiv 1708.07747)."""
     folder = Path(data_dir) if data_dir else DEBIAN_FASHION_MNIST
     prefix = "train" if split == "train" else "t10k"
     images, targets = (_read_idx(folder, prefix, rank) for rank in (3, 1))
     if len(images) != len(targets):
-        raise DatasetError(
-            f"{folder} has {len(images)} {prefix} images and {len(targets)} labels: get the files again"
-        )
+        raise DatasetError(f"{folder} has {len(images)} {prefix} images and {len(targets)} labels: get the files again")
     if len(targets) and targets.max() > 9:
-        raise DatasetError(
-            f"{folder} has a {prefix} label {targets.max()}, expected 0 to 9: not Fashion-MNIST"
-        )
+        raise DatasetError(f"{folder} has a {prefix} label {targets.max()}, expected 0 to 9: not Fashion-MNIST")
     return images, targets.astype(np.int64)
 
 
@@ -123,9 +113,7 @@ def _read_idx(folder: Path, prefix: str, rank: int) -> npt.NDArray[np.uint8]:
     for length in shape:
         size *= length
     if len(data) != header + size:
-        raise DatasetError(
-            f"{path} has {len(data)} bytes, expected {header + size} for shape {shape}: get it again"
-        )
+        raise DatasetError(f"{path} has {len(data)} bytes, expected {header + size} for shape {shape}: get it again")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 

@@ -20,8 +20,6 @@ def evaluate_model(
     accelerator = Accelerator()
     model = build_student(job, recipe)
     images = open_split(recipe, model, training=False)
-    loader = make_loader(
-        images, evaluation_transform(DataConfig.of(model)), batch_size, workers, training=False
-    )
+    loader = make_loader(images, evaluation_transform(DataConfig.of(model)), batch_size, workers, training=False)
     model, loader = accelerator.prepare(model, loader)
     return evaluate(model, loader, accelerator)

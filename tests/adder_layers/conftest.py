@@ -31,9 +31,7 @@ CASES = {
     "depthwise": Case((2, 5, 6, 6), (5, 1, 3, 3), {"groups": 5, "padding": 1}),
     "depthwise-multiplier3": Case((2, 3, 6, 6), (9, 1, 3, 3), {"groups": 3, "stride": 2}),
     "dilation2": Case((2, 3, 8, 9), (4, 3, 3, 3), {"dilation": 2, "padding": 2}),
-    "non-square": Case(
-        (2, 3, 9, 12), (4, 3, 2, 5), {"stride": (3, 2), "padding": (1, 4), "dilation": (2, 1)}
-    ),
+    "non-square": Case((2, 3, 9, 12), (4, 3, 2, 5), {"stride": (3, 2), "padding": (1, 4), "dilation": (2, 1)}),
     "odd-sizes-left-over-pixels": Case((3, 3, 7, 11), (5, 3, 3, 2), {"stride": (2, 3)}),
     "one-pixel-output": Case((2, 3, 4, 5), (4, 3, 4, 5), {}),
     "one-pixel-input": Case((2, 3, 1, 1), (4, 3, 3, 3), {"padding": 1}),

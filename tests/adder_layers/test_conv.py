@@ -148,9 +148,7 @@ def quarters(*shape, dtype):
     return torch.randint(-7, 8, shape).to(dtype) / 4
 
 
-@pytest.mark.parametrize(
-    ("gap", "slope"), [(0, 0), (0.5, 0.5), (-0.5, -0.5), (1, 1), (-1, -1), (1.25, 1), (-1.25, -1)]
-)
+@pytest.mark.parametrize(("gap", "slope"), [(0, 0), (0.5, 0.5), (-0.5, -0.5), (1, 1), (-1, -1), (1.25, 1), (-1.25, -1)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_input_gradient_is_exact_at_and_around_the_bends(dtype, gap, slope):
     weight = quarters(1, 3, 1, 1, dtype=dtype)
