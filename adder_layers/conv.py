@@ -6,13 +6,14 @@ operator of its own: it is an ordinary convolution's, less a term per filter.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import blocked
+from . import blocked, cpu
 from .geometry import Window, check_arguments, pair
 
 
@@ -29,6 +30,12 @@ def _empty_output(input: Tensor, weight: Tensor, window: Window) -> Tensor:
     return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input))
 
 
+def _path(input: Tensor) -> ModuleType:
+    """The implementation for a tensor: C++ for the CPU where it was built, plain torch for everything else."""
+    fast = input.device.type == "cpu" and input.dtype != torch.float64 and cpu.instruction_set() is not None
+    return cpu if fast else blocked
+
+
 @torch.library.custom_op("adderkit::adder_conv2d", mutates_args=())
 def _adder_conv2d(
     input: Tensor,
@@ -41,7 +48,7 @@ def _adder_conv2d(
 ) -> Tensor:
     window = Window.of(weight, stride, padding, dilation)
     output = _empty_output(input, weight, window)
-    blocked.forward(input, weight, output, window, groups)
+    _path(input).forward(input, weight, output, window, groups)
     return output if bias is None else output.add_(bias[:, None, None])
 
 
@@ -70,7 +77,7 @@ def _adder_conv2d_input_grad(
 ) -> Tensor:
     dtype = blocked.compute_dtype(input.dtype)
     result = torch.empty_like(input, dtype=dtype, memory_format=_memory_format(input)).zero_()
-    blocked.input_grad(grad, input, weight, result, Window.of(weight, stride, padding, dilation), groups)
+    _path(input).input_grad(grad, input, weight, result, Window.of(weight, stride, padding, dilation), groups)
     return result.to(input.dtype)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -170,7 +170,7 @@ def make_loader(
 ) -> DataLoader[Any]:
     """A loader of ``(images [N, C, H, W], targets [N])``; shuffled, without a last partial batch, for training."""
     dataset.transform = transform
-    workers = min(workers, os.cpu_count() or 1)
+    workers = min(workers, _processors())
     return DataLoader(
         cast(Dataset[Any], dataset),
         batch_size=batch_size,
@@ -180,6 +180,11 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _processors() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def subset(dataset: ImageSource, count: int, seed: int) -> ImageSource:
@@ -216,15 +221,7 @@ def unlabelled_images(
     Returns:
         ``[count, C, H, W]``, fewer where the split has fewer.
     """
-    return torch.cat(list(image_batches(spec, data_dir, model, count, split, seed)))
-
-
-def image_batches(
-    spec: str, data_dir: str | None, model: nn.Module, count: int, split: str = "train", seed: int = 0
-) -> Iterator[Tensor]:
-    """As ``unlabelled_images``, batch by batch."""
     config = DataConfig.of(model)
     dataset = subset(open_dataset(spec, data_dir, split, config.input_size[0]), count, seed)
     loader = make_loader(dataset, evaluation_transform(config), 128, 0, training=False)
-    for images, _ in loader:
-        yield images
+    return torch.cat([images for images, _ in loader])

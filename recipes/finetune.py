@@ -23,7 +23,7 @@ from ..convert.errors import AdderkitError, RecipeError
 from ..convert.rewrite import is_converted
 from ..convert.source import is_folder
 from .adaptive_rate import AdaptiveRate
-from .data import DataConfig, evaluation_transform, image_batches, make_loader, training_transform
+from .data import DataConfig, evaluation_transform, make_loader, subset, training_transform
 from .distillation import Teacher, distillation_loss
 from .evaluate import Metrics, evaluate
 from .progress import ProgressBar
@@ -44,6 +44,7 @@ class Run:
     schedule: Scheduler
     train_loader: DataLoader[Any]
     eval_loader: DataLoader[Any]
+    norm_loader: DataLoader[Any] | None
 
     @property
     def bare_model(self) -> nn.Module:
@@ -119,6 +120,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     set_seed(recipe.seed)
     return Accelerator(
         mixed_precision=recipe.amp,
+        gradient_accumulation_steps=recipe.grad_accum_steps,
         step_scheduler_with_optimizer=False,
         # Order by (seed, epoch) alone: a resumed epoch sees the images in the order it would have.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
@@ -154,6 +156,7 @@ def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Modul
         schedule=None,
         train_loader=train_loader,
         eval_loader=eval_loader,
+        norm_loader=_norm_loader(recipe, model) if recipe.bn_images and is_converted(model) else None,
     )
     schedule, _ = create_scheduler_v2(
         optimizer,
@@ -166,6 +169,12 @@ def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Modul
         updates_per_epoch=run.updates_per_epoch,
     )
     return dataclasses.replace(run, schedule=schedule)
+
+
+def _norm_loader(recipe: Recipe, model: nn.Module) -> DataLoader[Any]:
+    """Training images without augmentation, the same ones each time, to measure BatchNorm statistics on."""
+    images = subset(open_split(recipe, model, training=True), recipe.bn_images, recipe.seed)
+    return make_loader(images, evaluation_transform(DataConfig.of(model)), recipe.batch_size, 0, training=False)
 
 
 def _train(run: Run, job: Job, folder: RunFolder, rows: list[Row]) -> list[Row]:
@@ -208,17 +217,16 @@ def _train_epoch(run: Run, epoch: int) -> tuple[float, float]:
             rate = run.optimizer.param_groups[0]["lr"]
             # The last window may have fewer batches; its mean is over those there are.
             in_window = min(window, batches - index // window * window)
-            last_of_window = (index + 1) % window == 0 or index + 1 == batches
-            accelerator.gradient_state._set_sync_gradients(last_of_window)
-            loss = _loss(run, batch, targets)
-            accelerator.backward(loss / in_window)
+            with accelerator.accumulate(run.model):
+                loss = _loss(run, batch, targets)
+                accelerator.backward(loss * (window / in_window))  # accelerate divides by the window
+                _update(run)
+            if accelerator.sync_gradients:
+                updates += 1
+                run.schedule.step_update(updates)
             total += loss.detach() * len(targets)
             images += len(targets)
-            if last_of_window:
-                updates += 1
-                _update(run, updates, epoch)
-            speed = images * accelerator.num_processes / (time.perf_counter() - started)
-            bar.step(f"{speed:.0f} images/s loss {float(total) / images:.4f} lr {rate:.3g}")
+            bar.step(lambda: _status(accelerator.num_processes * images, started, total / images, rate))  # noqa: B023
     return _mean_loss(run, total, images, epoch), rate
 
 
@@ -237,13 +245,16 @@ def _loss(run: Run, batch: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-def _update(run: Run, updates: int, epoch: int) -> None:
-    """Clip, step (the adaptive rate acts just before), and set the next learning rate."""
-    if run.recipe.clip_grad:
+def _update(run: Run) -> None:
+    """Clip and step, the adaptive rate acting in between; within a window of accumulation, accelerate does neither."""
+    if run.recipe.clip_grad and run.accelerator.sync_gradients:
         run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.clip_grad)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    run.schedule.step_update(updates)
+
+
+def _status(images: int, started: float, loss: Tensor, rate: float) -> str:
+    return f"{images / (time.perf_counter() - started):.0f} images/s loss {float(loss):.4f} lr {rate:.3g}"
 
 
 def _mean_loss(run: Run, total: Tensor, images: int, epoch: int) -> float:
@@ -259,12 +270,10 @@ def _mean_loss(run: Run, total: Tensor, images: int, epoch: int) -> float:
 
 def _refresh_batchnorm(run: Run) -> None:
     """Before evaluation and saving: measure an adder network's statistics afresh, and make all processes agree."""
-    model, recipe = run.bare_model, run.recipe
-    if recipe.bn_images and is_converted(model):
-        source = (recipe.dataset, recipe.data_dir, model, recipe.bn_images, recipe.train_split, recipe.seed)
-        reestimate_batchnorm_(model, image_batches(*source))
+    if run.norm_loader is not None:
+        reestimate_batchnorm_(run.bare_model, (images for images, _ in run.norm_loader))
     if run.accelerator.num_processes > 1:
-        distribute_bn(model, run.accelerator.num_processes, reduce=True)
+        distribute_bn(run.bare_model, run.accelerator.num_processes, reduce=True)
 
 
 def _report(run: Run, job: Job, metrics: Metrics, epoch: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Progress on standard error: a bar on a terminal, plain lines elsewhere; standard output stays for results."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -26,6 +26,7 @@ class ProgressBar:
         self.log_interval = log_interval
         self.console = Console(stderr=True, quiet=not enabled)
         self.started = time.perf_counter()
+        self._shown = 0.0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -49,16 +50,24 @@ class ProgressBar:
         if self.live:
             self._bar.stop()
 
-    def step(self, status: str = "", done: int | None = None) -> None:
-        """One step further, or as far as ``done``."""
+    def step(self, status: Callable[[], str] = str, done: int | None = None) -> None:
+        """One step further, or as far as ``done``.
+
+        Args:
+            status: Gives the text to show; called only when it is shown, since reading a loss waits for the device.
+            done: Steps done in all.
+        """
         self.done = self.done + 1 if done is None else done
         if self.live:
-            self._bar.update(self._task, completed=self.done, status=status)
+            self._bar.update(self._task, completed=self.done)
+            if self.done == self.total or time.perf_counter() - self._shown > 0.2:
+                self._shown = time.perf_counter()
+                self._bar.update(self._task, status=status())
         elif self.done == self.total or (self.log_interval and self.done % self.log_interval == 0):
             seconds = time.perf_counter() - self.started
             share = 100 * self.done // max(1, self.total)
             self.console.print(
-                f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s {status}".rstrip(),
+                f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s {status()}".rstrip(),
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -87,7 +96,7 @@ class CalibrationProgress:
         if self._bar is None or self._bar.title != title:
             self.close()
             self._bar = ProgressBar(title, total).__enter__()
-        self._bar.step("" if what in ("teacher", "done") else what, done)
+        self._bar.step(lambda: "" if what in ("teacher", "done") else what, done)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd.gradcheck import GradcheckError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adderkit.adder_layers.conv import adder_conv2d
 from adderkit.adder_layers.geometry import pair
@@ -384,11 +385,32 @@ def test_same_input_gives_the_same_bits(results):
     assert all(map(torch.equal, first, second))
 
 
-def test_an_unneeded_gradient_is_not_computed():
-    input, weight = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(3, 2, 3, 3)
-    adder_conv2d(input, weight).sum().backward()
-    assert weight.grad is None
-    assert input.grad is not None
+class Recorder(TorchDispatchMode):
+    """Remembers which operators ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "unneeded"),
+    [("input", torch.ops.aten.convolution_backward.default), ("weight", input_grad_operator)],
+    ids=["frozen-weight", "input-without-gradient"],
+)
+def test_an_unneeded_gradient_is_not_computed(leaf, unneeded):
+    tensors = {"input": torch.randn(1, 2, 4, 4), "weight": torch.randn(3, 2, 3, 3)}
+    tensors[leaf].requires_grad_()
+    output = adder_conv2d(**tensors)
+    with Recorder() as recorder:
+        output.sum().backward()
+    assert tensors[leaf].grad is not None
+    assert recorder.seen & {torch.ops.aten.convolution_backward.default, input_grad_operator}
+    assert unneeded not in recorder.seen
 
 
 # Autocast

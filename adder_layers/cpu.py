@@ -1,0 +1,94 @@
+"""The CPU kernels: fp32 in C++, for the best instruction set that this machine has.
+
+``ADDERKIT_CPU`` forces a lower one (``avx512``, ``avx2``, ``baseline``), or ``torch`` for the path in plain torch, which
+also serves where the extension was not built.
+"""
+
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from .geometry import Window
+
+try:
+    from . import _cpu
+except ImportError as error:  # not built on this platform
+    _cpu = None
+    _IMPORT_ERROR = error
+
+VARIABLE = "ADDERKIT_CPU"
+_logger = logging.getLogger(__name__)
+
+
+def available() -> list[str]:
+    """Instruction sets that this build has and this machine runs, best first; empty without the extension."""
+    return [] if _cpu is None else list(_cpu.available())
+
+
+def instruction_set() -> str | None:
+    """The instruction set in use, or ``None`` for the path in plain torch.
+
+    Raises:
+        ValueError: ``ADDERKIT_CPU`` names one that is not available.
+    """
+    return _resolve(os.environ.get(VARIABLE, ""))
+
+
+@functools.cache
+def _resolve(wanted: str) -> str | None:
+    names = available()
+    if wanted == "torch":
+        return None
+    if wanted and wanted not in names:
+        raise ValueError(f"{VARIABLE} is {wanted!r}, expected one of {', '.join([*names, 'torch'])}")
+    if not names:
+        _logger.warning(
+            "adderkit's CPU extension is missing (%s); the path in plain torch serves, about ten times slower. "
+            "Install adderkit where a C++ compiler with OpenMP is at hand.",
+            _IMPORT_ERROR,
+        )
+        return None
+    return wanted or names[0]
+
+
+def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
+    """Write ``-Σ|x - w|`` to ``output``; see ``blocked.forward``. Half precision is computed in fp32."""
+    wide, kernel = input.float(), weight.float().contiguous()
+    result = output if output.dtype == torch.float32 else torch.empty_like(output, dtype=torch.float32)
+    sizes = _sizes(wide, kernel, result, window, groups)
+    _cpu.forward(instruction_set(), sizes, wide.data_ptr(), kernel.data_ptr(), result.data_ptr(), _threads())
+    if result is not output:
+        output.copy_(result)
+
+
+def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
+    """Add ``Σ_o grad[o] · HardTanh(w - x)`` to the fp32 zeros in ``result``; see ``blocked.input_grad``."""
+    # The kernel reads input and result through one set of strides.
+    wide = torch.empty_like(result).copy_(input) if input.stride() != result.stride() else input.float()
+    slopes, kernel = grad.float(), weight.float().contiguous()
+    sizes = _sizes(wide, kernel, slopes, window, groups)
+    pointers = (tensor.data_ptr() for tensor in (slopes, wide, kernel, result))
+    _cpu.input_grad(instruction_set(), sizes, *pointers, _threads())
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _sizes(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> list[int]:
+    """Sizes and strides in the order in which ``Problem`` (csrc/planes.h) declares them."""
+    return [
+        *input.shape,
+        weight.shape[0],
+        *window.kernel,
+        *output.shape[2:],
+        *window.stride,
+        *window.padding,
+        *window.dilation,
+        groups,
+        *input.stride(),
+        *output.stride(),
+    ]

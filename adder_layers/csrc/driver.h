@@ -1,0 +1,16 @@
+// Forward and input gradient for a whole tensor, with the kernels of one instruction set.
+#pragma once
+
+#include "kernels.h"
+#include "planes.h"
+
+namespace adderkit {
+
+// y = -sum |x - w|; every element of y is written. The number of threads is the caller's.
+void forward(const Problem& p, const Kernels& kernels, const float* x, const float* weight, float* y, int threads);
+
+// result = sum over filters and taps of grad * HardTanh(w - x); elements that no window reads are left as they are.
+void input_grad(const Problem& p, const Kernels& kernels, const float* grad, const float* x, const float* weight,
+                float* result, int threads);
+
+}  // namespace adderkit
