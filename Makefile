@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml CMakeLists.txt $(wildcard adder_layers/csrc/*)
 	  sys.exit(sys.version_info < (3, 10) and f"adderkit needs Python 3.10 or newer, found {v}: set PYTHON=")'
 	@echo "Installing adderkit and its dependencies into $(VENV). PyTorch is large: the first time takes minutes."
 	@$(PYTHON) -m venv $(VENV)
+	@rm -rf build  # CMake would remember a compiler that was missing or broken, and the install goes on without one
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

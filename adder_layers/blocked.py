@@ -54,7 +54,8 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
         patch_grad = torch.zeros_like(patches)
         for group, position, out in _blocks(patches, filters):
             difference = filters[group, None, out] - patches[group, position, None]
-            step = slopes[group, position, None, out] @ difference.clamp_(-1, 1)  # [G, P, 1, K]
+            with torch.autocast(grad.device.type, enabled=False):  # it would narrow the products
+                step = slopes[group, position, None, out] @ difference.clamp_(-1, 1)  # [G, P, 1, K]
             patch_grad[group, position] += step.squeeze(2)
         _add_patches(patch_grad, result, window, tile)
 

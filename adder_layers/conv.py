@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import blocked, cpu
-from .geometry import Window, check_arguments, pair
+from .geometry import Window, check_arguments, check_output_size, pair
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
     """Channels-last in, channels-last out, as ``conv2d`` does; anything else comes out contiguous."""
     if tensor.is_contiguous():
         return torch.contiguous_format
-    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+    _, channels, height, width = tensor.stride()
+    return torch.channels_last if 0 < channels < width < height else torch.contiguous_format
 
 
 def _empty_output(input: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -77,7 +77,8 @@ def _adder_conv2d_input_grad(
 ) -> Tensor:
     dtype = blocked.compute_dtype(input.dtype)
     result = torch.empty_like(input, dtype=dtype, memory_format=_memory_format(input)).zero_()
-    _path(input).input_grad(grad, input, weight, result, Window.of(weight, stride, padding, dilation), groups)
+    window = Window.of(weight, stride, padding, dilation)
+    _path(input).input_grad(grad, input, weight, result, window, groups)
     return result.to(input.dtype)
 
 
@@ -180,15 +181,23 @@ def adder_conv2d(
     """
     if input.ndim == 3:
         return adder_conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
-    if torch.is_autocast_enabled(input.device.type):
-        input, weight = input.float(), weight.float()
-        bias = None if bias is None else bias.float()
-    if isinstance(padding, str):
-        input, padding = _resolve_named_padding(input, weight, padding, pair(stride), pair(dilation))
-    stride, padding, dilation = pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation")
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        input, weight = _widened(input), _widened(weight)
+        bias = None if bias is None else _widened(bias)
+    stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
+    named = padding if isinstance(padding, str) else ""
+    padding = (0, 0) if isinstance(padding, str) else pair(padding, "padding")
     check_arguments(input, weight, bias, stride, padding, dilation, groups)
+    if named:
+        input, padding = _resolve_named_padding(input, weight, named, stride, dilation)
+    check_output_size(input, Window.of(weight, stride, padding, dilation))
     result: Tensor = _adder_conv2d(input, weight, bias, stride, padding, dilation, groups)
     return result
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(blocked.compute_dtype(tensor.dtype))
 
 
 def _resolve_named_padding(

@@ -1,7 +1,7 @@
 """The CPU kernels: fp32 in C++, for the best instruction set that this machine has.
 
-``ADDERKIT_CPU`` forces a lower one (``avx512``, ``avx2``, ``baseline``), or ``torch`` for the path in plain torch, which
-also serves where the extension was not built.
+``ADDERKIT_CPU`` forces a lower one (``avx512``, ``avx2``, ``baseline``), or ``torch`` for the path in plain torch,
+which also serves where the extension was not built.
 """
 
 import functools
@@ -16,7 +16,7 @@ from .geometry import Window
 try:
     from . import _cpu
 except ImportError as error:  # not built on this platform
-    _cpu = None
+    _cpu = None  # type: ignore[assignment]
     _IMPORT_ERROR = error
 
 VARIABLE = "ADDERKIT_CPU"
@@ -59,7 +59,8 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
     wide, kernel = input.float(), weight.float().contiguous()
     result = output if output.dtype == torch.float32 else torch.empty_like(output, dtype=torch.float32)
     sizes = _sizes(wide, kernel, result, window, groups)
-    _cpu.forward(instruction_set(), sizes, wide.data_ptr(), kernel.data_ptr(), result.data_ptr(), _threads())
+    threads = torch.get_num_threads()
+    _cpu.forward(_required(), sizes, wide.data_ptr(), kernel.data_ptr(), result.data_ptr(), threads)
     if result is not output:
         output.copy_(result)
 
@@ -70,12 +71,21 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
     wide = torch.empty_like(result).copy_(input) if input.stride() != result.stride() else input.float()
     slopes, kernel = grad.float(), weight.float().contiguous()
     sizes = _sizes(wide, kernel, slopes, window, groups)
-    pointers = (tensor.data_ptr() for tensor in (slopes, wide, kernel, result))
-    _cpu.input_grad(instruction_set(), sizes, *pointers, _threads())
+    _cpu.input_grad(
+        _required(),
+        sizes,
+        slopes.data_ptr(),
+        wide.data_ptr(),
+        kernel.data_ptr(),
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
-def _threads() -> int:
-    return torch.get_num_threads()
+def _required() -> str:
+    name = instruction_set()
+    assert name is not None
+    return name
 
 
 def _sizes(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> list[int]:

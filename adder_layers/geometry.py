@@ -9,8 +9,10 @@ from torch import Tensor
 
 def pair(value: int | Sequence[int], name: str = "value") -> tuple[int, int]:
     """``3`` becomes ``(3, 3)``; a pair stays a pair; ``name`` is what an error calls it."""
-    if isinstance(value, int):
+    if isinstance(value, int | torch.SymInt):
         return value, value
+    if not isinstance(value, Sequence) or not all(isinstance(size, int | torch.SymInt) for size in value):
+        raise TypeError(f"{name} is {value!r}, expected one whole number or (height, width)")
     if len(value) != 2:
         raise ValueError(f"{name} is {tuple(value)}, expected one number or (height, width)")
     return value[0], value[1]
@@ -121,7 +123,14 @@ def check_arguments(
             f"input has {input.shape[1]} channels (shape {tuple(input.shape)}), expected {channels * groups} "
             f"= {channels} of weight {tuple(weight.shape)} x {groups} groups"
         )
-    window = Window.of(weight, stride, padding, dilation)
+
+
+def check_output_size(input: Tensor, window: Window) -> None:
+    """Refuse an input that the kernel does not fit into.
+
+    Raises:
+        ValueError: The output would be empty.
+    """
     if min(window.output_size(input.shape[2], input.shape[3])) < 1:
         raise ValueError(
             f"input of {input.shape[2]}x{input.shape[3]} pixels is smaller than the kernel: expected an output of at "

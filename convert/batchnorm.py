@@ -43,10 +43,11 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
             if images == 0:
                 for norm in norms:
                     norm.reset_running_stats()
-                    norm.momentum = None  # None: the plain average over all batches seen
                     norm.training = True
-            model(batch.to(device_of.device, device_of.dtype))
             images += len(batch)
+            for norm in norms:
+                norm.momentum = len(batch) / images  # the plain average over all images seen so far
+            model(batch.to(device_of.device, device_of.dtype))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

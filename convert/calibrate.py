@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adder_layers.conv import AdderConv2d
 from .batchnorm import reestimate_batchnorm_
 from .capture import draw_positions, layer_outputs, layer_windows
 from .errors import AdderkitError
@@ -179,16 +180,18 @@ def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output:
 
 
 def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:
+    """Batches of nearly the same size: a last one of a single image would upset a BatchNorm on the logits."""
     if not isinstance(images, Tensor):
-        images = torch.cat([batch.cpu() for batch in images])
-    return list(images.split(batch_size))
+        parts = [batch.cpu() for batch in images]
+        images = torch.cat(parts) if parts else torch.empty(0)
+    return list(images.tensor_split(max(1, -(-len(images) // batch_size))))
 
 
 def _check_teacher(adders: dict[str, Any], teacher: nn.Module) -> None:
     modules = dict(teacher.named_modules())
     for path, adder in adders.items():
         original = modules.get(path)
-        if not isinstance(original, nn.Conv2d):
+        if not isinstance(original, nn.Conv2d) or isinstance(original, AdderConv2d):
             found = f"a {type(original).__name__}" if original is not None else "nothing"
             raise AdderkitError(f"the teacher has {found} at {path!r}, expected the Conv2d that the student converted")
         if original.weight.shape != adder.weight.shape:

@@ -109,6 +109,8 @@ def layer_outputs(
 
     def hook_for(path: str, groups: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            if sum(part.shape[1] for part in parts[path]) > taken * positions[path].shape[1]:
+                return  # a layer that is called again in the same pass: the first call counts, as in layer_windows
             chosen = positions[path][taken : taken + len(output)].to(output.device)
             values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
             grouped = values.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)

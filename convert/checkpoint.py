@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models import create_model, is_model, save_for_hf
+from timm.models import create_model, is_model
+from timm.models._hub import save_config_for_hf  # timm's public save_for_hf writes weights as well
 from torch import Tensor, nn
 
 from . import registry as registry  # so that create_model knows "adder" and the paper's networks
@@ -50,27 +52,29 @@ def save(model: nn.Module, folder: str | Path, report: Mapping[str, Any] | None 
     folder = Path(folder)
     base = base_architecture(model)
     converted = is_converted(model)
+    config = _config(model, base, converted)
+    # One key only: safetensors writes several in any order, and equal models would not be equal files.
+    metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}
+    facts = {
+        **(report or {}),
+        "architecture": config["architecture"],
+        "base": base,
+        "versions": {name: version(name) for name in ("adderkit", "torch", "timm", "safetensors")},
+    }
     try:
+        json.dumps(facts)
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata)
             digest = sha256(temporary)
-        config = _config(model, base, converted)
-        config["adderkit"] = {"version": FORMAT_VERSION, "sha256": digest}
-        write_json(folder / CONFIG, config)
-        facts = {
-            **(report or {}),
-            "architecture": config["architecture"],
-            "base": base,
-            "sha256": digest,
-            "versions": {name: version(name) for name in ("adderkit", "torch", "timm", "safetensors")},
-        }
-        write_json(folder / REPORT, facts)
+        write_json(folder / CONFIG, {**config, "adderkit": {"version": FORMAT_VERSION, "sha256": digest}})
+        write_json(folder / REPORT, {**facts, "sha256": digest})
         if not (folder / CARD).exists():
             write_text(folder / CARD, model_card(base, converted, folder.name))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except TypeError as error:
+        raise CheckpointError(f"the report cannot be saved as JSON: {error}") from error
     return folder
 
 
@@ -88,18 +92,36 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
         CheckpointError: Files are missing, damaged, altered, or not a checkpoint of this kind; nothing is half-loaded.
     """
     name = str(source).removeprefix("local-dir:")
-    if name.startswith("hf-hub:"):
-        model: nn.Module = create_model(name, pretrained=pretrained)
-        return model.eval()
-    folder = Path(name)
-    _check(folder, pretrained)
+    folder = fetch(name) if name.startswith("hf-hub:") else Path(name)
+    _check_folder(folder)
+    state = _check_weights(folder) if pretrained else None
     try:
-        model = create_model(f"local-dir:{folder}", pretrained=pretrained)
+        # timm would quietly leave out a classifier of another size, and might take another file: we load strictly.
+        model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
+        if state is not None:
+            _check_steps(folder, model)
+            model.load_state_dict(state)
     except AdderkitError:
         raise
     except Exception as error:  # whatever timm makes of a foreign configuration
         raise CheckpointError(f"{folder} does not hold a model that fits its {CONFIG}: {error}") from error
     return model.eval()
+
+
+def fetch(name: str) -> Path:
+    """Download ``hf-hub:user/name[@revision]``, or find it in the Hub's cache; its local folder.
+
+    Raises:
+        CheckpointError: The Hub cannot be reached, or has no such repository.
+    """
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG, REPORT, CARD])
+        )
+    except Exception as error:  # the Hub's client raises errors of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason})") from error
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
@@ -130,49 +152,61 @@ def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
     saved = {key: value for key, value in arguments.items() if key not in ("base", "steps")}
     if converted:
         saved |= {"base": base, "steps": steps_of(model)}
-    architecture = "adder" if converted else base
-    model._model_args = saved  # type: ignore[assignment]
+    saved_arguments, architecture = dict(arguments), "adder" if converted else base
+    timm_model: Any = model
+    timm_model._model_args = saved
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            save_for_hf(
-                model,
-                scratch,
-                model_config={"pretrained_cfg": {"architecture": architecture}},
-                model_args=saved,
-                safe_serialization=True,
-            )
-            return read_json_object(Path(scratch) / CONFIG)
+            path = Path(scratch) / CONFIG
+            save_config_for_hf(model, str(path), {"pretrained_cfg": {"architecture": architecture}}, saved)
+            return read_json_object(path)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{base} cannot be saved in timm's form: {error}") from error
     finally:
-        model._model_args = arguments  # type: ignore[assignment]
+        timm_model._model_args = saved_arguments
 
 
-def _check(folder: Path, weights: bool) -> None:
-    """Refuse a folder that is not whole, before anything is built from it."""
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose configuration is not one of a model, before anything is built from it."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; expected a checkpoint written by adderkit or timm")
     config = read_json_object(folder / CONFIG)
-    architecture = config.get("architecture")
+    architecture, arguments = config.get("architecture"), config.get("model_args", {})
     if not isinstance(architecture, str) or not is_model(architecture):
         raise CheckpointError(
             f"architecture is {architecture!r} in {folder / CONFIG}, expected a model that timm knows"
         )
-    if not weights:
-        return
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"model_args is {arguments!r:.80} in {folder / CONFIG}, expected an object")
+
+
+def _check_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights, given that they are whole and unaltered."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected the weights beside {CONFIG}")
     try:
         with safe_open(path, framework="pt") as file:
-            file.keys()
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
-    ours = config.get("adderkit")
+    ours = read_json_object(folder / CONFIG).get("adderkit")
     expected = ours.get("sha256") if isinstance(ours, dict) else None
     if expected is not None and sha256(path) != expected:
         raise CheckpointError(
             f"{path} is not the file that {CONFIG} was written for: its SHA-256 differs from {expected}; "
+            "copy both again, or save the model again with adderkit.save"
+        )
+    return state
+
+
+def _check_steps(folder: Path, model: nn.Module) -> None:
+    """Refuse a model that was built otherwise than its weights say: it would compute another function."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        metadata = (file.metadata() or {}).get("adderkit")
+    if metadata is not None and json.loads(metadata).get("steps") != steps_of(model):
+        raise CheckpointError(
+            f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their steps differ; "
             "copy both again, or save the model again with adderkit.save"
         )
 

@@ -34,6 +34,11 @@ class AdderConfig:
     version: int = CONFIG_VERSION
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise AdderkitError(f"{name} is {patterns!r}, expected a tuple of patterns such as ('layer4.*',)")
+            object.__setattr__(self, name, tuple(patterns))
         for pattern in (*self.include, *self.exclude):
             compile_pattern(pattern)
 

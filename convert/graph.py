@@ -7,6 +7,7 @@ and no memory; a model that cannot run on ``meta`` is run as it is.
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,11 +71,10 @@ def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[
     """
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
-    twin = _meta_copy(model)
     try:
-        return _record(twin, example_input.to("meta", next_dtype(model)))
+        return _record(_meta_copy(model), example_input.to("meta", next_dtype(model)))
     except Exception:
-        # Some models compute sizes from values or keep plain tensors as attributes; those run only for real.
+        # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
         pass
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else example_input.device
@@ -101,12 +101,11 @@ def _meta_copy(model: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    twin = copy.deepcopy(model, memo)
-    for module in twin.modules():
-        # Hooks were copied as well: they belong to the user, not to a dry run.
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return twin.eval()
+    for module in model.modules():
+        # Hooks stay behind: they belong to the user, not to a dry run, and may hold what cannot be copied.
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            memo[id(hooks)] = OrderedDict()
+    return copy.deepcopy(model, memo).eval()
 
 
 @contextmanager
@@ -126,25 +125,28 @@ def _record(model: nn.Module, example_input: Tensor) -> list[Layer]:
     names = {module: name for name, module in model.named_modules()}
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     calls: dict[str, int] = {}
-    produced: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept alive, or its id might be used again
+    # A tensor is kept alive, or its id might be used again; its version tells whether it was changed in place since.
+    produced: dict[int, tuple[Tensor, int, str]] = {}
     consumers: dict[str, list[str]] = {}
 
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         # Containers pass a tensor on before their children see it; only what computes can consume.
         if isinstance(module, nn.Identity) or (any(module.children()) and not is_normalisation(module)):
             return
-        for value in inputs:
-            if id(value) in produced:
-                takers = consumers.setdefault(produced[id(value)][1], [])
+        for value in (*inputs, *named.values()):
+            tensor, version, source = produced.get(id(value), (None, 0, ""))
+            if tensor is not None and tensor._version == version:
+                takers = consumers.setdefault(source, [])
                 if names[module] not in takers:
                     takers.append(names[module])
 
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def after(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
             name = names[module]
-            shapes.setdefault(name, (tuple(inputs[0].shape), tuple(output.shape)))
+            first = next(iter((*inputs, *named.values())))
+            shapes.setdefault(name, (tuple(first.shape), tuple(output.shape)))
             calls[name] = calls.get(name, 0) + 1
-            produced[id(output)] = (output, name)
+            produced[id(output)] = (output, output._version, name)
 
     with _hooks(model, before, after):
         model(example_input)
@@ -161,8 +163,8 @@ def is_normalisation(module: nn.Module) -> bool:
 def _hooks(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
     handles = []
     for module in model.modules():
-        handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(after))
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
         yield
     finally:

@@ -174,20 +174,22 @@ def _row(module: nn.Conv2d, layer: Layer, decision: Decision, reason: str, norma
 def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> None:
     """Warn of a pattern that matched no convolution; refuse a plan with nothing to do."""
     paths = [row.path for row in result.rows]
+    if not paths:
+        raise NoModuleMatchedError("the model runs no Conv2d, so there is nothing to convert")
     for kind, patterns in (("include", result.config.include), ("exclude", result.config.exclude)):
         for pattern in patterns:
             if not any(matching((pattern,), path) for path in paths):
                 hint = _hint(pattern, paths, modules)
                 if kind == "include" and len(patterns) == 1:
-                    raise NoModuleMatchedError(f"--include {pattern!r} matches none of {len(paths)} convolutions{hint}")
+                    raise NoModuleMatchedError(
+                        f"include pattern {pattern!r} matches none of {len(paths)} convolutions{hint}"
+                    )
                 warnings.warn(f"{kind} pattern {pattern!r} matches no convolution{hint}", stacklevel=3)
-    if paths and not result.paths("convert") and not result.paths("adder"):
+    if not result.paths("convert") and not result.paths("adder"):
         reasons = sorted({row.reason for row in result.rows})
         raise NoModuleMatchedError(
             f"none of {len(paths)} convolutions can become an adder layer: {'; '.join(reasons[:4])}"
         )
-    if not paths:
-        raise NoModuleMatchedError("the model runs no Conv2d, so there is nothing to convert")
 
 
 def _hint(pattern: str, paths: list[str], modules: dict[str, nn.Module]) -> str:

@@ -3,19 +3,57 @@
 The aim is correlation, channel by channel: the BatchNorm that follows makes any offset and any positive slope good.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ..adder_layers.conv import adder_conv2d
 
 # From nearly linear in x (every weight beyond the input's range, where -|x - w| is x or -x plus a constant) to weights
 # in the middle of it: which is best depends on the layer.
 SCALES = tuple(4.0 * 2 ** (step / 2) for step in range(17))  # 4 … 1024
 BATCH = 1024
 LEARNING_RATE = 0.03
+SIGN_SCALE = 1e4
+
+
+class _Distance(torch.autograd.Function):
+    """``-Σ_k |x - w|`` by the adder operators, with the true derivative ``sign(x - w)`` for the weight.
+
+    The derivative is the operator for the input's gradient with the roles of x and w exchanged: it sums
+    ``HardTanh(x - w)``, which is the sign once both are scaled up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(windows, weight)
+        output = adder_conv2d(_as_image(windows), _as_filters(weight), groups=len(weight))
+        return output.reshape(len(weight), -1, windows.shape[1]).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        windows, weight = ctx.saved_tensors
+        filters, image = _as_filters(windows * SIGN_SCALE), _as_image(weight * SIGN_SCALE)
+        slopes = grad.reshape(1, -1, grad.shape[2], 1).contiguous()
+        unit = ([1, 1], [0, 0], [1, 1])
+        result = torch.ops.adderkit.adder_conv2d_input_grad(slopes, image, filters, *unit, len(weight))
+        return None, result.reshape(len(weight), -1, weight.shape[1]).transpose(1, 2)
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    """``[G, R, K]`` as the image ``[1, G · K, R, 1]``."""
+    return rows.transpose(1, 2).reshape(1, -1, rows.shape[1], 1).contiguous()
+
+
+def _as_filters(rows: Tensor) -> Tensor:
+    """``[G, R, K]`` as 1x1 filters ``[G · R, K, 1, 1]``."""
+    return rows.reshape(-1, rows.shape[2], 1, 1).contiguous()
 
 
 def distances(windows: Tensor, weight: Tensor) -> Tensor:
     """``-Σ_k |x - w|`` for windows ``[G, S, K]`` and filters ``[G, O, K]``: ``[G, S, O]``, with the true derivative."""
-    result: Tensor = -torch.cdist(windows, weight, p=1.0)
+    result: Tensor = _Distance.apply(windows, weight)
     return result
 
 
@@ -59,6 +97,7 @@ def best_scale(windows: Tensor, target: Tensor, weight: Tensor) -> tuple[float, 
     return scale, scale * weight
 
 
+@torch.enable_grad()
 def reconstruct(
     windows: Tensor, target: Tensor, weight: Tensor, taps: int, steps: int, generator: torch.Generator
 ) -> Tensor:

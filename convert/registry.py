@@ -6,6 +6,7 @@ Were the checkpoint to call itself by its base's name, timm would load it as a C
 """
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from timm.models import create_model, is_model, load_pretrained, register_model
@@ -47,6 +48,15 @@ def adder(
         # A name such as hf-hub:… or local-dir:… would reach beyond the checkpoint that is being loaded.
         raise CheckpointError(f"base is {base!r} in the checkpoint, expected the name of a registered timm model")
     kwargs.pop("pretrained_model_args", None)
+    foreign = sorted(set(kwargs) & set(signature(create_model).parameters))
+    if foreign:  # such as checkpoint_path, which would bring in another file
+        raise CheckpointError(
+            f"model_args holds {', '.join(foreign)} in the checkpoint, expected arguments of {base} only"
+        )
+    if not steps:
+        raise CheckpointError(
+            "steps is empty in the checkpoint, expected at least one: an adder network records how it was made"
+        )
     model: Any = create_model(base, pretrained=False, **kwargs)
     replay_(model, steps)
     saved = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else getattr(pretrained_cfg, "to_dict", dict)()

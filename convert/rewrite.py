@@ -44,7 +44,10 @@ def convert_(
     todo = plan_or_config
     if isinstance(todo, AdderConfig):
         todo = plan(model, todo, filter_fn, example_input)
-    paths = todo.paths("convert")
+    elif filter_fn is not None or example_input is not None:
+        raise ValueError("filter_fn and example_input go with a configuration; a plan is made already")
+    converted = adder_layers(model)
+    paths = [path for path in todo.paths("convert") if path not in converted]
     if paths:
         _swap(model, paths)
         step = {"step": "adder", "version": STEP_VERSION, "modules": paths, "config": todo.config.to_dict()}
@@ -65,17 +68,18 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
     Raises:
         NoModuleMatchedError: No adder layer matches.
     """
-    adders = adder_layers(model)
-    chosen = [path for path in adders if matching(include, path)]
+    adders = {
+        path: layer for path, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, AdderConv2d)
+    }
+    chosen = {id(layer): layer for path, layer in adders.items() if matching(include, path)}
     if not chosen:
         raise NoModuleMatchedError(
             f"{', '.join(map(repr, include))} matches none of {len(adders)} adder layers"
             + (f"; the first is {next(iter(adders))!r}" if adders else ": the model is not converted")
         )
-    back = {id(adders[path]) for path in chosen}
-    for path in chosen:
-        adders[path].__class__ = nn.Conv2d  # type: ignore[assignment]
-    aliases = {path for path, module in model.named_modules(remove_duplicate=False) if id(module) in back}
+    for layer in chosen.values():
+        layer.__class__ = nn.Conv2d  # type: ignore[assignment]
+    aliases = {path for path, layer in adders.items() if id(layer) in chosen}
     steps = []
     for step in steps_of(model):
         kept = [path for path in step["modules"] if path not in aliases] if step["step"] == "adder" else None
@@ -112,24 +116,34 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         CheckpointError: A step is malformed, unknown, or does not fit the model.
     """
-    for step in steps:
-        if not isinstance(step, Mapping) or step.get("step") != "adder":
-            raise CheckpointError(
-                f"unknown step {step!r:.120} in the checkpoint, expected 'adder': install a newer adderkit"
-            )
-        if step.get("version") != STEP_VERSION:
-            raise CheckpointError(
-                f"the 'adder' step has version {step.get('version')!r}, expected {STEP_VERSION}: "
-                "install a newer adderkit"
-            )
-        paths = step.get("modules")
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise CheckpointError(f"modules is {paths!r:.120} in an 'adder' step, expected a list of module paths")
-        try:
-            _swap(model, paths)
-        except NoModuleMatchedError as error:
-            raise CheckpointError(f"the checkpoint's steps do not fit its base model: {error}") from error
-        _set_steps(model, [*steps_of(model), dict(step)])
+    if not isinstance(steps, Iterable):
+        raise CheckpointError(f"steps is {steps!r:.80} in the checkpoint, expected a list")
+    steps = list(steps)
+    paths = [path for step in steps for path in _checked_paths(step)]
+    twice = next((path for index, path in enumerate(paths) if path in paths[:index]), None)
+    if twice is not None:
+        raise CheckpointError(f"{twice!r} is converted twice in the checkpoint's steps")
+    try:
+        _swap(model, paths)
+    except NoModuleMatchedError as error:
+        raise CheckpointError(f"the checkpoint's steps do not fit its base model: {error}") from error
+    _set_steps(model, [dict(step) for step in steps])
+
+
+def _checked_paths(step: Mapping[str, Any]) -> list[str]:
+    """The modules that a recorded step converted."""
+    if not isinstance(step, Mapping) or step.get("step") != "adder":
+        raise CheckpointError(
+            f"unknown step {step!r:.80} in the checkpoint, expected 'adder': install a newer adderkit"
+        )
+    if step.get("version") != STEP_VERSION:
+        raise CheckpointError(
+            f"the 'adder' step has version {step.get('version')!r}, expected {STEP_VERSION}: install a newer adderkit"
+        )
+    paths = step.get("modules")
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+        raise CheckpointError(f"modules is {paths!r:.80} in an 'adder' step, expected a list of module paths")
+    return paths
 
 
 def _swap(model: nn.Module, paths: Sequence[str]) -> None:

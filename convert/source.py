@@ -17,7 +17,7 @@ from .errors import CheckpointError, ModelSourceError
 
 def is_folder(name: str) -> bool:
     """Whether a model is named by a folder with a ``config.json`` rather than by its architecture."""
-    return name.startswith("local-dir:") or (Path(name) / CONFIG).is_file()
+    return name.startswith("local-dir:") or ((Path(name) / CONFIG).is_file() and not is_model(name))
 
 
 def build_model(
@@ -46,8 +46,10 @@ def build_model(
     if is_folder(name):
         if checkpoint is not None:
             raise ModelSourceError(f"{name} has weights of its own; give either the folder or --checkpoint, not both")
+        _refuse(arguments, name)
         return load(name, pretrained)
     if checkpoint is not None and Path(checkpoint).is_dir():
+        _refuse(arguments, str(checkpoint))
         return _from_folder(name, checkpoint)
     if not name.startswith("hf-hub:"):
         _check_name(name)
@@ -56,6 +58,12 @@ def build_model(
         _load_weights(model, name, checkpoint)
         return model
     return _create(name, pretrained, arguments)
+
+
+def _refuse(arguments: Mapping[str, Any], folder: str) -> None:
+    if arguments:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ModelSourceError(f"{folder} is saved with arguments of its own, so {given} cannot be given")
 
 
 def _from_folder(name: str, folder: str | Path) -> nn.Module:
@@ -115,6 +123,9 @@ def _check_name(name: str) -> None:
 def _load_weights(model: nn.Module, name: str, path: str | Path) -> None:
     """Load a file of weights whole: shapes and names are compared before the first tensor is written."""
     state, own = state_dict_from(path), model.state_dict()
+    for key in own:  # counters that files from old versions of PyTorch lack
+        if key.endswith(".num_batches_tracked"):
+            state.setdefault(key, own[key])
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     differing = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or unexpected or differing:

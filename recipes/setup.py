@@ -45,7 +45,7 @@ def build_student(job: Job, recipe: Recipe) -> nn.Module:
     """
     known = small_dataset(recipe.dataset)
     if is_folder(job.model):
-        model = build_model(job.model)
+        model = build_model(job.model, num_classes=job.num_classes, in_chans=job.in_chans)
         _set_image_size(model, recipe.img_size)
         return model
     arguments: dict[str, Any] = {"num_classes": job.num_classes, "in_chans": job.in_chans}

@@ -17,7 +17,8 @@ import adderkit
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("adder_layers", "convert", "recipes")
 ROOT_FILES = ("__init__.py", "__main__.py", "cli.py", "py.typed")
-SHIPPED_SUFFIXES = {".py", ".yaml", ".cpp"}
+SOURCE_SUFFIXES = {".py", ".pyi", ".yaml", ".cpp", ".h"}
+UNSHIPPED = {"csrc"}  # folders that the wheel holds compiled
 MAX_LINES = 400
 
 # What each part of the package must not import; cli may import everything.
@@ -37,7 +38,7 @@ def python(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def sources(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in SHIPPED_SUFFIXES)
+    return sorted(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES)
 
 
 def package_sources() -> list[Path]:
@@ -63,15 +64,24 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def build_wheel(tree: Path, out: Path, *options: str) -> Path:
+    fixed = ["--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(out)]
+    python("-m", "pip", "wheel", *fixed, *options, str(tree), cwd=out)
+    (path,) = out.glob(f"adderkit-{adderkit.__version__}-*.whl")
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    out = tmp_path_factory.mktemp("wheel")
-    options = ["--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(out)]
-    python("-m", "pip", "wheel", *options, str(tree), cwd=out)
-    (path,) = out.glob("*.whl")
-    assert path.name == f"adderkit-{adderkit.__version__}-py3-none-any.whl"
+    """The wheel without compiled code: what an installation gets where there is no compiler, built in seconds."""
+    path = build_wheel(tree, tmp_path_factory.mktemp("wheel"), "--config-settings=wheel.cmake=false")
+    assert path.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(path) as archive:
         yield archive
+
+
+def package_names(archive: zipfile.ZipFile) -> set[str]:
+    return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
 def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
@@ -81,9 +91,18 @@ def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
 def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile, tree: Path) -> None:
     expected = {f"adderkit/{name}" for name in ROOT_FILES}
     for layer in LAYERS:
-        expected |= {f"adderkit/{path.relative_to(tree).as_posix()}" for path in sources(tree / layer)}
-    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert shipped == expected
+        paths = (path.relative_to(tree) for path in sources(tree / layer))
+        expected |= {f"adderkit/{path.as_posix()}" for path in paths if not UNSHIPPED & set(path.parts)}
+    assert package_names(wheel) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="needs cmake and a C++ compiler")
+def test_compiled_wheel_holds_one_extension_more(wheel: zipfile.ZipFile, tree: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_wheel(tree, tmp_path)) as archive:
+        (extension,) = package_names(archive) - package_names(wheel)
+        assert package_names(wheel) < package_names(archive)
+    assert extension.startswith("adderkit/adder_layers/_cpu.")
 
 
 def test_wheel_is_typed(wheel: zipfile.ZipFile) -> None:
@@ -246,6 +265,6 @@ def test_every_folder_of_the_package_is_listed() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     listed = set(config["tool"]["scikit-build"]["wheel"]["packages"].values())
-    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"}
     assert folders == set(LAYERS)
     assert listed == {*LAYERS, *ROOT_FILES}

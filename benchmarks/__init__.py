@@ -1,0 +1,1 @@
+"""Measurements: programs that run what the documentation claims and print it side by side."""

@@ -1,0 +1,202 @@
+"""What a run leaves behind, and what becomes of a folder that is not whole."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+from PIL import Image
+
+import adderkit
+from adderkit.convert.errors import AdderkitError, CheckpointError, RecipeError
+from adderkit.recipes.recipe import Recipe
+from adderkit.recipes.run_folder import COLUMNS, RunFolder, draw_curves, new_run_folder
+
+ROWS = [
+    {"epoch": epoch, "train_loss": 2 - epoch / 3, "eval_loss": 1 / (epoch + 1), "eval_top1": 10.0 * epoch,
+     "eval_top5": 60.5, "lr": 0.1**epoch}
+    for epoch in range(3)
+]  # fmt: skip
+HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "first")
+    folder.start({"job": {"model": "x"}, "recipe": {"lr": 0.1}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("cifar_resnet20").eval()
+
+
+def test_start_writes_the_arguments(folder):
+    expected = {"job": {"model": "x"}, "recipe": {"lr": 0.1}}
+    assert yaml.safe_load((folder.path / "args.yaml").read_text()) == expected
+    assert folder.arguments() == expected
+
+
+def test_a_second_start_is_refused_with_the_way_to_go_on(folder):
+    with pytest.raises(RecipeError, match=f"holds a run already; continue it with --resume {folder.path}"):
+        folder.start({"job": {}})
+    assert folder.arguments()["recipe"] == {"lr": 0.1}
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"--output .* cannot be written"):
+        RunFolder(tmp_path / "file" / "run").start({})
+
+
+@pytest.mark.parametrize("place", ["nowhere", "."])
+def test_no_run_to_resume(tmp_path, place):
+    with pytest.raises(RecipeError, match=r"holds no run to resume: .*args.yaml does not exist"):
+        RunFolder(tmp_path / place).arguments()
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "job: [", "!!python/object/apply:os.getcwd []"])
+def test_damaged_arguments(folder, text):
+    (folder.path / "args.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"args.yaml (is not valid YAML|holds a)"):
+        folder.arguments()
+
+
+def test_summary(folder):
+    folder.write_summary(ROWS)
+    text = (folder.path / "summary.csv").read_text()
+    assert text.splitlines()[0] == HEADER == ",".join(COLUMNS)
+    found = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+    assert found == ROWS
+
+
+def test_curves_are_a_picture(folder):
+    folder.write_summary(ROWS)
+    path = folder.path / "curves.png"
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with Image.open(path) as picture:
+        assert min(picture.size) > 100
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30], ids=str)
+def test_curves_of_odd_values(tmp_path, value):
+    draw_curves([{**ROWS[0], "eval_loss": value}], tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_curves_follow_the_rows(tmp_path):
+    for name, rows in (("one.png", ROWS[:1]), ("three.png", ROWS)):
+        draw_curves(rows, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "three.png").read_bytes()
+
+
+def test_last_and_best_are_checkpoints(folder, model):
+    folder.save_best(model, {"metrics": {"validation": {"top1": 1.0}}})
+    folder.save_last(model, Accelerator(cpu=True), ROWS, {})
+    for saved in (folder.best, folder.last):
+        loaded = adderkit.load(saved).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    report = json.loads((folder.best / "adder_report.json").read_text())
+    assert report["metrics"] == {"validation": {"top1": 1.0}}
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_model_card_names_the_folder_it_lies_in(folder, model, name):
+    folder.save_best(model, {})
+    folder.save_last(model, Accelerator(cpu=True), ROWS, {})
+    assert (folder.path / name / "README.md").read_text().count(f"\n# {name}\n") == 1
+
+
+def test_saving_again_leaves_nothing_else_behind(folder, model):
+    for _ in range(2):
+        folder.save_best(model, {})
+        folder.save_last(model, Accelerator(cpu=True), ROWS, {})
+    assert {path.name for path in folder.path.iterdir()} == {"args.yaml", "best", "last"}
+    assert folder.last.stat().st_mode & 0o777 == 0o755
+
+
+def test_state_comes_back(folder, model):
+    accelerator = Accelerator(cpu=True)
+    folder.save_last(model, accelerator, ROWS, {})
+    expected = torch.rand(3)
+    assert folder.load_last(accelerator) == ROWS
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_no_epoch_finished(folder):
+    assert folder.load_last(Accelerator(cpu=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "damaged: expected rows of epoch"),
+        ('{"rows": [{"epoch": 0}]}', "damaged: expected rows of epoch"),
+        ('{"rows": [3]}', "damaged: expected rows of epoch"),
+        (json.dumps({"rows": [{**ROWS[0], "lr": "high"}]}), "damaged"),
+    ],
+    ids=["cut", "list", "empty", "columns", "numbers", "text"],
+)
+def test_damaged_rows(folder, model, text, message):
+    accelerator = Accelerator(cpu=True)
+    folder.save_last(model, accelerator, ROWS, {})
+    (folder.last / "state" / "rows.json").write_text(text)
+    with pytest.raises((RecipeError, CheckpointError), match=message):
+        folder.load_last(accelerator)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_damaged_state_is_one_clear_error(folder, model, damage):
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    folder.save_last(model, accelerator, ROWS, {})
+    path = folder.last / "state" / "optimizer.bin"
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(AdderkitError, match="state"):
+        folder.load_last(accelerator)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, error):
+    """The old folder has been moved away and the new one cannot be moved in."""
+    save = {
+        "best": lambda: folder.save_best(model, {}),
+        "last": lambda: folder.save_last(model, Accelerator(cpu=True), ROWS, {}),
+    }[name]
+    save()
+    rename = Path.rename
+
+    def failing(self, target):
+        if Path(target) == folder.path / name:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(error):
+        save()
+    monkeypatch.undo()
+    folder.arguments()
+    assert adderkit.load(folder.path / name).num_classes == 10
+
+
+def test_new_run_folder_is_the_one_asked_for():
+    assert new_run_folder("here", "resnet18", Recipe()).path == Path("here")
+
+
+@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "hf-hub:timm/resnet18", "some/dir/net/", "a b/c:d"])
+def test_new_run_folder_is_named_after_model_and_data(model):
+    path = new_run_folder(None, model, Recipe(dataset="hfds/user/birds")).path
+    assert path.parent == Path("runs")
+    assert path.name.endswith("birds")
+    assert all(sign.isalnum() or sign in "-_" for sign in path.name)
