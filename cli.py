@@ -1,7 +1,8 @@
 """The command line: one short function per verb. Everything heavy is imported inside, so that ``--help`` is quick."""
 
 import sys
-from json import dumps
+from functools import partial
+from json import dumps, loads
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -47,7 +48,7 @@ def convert(
     dataset: Dataset = None,
     data_dir: DataDir = None,
     calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to calibrate on.")] = 512,
-    calibration_steps: Annotated[int, typer.Option(min=0, help="Adam steps a layer; 0 only scales weights.")] = 120,
+    calibration_steps: Annotated[int, typer.Option(min=0, help="Adam steps a layer; 0 only scales weights.")] = 240,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images and samples.")] = 0,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
@@ -119,17 +120,24 @@ def finetune(
 
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
+    flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
+    flags |= {"lr": lr, "seed": seed, "workers": workers}
+    given = {key: value for key, value in flags.items() if value is not None}
     if resume is not None:
+        if given or recipe or set_ or teacher or checkpoint or output or not pretrained or num_classes or in_chans:
+            raise typer.BadParameter("a run continues as it was begun; give no other option", param_hint="--resume")
         folder = RunFolder(resume)
-        rows = loop.resume(folder)
+        begin = partial(loop.resume, folder)
     else:
         assert model is not None
-        flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
-        flags |= {"lr": lr, "seed": seed, "workers": workers}
-        given = {key: value for key, value in flags.items() if value is not None}
         settings = load_recipe(recipe or default_recipe(model)).changed({**given, **parse_settings(set_ or ())})
         folder = new_run_folder(output, model, settings)
-        rows = loop.start(Job(model, teacher, pretrained, checkpoint, num_classes, in_chans), settings, folder)
+        job = Job(model, teacher, pretrained, checkpoint, num_classes, in_chans)
+        begin = partial(loop.start, job, settings, folder)
+    try:
+        rows = begin()
+    except KeyboardInterrupt:
+        _fail(f"interrupted; continue after the last finished epoch with: adderkit finetune --resume {folder.path}")
     if json:
         _print_json({"output": str(folder.path), "rows": rows})
         return
@@ -224,7 +232,8 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML f
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(dumps(value, allow_nan=False))
+    strict = loads(dumps(value), parse_constant=lambda _: None)  # JSON knows no NaN; a loss may be one
+    print(dumps(strict))
 
 
 def _announce(line: str) -> None:
@@ -237,12 +246,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in words
     try:
         app([word for word in words if word != "--debug"], prog_name="adderkit")
-    except KeyboardInterrupt:
-        _fail("interrupted; a run continues after its last finished epoch with --resume RUN_DIR", debug)
     except Exception as error:
         if debug:
             raise
-        _fail(_line(error), debug)
+        _fail(_line(error))
     sys.exit(0)
 
 
@@ -254,11 +261,12 @@ def convert_main() -> NoReturn:
 def _line(error: Exception) -> str:
     from adderkit.convert.errors import AdderkitError
 
+    message = " ".join(str(error).split())
     if isinstance(error, AdderkitError):
-        return str(error)
-    return f"{type(error).__name__}: {error} (unexpected; run again with --debug for the traceback)"
+        return message
+    return f"{type(error).__name__}: {message} (unexpected; run again with --debug for the traceback)"
 
 
-def _fail(message: str, debug: bool) -> Any:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .modes import evaluation_mode
+
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -27,30 +29,30 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Args:
         model: The model to change.
-        batches: Images ``[N, C, H, W]``, normalised as the model expects; N of 32 or more keeps the estimate sound.
+        batches: Images ``[N, C, H, W]``, normalised as the model expects; N of 32 or more keeps the estimate sound,
+            and a batch of a single image is left out.
 
     Returns:
         The number of images used; with no images, nothing is changed.
     """
     norms = batch_norms(model)
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
+    parameter = next(model.parameters())
     images = 0
-    device_of = next(model.parameters())
-    try:
-        model.eval()
-        for batch in batches:
-            if images == 0:
+    with evaluation_mode(model):
+        try:
+            for batch in batches:
+                if len(batch) < 2:  # a BatchNorm on the logits has no variance to measure
+                    continue
+                if images == 0:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.training = True
+                images += len(batch)
                 for norm in norms:
-                    norm.reset_running_stats()
-                    norm.training = True
-            images += len(batch)
-            for norm in norms:
-                norm.momentum = len(batch) / images  # the plain average over all images seen so far
-            model(batch.to(device_of.device, device_of.dtype))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+                    norm.momentum = len(batch) / images  # the plain average over all images seen so far
+                model(batch.to(parameter.device, parameter.dtype))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return images

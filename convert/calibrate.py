@@ -17,6 +17,7 @@ from .batchnorm import reestimate_batchnorm_
 from .capture import draw_positions, layer_outputs, layer_windows
 from .errors import AdderkitError
 from .graph import Layer, trace_layers
+from .modes import evaluation_mode
 from .reconstruct import correlation, distances, reconstruct
 from .rewrite import adder_layers
 
@@ -61,8 +62,8 @@ def calibrate_(
     teacher: nn.Module,
     images: Tensor | Iterable[Tensor],
     *,
-    steps: int = 120,
-    samples: int = 8192,
+    steps: int = 240,
+    samples: int = 16384,
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
@@ -97,18 +98,11 @@ def calibrate_(
         raise AdderkitError(f"{total} calibration images are too few, expected at least {2 * HELD_OUT}")
     _check_teacher(adders, teacher)
     report = progress or (lambda what, done, total: None)
-    modes = [{module: module.training for module in model.modules()} for model in (student, teacher)]
-    student.eval()
-    teacher.eval()
-    try:
+    with evaluation_mode(student, teacher):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
         count = -(-samples // total)
         rows = _walk(student, teacher, layers, batches, count, steps, torch.Generator().manual_seed(seed), report)
         reestimate_batchnorm_(student, batches)
-    finally:
-        for mode in modes:
-            for module, training in mode.items():
-                module.training = training
     return CalibrationReport(total, count * total, steps, seed, tuple(rows))
 
 

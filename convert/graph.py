@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdderkitError
+from .modes import evaluation_mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else example_input.device
     try:
-        with _evaluation(model):
+        with evaluation_mode(model):
             return _record(model, example_input.to(device, next_dtype(model)))
     except Exception as error:
         raise AdderkitError(
@@ -106,18 +107,6 @@ def _meta_copy(model: nn.Module) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             memo[id(hooks)] = OrderedDict()
     return copy.deepcopy(model, memo).eval()
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from ..adder_layers.conv import adder_conv2d
 # in the middle of it: which is best depends on the layer.
 SCALES = tuple(4.0 * 2 ** (step / 2) for step in range(17))  # 4 … 1024
 BATCH = 1024
-LEARNING_RATE = 0.03
+LEARNING_RATE = 0.12
 SIGN_SCALE = 1e4
 
 

@@ -47,20 +47,27 @@ class AdaptiveRate:
         if not self.weights:
             raise ValueError("the model has no adder layer, so there is no gradient to rescale; convert it first")
         self.eta = eta
-        self._handle: RemovableHandle = optimizer.register_step_pre_hook(self._before_step)
+        # timm's Lookahead steps through the optimizer inside it and never calls hooks of its own.
+        stepping = getattr(optimizer, "_base_optimizer", optimizer)
+        self._handle: RemovableHandle = stepping.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
         self._handle.remove()
 
     @torch.no_grad()
-    def _before_step(self, _optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        # A fused optimizer divides by the loss scale itself, in the step that is about to come.
+        pending = getattr(optimizer, "grad_scale", None)
         for weight in self.weights:
             if weight.grad is not None:
                 rescale_(weight.grad, self.eta)
+                if pending is not None:
+                    weight.grad.mul_(pending)
 
 
 def rescale_(grad: Tensor, eta: float) -> None:
     """Scale a gradient in place to norm ``eta · sqrt(k)``; one of (nearly) zero stays so, as in the authors' code."""
-    norm = torch.linalg.vector_norm(grad, dtype=torch.float32)
-    grad.mul_((eta * grad.numel() ** 0.5 / norm.clamp_min(1e-12)).to(grad.dtype))
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide).clamp_min(1e-12)
+    grad.copy_(wide * (eta * grad.numel() ** 0.5 / norm))

@@ -31,7 +31,7 @@ class ConversionJob:
     dataset: str | None = None
     data_dir: str | None = None
     images: int = 512
-    steps: int = 120
+    steps: int = 240
     seed: int = 0
     checkpoint: str | None = None
     pretrained: bool = True
@@ -48,8 +48,9 @@ class ConversionJob:
         """``--output``, or ``<model>-adder`` in the current folder."""
         if self.output is not None:
             return Path(self.output)
-        name = self.model.removeprefix("hf-hub:").removeprefix("local-dir:").rstrip("/")
-        return Path(f"{Path(name).name}-adder")
+        if self.model.startswith("hf-hub:"):
+            return Path(f"{self.model.split('/')[-1].split('@')[0]}-adder")
+        return Path(f"{Path(self.model.removeprefix('local-dir:')).resolve().name}-adder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,10 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or nothing can be converted.
     """
+    if is_folder(job.model) and Path(job.model.removeprefix("local-dir:")).resolve() == job.folder.resolve():
+        raise ModelSourceError(
+            f"--output {job.folder} is the model itself, which is needed as teacher; name another folder"
+        )
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     pretrained = job.pretrained and (not dry_run or is_folder(job.model))
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)

@@ -3,19 +3,24 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision import transforms
 
 from ..convert.errors import DatasetError
 from .recipe import Augmentation
 from .small_datasets import SMALL_DATASETS, SmallDataset
+
+# Folders that timm takes for a split.
+_SPLIT_FOLDERS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
 
 Transform = Callable[[Any], Tensor]
 
@@ -40,6 +45,7 @@ class DataConfig:
         std: See ``mean``.
         interpolation: timm's name of the resampling filter.
         crop_pct: Share of the image's side that evaluation keeps.
+        crop_mode: timm's way of cutting it out.
     """
 
     input_size: tuple[int, int, int]
@@ -47,6 +53,7 @@ class DataConfig:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: str = "center"
 
     @classmethod
     def of(cls, model: nn.Module) -> "DataConfig":
@@ -56,7 +63,7 @@ class DataConfig:
         mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
         if len(mean) != size[0]:  # as timm does for a stem of other channels
             mean, std = ((math.fsum(values) / len(values),) * size[0] for values in (mean, std))
-        return cls(tuple(size), mean, std, resolved["interpolation"], resolved["crop_pct"])
+        return cls(tuple(size), mean, std, resolved["interpolation"], resolved["crop_pct"], resolved["crop_mode"])
 
 
 def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3) -> ImageSource:
@@ -72,9 +79,11 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
     Raises:
         DatasetError: The data set is unknown or missing; the message says how to get it.
     """
+    if not spec:
+        raise DatasetError("no data set is given; name one with --dataset, such as digits, fashion-mnist or folder")
     small = SMALL_DATASETS.get(spec)
     if small is not None:
-        return cast(ImageSource, small.open(data_dir, split))
+        return cast(ImageSource, small.open(data_dir, split, in_chans))
     if spec == "folder" and not data_dir:
         raise DatasetError(
             "--dataset folder needs --data-dir, a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg"
@@ -84,8 +93,8 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
             f"--dataset is {spec!r}, expected {', '.join(SMALL_DATASETS)}, folder (with --data-dir), "
             "or a timm reader such as hfds/NAME, wds/NAME or torch/NAME"
         )
-    if data_dir and spec == "folder" and not os.path.isdir(data_dir):
-        raise DatasetError(f"--data-dir {data_dir} does not exist; expected a folder with train/ and validation/")
+    if data_dir and spec == "folder":
+        _check_split_folder(Path(data_dir), split)
     try:
         dataset = create_dataset(
             "" if spec == "folder" else spec,
@@ -101,6 +110,16 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
             f"data set {spec!r}, split {split!r}, cannot be opened: {reason}; check --data-dir and the split names"
         ) from error
     return cast(ImageSource, dataset)
+
+
+def _check_split_folder(root: Path, split: str) -> None:
+    """Timm takes the root where a split's folder is missing, and would evaluate on the training images."""
+    if not root.is_dir():
+        raise DatasetError(f"--data-dir {root} does not exist; expected a folder with train/ and validation/")
+    names = next((group for group in _SPLIT_FOLDERS if split in group), (split,))
+    if not any((root / name).is_dir() for name in names):
+        found = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())[:8]) or "no folder"
+        raise DatasetError(f"--data-dir {root} has no split {split!r}: expected {' or '.join(names)}, found {found}")
 
 
 def class_names(dataset: ImageSource) -> list[str] | None:
@@ -128,6 +147,7 @@ def evaluation_transform(config: DataConfig) -> Transform:
             mean=config.mean,
             std=config.std,
             crop_pct=config.crop_pct,
+            crop_mode=config.crop_mode,
         ),
     )
 
@@ -171,13 +191,17 @@ def make_loader(
     """A loader of ``(images [N, C, H, W], targets [N])``; shuffled, without a last partial batch, for training."""
     dataset.transform = transform
     workers = min(workers, _processors())
+    streamed = isinstance(dataset, IterableDataset)  # shuffled by timm's reader
+    if streamed:
+        cast(Any, dataset).set_loader_cfg(num_workers=workers)
     return DataLoader(
         cast(Dataset[Any], dataset),
         batch_size=batch_size,
-        shuffle=training,
+        shuffle=training and not streamed,
         drop_last=training and len(dataset) > batch_size,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        # Fresh workers each epoch: their random numbers then follow from the epoch, also in a resumed run.
+        persistent_workers=False,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -191,6 +215,8 @@ def subset(dataset: ImageSource, count: int, seed: int) -> ImageSource:
     """A random subset of fixed choice; the whole set for 0 or for more than there are."""
     if count <= 0 or count >= len(dataset):
         return dataset
+    if isinstance(dataset, IterableDataset):
+        raise DatasetError(f"{count} images cannot be chosen from a streamed data set; expected 0, all of them")
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
     return _View(cast(Dataset[Any], dataset), chosen.tolist())
 
@@ -222,6 +248,15 @@ def unlabelled_images(
         ``[count, C, H, W]``, fewer where the split has fewer.
     """
     config = DataConfig.of(model)
-    dataset = subset(open_dataset(spec, data_dir, split, config.input_size[0]), count, seed)
-    loader = make_loader(dataset, evaluation_transform(config), 128, 0, training=False)
-    return torch.cat([images for images, _ in loader])
+    dataset = open_dataset(spec, data_dir, split, config.input_size[0])
+    return torch.cat(list(plain_batches(dataset, config, count, seed, 128)))
+
+
+def plain_batches(dataset: ImageSource, config: DataConfig, count: int, seed: int, batch_size: int) -> Iterator[Tensor]:
+    """Batches of ``count`` images without augmentation: random ones, or the first of a streamed data set."""
+    if not isinstance(dataset, IterableDataset):
+        dataset = subset(dataset, count, seed)
+    loader = make_loader(dataset, evaluation_transform(config), batch_size, 0, training=False)
+    batches = -(-min(count, len(dataset)) // batch_size)
+    for images, _ in islice(loader, batches):
+        yield images

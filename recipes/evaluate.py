@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..convert.modes import evaluation_mode
 from .progress import ProgressBar
 
 
@@ -49,12 +50,10 @@ def evaluate(
     Returns:
         The same metrics on every process.
     """
-    was_training = model.training
-    model.eval()
     right = torch.zeros(3, dtype=torch.float64)  # top-1, top-5, loss
     images = 0
     started = time.perf_counter()
-    with ProgressBar(title, _length(loader), accelerator.is_main_process) as bar:
+    with evaluation_mode(model), ProgressBar(title, _length(loader), accelerator.is_main_process) as bar:
         for batch, targets in loader:
             with accelerator.autocast():
                 logits = model(batch)
@@ -62,7 +61,6 @@ def evaluate(
             right += _batch_sums(logits.float(), targets).cpu()
             images += len(targets)
             bar.step(lambda: f"top-1 {100 * right[0] / images:.2f}")  # noqa: B023 - called at once
-    model.train(was_training)
     seconds = time.perf_counter() - started
     top1, top5, loss = (right / max(1, images)).tolist()
     return Metrics(100 * top1, 100 * top5, loss, images, images / seconds)

@@ -19,11 +19,19 @@ from torch.utils.data import DataLoader
 
 from ..convert.batchnorm import reestimate_batchnorm_
 from ..convert.checkpoint import load, read_report
-from ..convert.errors import AdderkitError, RecipeError
+from ..convert.errors import AdderkitError, DatasetError, RecipeError
 from ..convert.rewrite import is_converted
 from ..convert.source import is_folder
 from .adaptive_rate import AdaptiveRate
-from .data import DataConfig, evaluation_transform, make_loader, subset, training_transform
+from .data import (
+    DataConfig,
+    ImageSource,
+    class_names,
+    evaluation_transform,
+    make_loader,
+    plain_batches,
+    training_transform,
+)
 from .distillation import Teacher, distillation_loss
 from .evaluate import Metrics, evaluate
 from .progress import ProgressBar
@@ -44,7 +52,7 @@ class Run:
     schedule: Scheduler
     train_loader: DataLoader[Any]
     eval_loader: DataLoader[Any]
-    norm_loader: DataLoader[Any] | None
+    norm_images: ImageSource | None
 
     @property
     def bare_model(self) -> nn.Module:
@@ -80,6 +88,8 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
         teacher=absolute_source(teacher_of(job)) if recipe.distill_loss_weight else None,
         checkpoint=str(Path(job.checkpoint).resolve()) if job.checkpoint else None,
     )
+    if recipe.data_dir:
+        recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
     run = _prepare(job, recipe, accelerator, model)
     if accelerator.is_main_process:
         folder.start({"job": dataclasses.asdict(job), "recipe": recipe.to_dict()})
@@ -104,6 +114,8 @@ def resume(folder: RunFolder) -> list[Row]:
     model = load(folder.last) if folder.last.is_dir() else build_student(job, recipe)
     run = _prepare(job, recipe, accelerator, model)
     rows = folder.load_last(accelerator)
+    if rows and accelerator.is_main_process:
+        folder.write_summary(rows)  # a kill may have come between the state and the summary
     return _train(run, job, folder, rows)
 
 
@@ -133,9 +145,8 @@ def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Modul
     teacher = build_teacher(job, recipe, model)
     data = DataConfig.of(model)
     train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
-    optimizer = create_optimizer_v2(
-        model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-    )
+    _check_classes(train_set, eval_set)
+    optimizer = _optimizer(recipe, model)
     if recipe.eta and is_converted(model):
         AdaptiveRate(optimizer, model, recipe.eta)
     train_loader = make_loader(
@@ -156,25 +167,47 @@ def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Modul
         schedule=None,
         train_loader=train_loader,
         eval_loader=eval_loader,
-        norm_loader=_norm_loader(recipe, model) if recipe.bn_images and is_converted(model) else None,
+        # A data set of its own: its transform is not the training one.
+        norm_images=open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None,
     )
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.warmup_lr,
-        min_lr=recipe.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=run.updates_per_epoch,
-    )
-    return dataclasses.replace(run, schedule=schedule)
+    return dataclasses.replace(run, schedule=_schedule(recipe, optimizer, run.updates_per_epoch))
 
 
-def _norm_loader(recipe: Recipe, model: nn.Module) -> DataLoader[Any]:
-    """Training images without augmentation, the same ones each time, to measure BatchNorm statistics on."""
-    images = subset(open_split(recipe, model, training=True), recipe.bn_images, recipe.seed)
-    return make_loader(images, evaluation_transform(DataConfig.of(model)), recipe.batch_size, 0, training=False)
+def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
+    """Class folders are numbered split by split: other names mean other labels."""
+    names, others = class_names(train_set), class_names(eval_set)
+    if names is not None and others is not None and names != others:
+        differing = sorted(set(names) ^ set(others))[:4]
+        raise DatasetError(f"the training and evaluation splits differ in their classes: {', '.join(differing)}")
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise RecipeError(f"opt is {recipe.opt!r}, expected an optimizer that timm can build: {error}") from error
+    return optimizer
+
+
+def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.warmup_lr,
+            min_lr=recipe.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+    except (ValueError, AssertionError) as error:
+        raise RecipeError(f"sched is {recipe.sched!r}, expected a schedule that timm can build: {error}") from error
+    if schedule is None:
+        raise RecipeError(f"sched is {recipe.sched!r}, expected one of timm's schedules such as cosine or step")
+    return schedule
 
 
 def _train(run: Run, job: Job, folder: RunFolder, rows: list[Row]) -> list[Row]:
@@ -270,10 +303,13 @@ def _mean_loss(run: Run, total: Tensor, images: int, epoch: int) -> float:
 
 def _refresh_batchnorm(run: Run) -> None:
     """Before evaluation and saving: measure an adder network's statistics afresh, and make all processes agree."""
-    if run.norm_loader is not None:
-        reestimate_batchnorm_(run.bare_model, (images for images, _ in run.norm_loader))
+    model, recipe = run.bare_model, run.recipe
+    if run.norm_images is not None:
+        config = DataConfig.of(model)
+        batches = plain_batches(run.norm_images, config, recipe.bn_images, recipe.seed, recipe.batch_size)
+        reestimate_batchnorm_(model, batches)
     if run.accelerator.num_processes > 1:
-        distribute_bn(run.bare_model, run.accelerator.num_processes, reduce=True)
+        distribute_bn(model, run.accelerator.num_processes, reduce=True)
 
 
 def _report(run: Run, job: Job, metrics: Metrics, epoch: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 from ..convert.errors import RecipeError
 
 RECIPE_VERSION = 1
+_BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date or number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,16 @@ class Recipe:
             raise RecipeError(f"amp is {self.amp!r}, expected no, bf16 or fp16")
         if self.kd_temperature <= 0:
             raise RecipeError(f"kd_temperature is {self.kd_temperature}, expected a positive number")
+        policy = self.auto_augment
+        if policy and not policy.startswith(("rand", "augmix")) and policy.split("-")[0] not in _AUTO_AUGMENT:
+            raise RecipeError(
+                f"auto_augment is {policy!r}, expected rand-…, augmix-… or one of {', '.join(_AUTO_AUGMENT)}"
+            )
+        if self.crop_padding and (self.color_jitter or policy or self.reprob):
+            raise RecipeError(
+                f"crop_padding is {self.crop_padding}, expected 0 with color_jitter, auto_augment or reprob: "
+                "padded crops come without them"
+            )
         if self.task_loss_weight == 0 and self.distill_loss_weight == 0:
             raise RecipeError(
                 "task_loss_weight and distill_loss_weight are both 0, expected one above: nothing to learn"
@@ -149,14 +160,16 @@ class Recipe:
         """
         hints = get_type_hints(Recipe)
         checked = {}
+        if values.get("version", RECIPE_VERSION) != RECIPE_VERSION:
+            raise RecipeError(
+                f"the recipe has version {values['version']!r:.40}, expected {RECIPE_VERSION}: install a newer adderkit"
+            )
         for key, value in values.items():
             if key not in hints:
                 near = get_close_matches(key, hints, n=1, cutoff=0.4)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(hints)}"
                 raise RecipeError(f"unknown recipe key {key!r}{hint}")
             checked[key] = _typed(key, value, hints[key])
-        if checked.get("version", RECIPE_VERSION) != RECIPE_VERSION:
-            raise RecipeError(f"the recipe has version {checked['version']}, expected {RECIPE_VERSION}")
         return dataclasses.replace(self, **checked)
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,6 +177,7 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+_AUTO_AUGMENT = ("original", "originalr", "v0", "v0r", "3a")
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("train_images", "crop_padding", "workers", "warmup_epochs", "bn_images"), 0),
     **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval"), 1),
@@ -213,8 +227,8 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """A YAML mapping with string keys; nothing in it is executed."""
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except _BAD_YAML as error:
+        raise RecipeError(f"{name} is not valid YAML: {(str(error) or 'nested too deeply').splitlines()[0]}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values")
     return values
@@ -229,7 +243,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise RecipeError(f"--set got {setting!r}, expected key=value such as lr=0.05")
         try:
             values[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except _BAD_YAML as error:
             raise RecipeError(f"--set {setting!r}: the value is not valid YAML") from error
     return values
 
@@ -251,4 +265,4 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         return str(value)
     elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
         return value
-    raise RecipeError(f"{key} is {value!r}, expected {'a number' if wanted is float else wanted.__name__}")
+    raise RecipeError(f"{key} is {value!r:.120}, expected {'a number' if wanted is float else wanted.__name__}")

@@ -69,7 +69,7 @@ class RunFolder:
         self, model: nn.Module, accelerator: Accelerator, rows: Sequence[Row], report: dict[str, Any]
     ) -> None:
         """Save the checkpoint and everything that resuming needs; called on every process after an epoch."""
-        partial = self.path / ".last.partial"
+        partial = self._partial("last")
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             save(model, partial, report)
@@ -79,6 +79,7 @@ class RunFolder:
         if accelerator.is_main_process:
             write_json(partial / "state" / "rows.json", {"rows": list(rows)})
             replace_folder(self.last, partial)
+            partial.parent.rmdir()
         accelerator.wait_for_everyone()
 
     def load_last(self, accelerator: Accelerator) -> list[Row]:
@@ -91,17 +92,25 @@ class RunFolder:
         if not state.is_dir():
             return []
         rows = read_json_object(state / "rows.json").get("rows")
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
+        if not isinstance(rows, list) or not all(map(_is_row, rows)):
             raise RecipeError(f"{state / 'rows.json'} is damaged: expected rows of {', '.join(COLUMNS)}")
-        accelerator.load_state(str(state))
+        try:
+            accelerator.load_state(str(state))
+        except Exception as error:  # whatever torch and safetensors make of a damaged file
+            raise RecipeError(f"{state} is damaged: {error}; start again from {self.best}") from error
         return rows
 
     def save_best(self, model: nn.Module, report: dict[str, Any]) -> None:
         """Keep the model as the best so far."""
-        partial = self.path / ".best.partial"
+        partial = self._partial("best")
         shutil.rmtree(partial, ignore_errors=True)
         save(model, partial, report)
         replace_folder(self.best, partial)
+        partial.parent.rmdir()
+
+    def _partial(self, name: str) -> Path:
+        """Where a folder is built; it has its final name, since the model card gives it."""
+        return self.path / ".partial" / name
 
     def write_summary(self, rows: Sequence[Row]) -> None:
         """Write ``summary.csv`` and ``curves.png`` anew from all rows."""
@@ -111,6 +120,10 @@ class RunFolder:
         writer.writerows(rows)
         write_text(self.path / "summary.csv", buffer.getvalue())
         draw_curves(rows, self.path / "curves.png")
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and set(row) == set(COLUMNS) and all(type(row[key]) in (int, float) for key in row)
 
 
 def draw_curves(rows: Sequence[Row], target: Path) -> None:

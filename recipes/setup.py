@@ -45,18 +45,20 @@ def build_student(job: Job, recipe: Recipe) -> nn.Module:
     """
     known = small_dataset(recipe.dataset)
     if is_folder(job.model):
-        model = build_model(job.model, num_classes=job.num_classes, in_chans=job.in_chans)
+        wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
+        model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **wanted)
         _set_image_size(model, recipe.img_size)
         return model
     arguments: dict[str, Any] = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-    if known is not None:
+    saved = job.checkpoint is not None and Path(job.checkpoint).is_dir()  # it knows its own arguments
+    if known is not None and not saved:
         arguments["num_classes"] = job.num_classes or len(known.classes)
         arguments["in_chans"] = job.in_chans or known.input_size[0]
-    elif job.num_classes is None:
+    elif job.num_classes is None and not saved:
         names = class_names(open_dataset(recipe.dataset, recipe.data_dir, recipe.train_split))
         arguments["num_classes"] = len(names) if names else None
-    fresh = not job.pretrained and job.checkpoint is None
-    if fresh and known is not None:
+    from_hub = job.pretrained and job.checkpoint is None
+    if known is not None and not saved and not from_hub:
         size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
         overlay: dict[str, Any] = {"input_size": (arguments["in_chans"], *size)}
         if arguments["in_chans"] == known.input_size[0]:
@@ -110,8 +112,6 @@ def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSour
     Raises:
         DatasetError: The data set is missing, or has other classes than the model.
     """
-    if not recipe.dataset:
-        raise DatasetError("no data set is given; name one with --dataset, such as digits, fashion-mnist or folder")
     channels = get_model_input_config(model)["input_size"][0]
     split = recipe.train_split if training else recipe.val_split
     dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels)

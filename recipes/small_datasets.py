@@ -19,9 +19,12 @@ _LIMIT = 1 << 30  # bytes of one unpacked IDX file; Fashion-MNIST's largest has 
 
 
 class ImageArray:
-    """Grey images in memory: ``images`` ``[N, H, W]`` uint8, ``targets`` ``[N]`` class indices."""
+    """Grey images in memory: ``images`` ``[N, H, W]`` uint8, ``targets`` ``[N]`` class indices; read as L or RGB."""
 
-    def __init__(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], classes: list[str]) -> None:
+    def __init__(
+        self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], classes: list[str], mode: str = "L"
+    ) -> None:
+        self.mode = mode
         self.images = images
         self.targets = targets
         self.classes = classes
@@ -31,7 +34,7 @@ class ImageArray:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.fromarray(self.images[index])
+        image = Image.fromarray(self.images[index]).convert(self.mode)
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
 
 
@@ -53,8 +56,8 @@ class SmallDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def open(self, data_dir: str | None, split: str) -> ImageArray:
-        """Read a split: ``train``, or ``validation`` (also called ``val`` and ``test``).
+    def open(self, data_dir: str | None, split: str, in_chans: int = 1) -> ImageArray:
+        """Read a split: ``train``, or ``validation`` (also called ``val`` and ``test``); 3 channels means RGB.
 
         Raises:
             DatasetError: The split is unknown or files are missing or damaged.
@@ -62,7 +65,7 @@ class SmallDataset:
         known = {"train": "train", "validation": "validation", "val": "validation", "test": "validation"}
         if split not in known:
             raise DatasetError(f"split is {split!r}, expected one of {', '.join(known)}")
-        return ImageArray(*self.read(data_dir, known[split]), list(self.classes))
+        return ImageArray(*self.read(data_dir, known[split]), list(self.classes), "RGB" if in_chans == 3 else "L")
 
 
 def _read_digits(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..convert.calibrate import CalibrationReport
@@ -33,9 +34,9 @@ def plan_table(plan: ConversionPlan, fidelity: CalibrationReport | None = None) 
         table.add_column("fidelity", justify="right")
     for row in plan.rows:
         cells = [
-            row.path,
+            escape(row.path),
             f"[green]{row.decision}[/]" if row.decision == "convert" else row.decision,
-            row.reason.replace("[", "\\["),
+            escape(row.reason),
             f"{row.kernel[0]}x{row.kernel[1]}",
             f"{row.stride[0]}x{row.stride[1]}",
             str(row.groups),
@@ -60,7 +61,7 @@ def cost_table(cost: Cost) -> Table:
         table.add_column(name, footer=total, justify="right")
     for layer in cost.layers:
         table.add_row(
-            layer.path,
+            escape(layer.path),
             layer.cls,
             "x".join(map(str, layer.output_shape)),
             f"{layer.multiplications:,}",
@@ -78,7 +79,7 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
         table.add_column(column, justify="right")
     for name, metrics in rows:
         table.add_row(
-            name,
+            escape(name),
             f"{metrics.top1:.2f}",
             f"{metrics.top5:.2f}",
             f"{metrics.loss:.4f}",

@@ -70,7 +70,7 @@ def test_a_split_that_is_not_there_is_never_replaced_by_the_rest(image_folder, s
     ("spec", "data_dir", "message"),
     [
         ("mnist", None, "--dataset is 'mnist', expected digits, fashion-mnist, folder"),
-        ("", None, "--dataset is ''"),
+        ("", None, "no data set is given; name one with --dataset"),
         ("folder", None, "--dataset folder needs --data-dir"),
         ("folder", "/no/such/place", "--data-dir /no/such/place does not exist"),
         ("hfds/none/none", None, "data set 'hfds/none/none', split 'train', cannot be opened"),

@@ -264,7 +264,7 @@ class TestStudent:
         changes = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "smoothing": 0.1, "kd_temperature": 3.0}
         rows, _ = train("distill", job=Job(str(adder_folder)), train_images=0, batch_size=1437, **changes)
         student, teacher = adderkit.load(adder_folder).train(), adderkit.load(cnn_folder)
-        dataset = open_dataset("digits", None, "train")
+        dataset = open_dataset("digits", None, "train", 1)
         dataset.transform = evaluation_transform(DataConfig.of(teacher))
         images = torch.stack([dataset[index][0] for index in range(len(dataset))])
         targets = torch.tensor([dataset[index][1] for index in range(len(dataset))])

@@ -60,7 +60,9 @@ def test_distill_is_what_it_says():
 )  # fmt: skip
 @pytest.mark.parametrize("name", recipe_names())
 def test_to_dict_is_read_back(name, make):
-    recipe = load_recipe(name).changed({"data_dir": "a: b", "auto_augment": "rand-m9-mstd0.5-inc1", "lr": 1e-7})
+    recipe = load_recipe(name).changed(
+        {"data_dir": "a: b", "crop_padding": 0, "auto_augment": "rand-m9-mstd0.5-inc1", "lr": 1e-7}
+    )
     assert Recipe().changed(yaml.safe_load(make(recipe.to_dict()))) == recipe
 
 
@@ -76,8 +78,9 @@ def test_a_recipe_is_frozen():
 
 
 def test_augmentation_is_the_part_of_the_same_names():
-    recipe = Recipe(crop_padding=2, hflip=0.1, scale=0.3, color_jitter=0.4, auto_augment="rand-m9", reprob=0.2)
-    assert recipe.augmentation == Augmentation(2, 0.1, 0.3, 0.4, "rand-m9", 0.2)
+    recipe = Recipe(hflip=0.1, scale=0.3, color_jitter=0.4, auto_augment="rand-m9", reprob=0.2)
+    assert recipe.augmentation == Augmentation(0, 0.1, 0.3, 0.4, "rand-m9", 0.2)
+    assert Recipe(crop_padding=2).augmentation == Augmentation(2)
     assert Recipe().augmentation == Augmentation()
 
 
