@@ -1,4 +1,4 @@
-"""The training loop: accelerate around a timm optimizer and schedule, distillation, and the adaptive rate."""
+"""The training loop: distillation, the adaptive rate, BatchNorm measured afresh, and a save after every epoch."""
 
 import dataclasses
 import math
@@ -7,63 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from ..convert.batchnorm import reestimate_batchnorm_
 from ..convert.checkpoint import load, read_report
-from ..convert.errors import AdderkitError, DatasetError, RecipeError
-from ..convert.rewrite import is_converted
+from ..convert.errors import AdderkitError, RecipeError
 from ..convert.source import is_folder
-from .adaptive_rate import AdaptiveRate
-from .data import (
-    DataConfig,
-    ImageSource,
-    class_names,
-    evaluation_transform,
-    make_loader,
-    plain_batches,
-    training_transform,
-)
-from .distillation import Teacher, distillation_loss
+from .data import DataConfig, plain_batches
+from .distillation import distillation_loss
 from .evaluate import Metrics, evaluate
+from .prepare import Run, make_accelerator, prepare
 from .progress import ProgressBar
 from .recipe import Recipe
 from .run_folder import Row, RunFolder
-from .setup import Job, absolute_source, build_student, build_teacher, check_norms, open_split, teacher_of
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything that a step needs, prepared by the accelerator."""
-
-    recipe: Recipe
-    accelerator: Accelerator
-    model: nn.Module
-    teacher: Teacher | None
-    optimizer: torch.optim.Optimizer
-    schedule: Scheduler
-    train_loader: DataLoader[Any]
-    eval_loader: DataLoader[Any]
-    norm_images: ImageSource | None
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without accelerate's wrapper."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        return model
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last window of fewer batches counts."""
-        return math.ceil(len(self.train_loader) / self.recipe.grad_accum_steps)
+from .setup import Job, absolute_source, build_student, teacher_of
 
 
 def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
@@ -80,7 +39,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     Raises:
         AdderkitError: Something does not fit, is missing, or the loss is no longer finite.
     """
-    accelerator = _accelerator(recipe)
+    accelerator = make_accelerator(recipe)
     model = build_student(job, recipe)
     job = dataclasses.replace(
         job,
@@ -90,7 +49,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     )
     if recipe.data_dir:
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
-    run = _prepare(job, recipe, accelerator, model)
+    run = prepare(job, recipe, accelerator, model)
     if accelerator.is_main_process:
         folder.start({"job": dataclasses.asdict(job), "recipe": recipe.to_dict()})
     accelerator.wait_for_everyone()
@@ -110,9 +69,9 @@ def resume(folder: RunFolder) -> list[Row]:
         AdderkitError: There is no run in the folder, or its state is damaged.
     """
     job, recipe = _read_arguments(folder)
-    accelerator = _accelerator(recipe)
+    accelerator = make_accelerator(recipe)
     model = load(folder.last) if folder.last.is_dir() else build_student(job, recipe)
-    run = _prepare(job, recipe, accelerator, model)
+    run = prepare(job, recipe, accelerator, model)
     rows = folder.load_last(accelerator)
     if rows and accelerator.is_main_process:
         folder.write_summary(rows)  # a kill may have come between the state and the summary
@@ -126,88 +85,6 @@ def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
     if not isinstance(job, dict) or not isinstance(recipe, dict) or set(job) != fields:
         raise RecipeError(f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them")
     return Job(**job), Recipe().changed(recipe)
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    set_seed(recipe.seed)
-    return Accelerator(
-        mixed_precision=recipe.amp,
-        gradient_accumulation_steps=recipe.grad_accum_steps,
-        step_scheduler_with_optimizer=False,
-        # Order by (seed, epoch) alone: a resumed epoch sees the images in the order it would have.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
-        project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
-    )
-
-
-def _prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> Run:
-    check_norms(model)
-    teacher = build_teacher(job, recipe, model)
-    data = DataConfig.of(model)
-    train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
-    _check_classes(train_set, eval_set)
-    optimizer = _optimizer(recipe, model)
-    if recipe.eta and is_converted(model):
-        AdaptiveRate(optimizer, model, recipe.eta)
-    train_loader = make_loader(
-        train_set,
-        training_transform(data, recipe.augmentation),
-        recipe.batch_size,
-        recipe.workers,
-        training=True,
-    )
-    eval_loader = make_loader(eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False)
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
-    run = Run(
-        recipe=recipe,
-        accelerator=accelerator,
-        model=model,
-        teacher=None if teacher is None else teacher.to(accelerator.device),
-        optimizer=optimizer,
-        schedule=None,
-        train_loader=train_loader,
-        eval_loader=eval_loader,
-        # A data set of its own: its transform is not the training one.
-        norm_images=open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None,
-    )
-    return dataclasses.replace(run, schedule=_schedule(recipe, optimizer, run.updates_per_epoch))
-
-
-def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
-    """Class folders are numbered split by split: other names mean other labels."""
-    names, others = class_names(train_set), class_names(eval_set)
-    if names is not None and others is not None and names != others:
-        differing = sorted(set(names) ^ set(others))[:4]
-        raise DatasetError(f"the training and evaluation splits differ in their classes: {', '.join(differing)}")
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-        )
-    except (ValueError, TypeError, AssertionError) as error:
-        raise RecipeError(f"opt is {recipe.opt!r}, expected an optimizer that timm can build: {error}") from error
-    return optimizer
-
-
-def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
-    try:
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.sched,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.warmup_lr,
-            min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-    except (ValueError, AssertionError) as error:
-        raise RecipeError(f"sched is {recipe.sched!r}, expected a schedule that timm can build: {error}") from error
-    if schedule is None:
-        raise RecipeError(f"sched is {recipe.sched!r}, expected one of timm's schedules such as cosine or step")
-    return schedule
 
 
 def _train(run: Run, job: Job, folder: RunFolder, rows: list[Row]) -> list[Row]:

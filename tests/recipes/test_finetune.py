@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import adderkit
 from adderkit import AdderConv2d
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
-from adderkit.recipes import finetune
+from adderkit.recipes import finetune, prepare
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, unlabelled_images
 from adderkit.recipes.evaluate import Metrics
 from adderkit.recipes.recipe import Recipe
@@ -260,7 +260,7 @@ class TestStudent:
 
     def test_first_loss_is_the_distillation_loss(self, adder_folder, cnn_folder, train, monkeypatch):
         """One batch of all images, no augmentation: the mean training loss can be computed from outside."""
-        monkeypatch.setattr(finetune, "training_transform", lambda config, augmentation: evaluation_transform(config))
+        monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
         changes = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "smoothing": 0.1, "kd_temperature": 3.0}
         rows, _ = train("distill", job=Job(str(adder_folder)), train_images=0, batch_size=1437, **changes)
         student, teacher = adderkit.load(adder_folder).train(), adderkit.load(cnn_folder)
@@ -371,15 +371,15 @@ def test_accumulation_with_a_short_last_window_is_that_of_a_plain_loop(
     source = adder_folder if kind == "adder" else cnn_folder
     recorded = []
 
-    def recording(recipe, model, *, training, open_split=finetune.open_split):
+    def recording(recipe, model, *, training, open_split=prepare.open_split):
         dataset = open_split(recipe, model, training=training)
         if not training:
             return dataset
         recorded.append(Recorded(dataset))
         return recorded[-1]
 
-    monkeypatch.setattr(finetune, "open_split", recording)
-    monkeypatch.setattr(finetune, "training_transform", lambda config, augmentation: evaluation_transform(config))
+    monkeypatch.setattr(prepare, "open_split", recording)
+    monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
     settings = {"opt": "momentum", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "warmup_epochs": 0, "bn_images": 0}
     recipe = Recipe(batch_size=8, grad_accum_steps=3, **settings)
     _, folder = train(job=Job(str(source)), batch_size=8, grad_accum_steps=3, train_images=32, **settings)
