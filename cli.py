@@ -138,6 +138,8 @@ def finetune(
         rows = begin()
     except KeyboardInterrupt:
         _fail(f"interrupted; continue after the last finished epoch with: adderkit finetune --resume {folder.path}")
+    if not loop.is_main_process():
+        return
     if json:
         _print_json({"output": str(folder.path), "rows": rows})
         return

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import blocked, cpu
+from . import blocked, cpu, gpu
 from .geometry import Window, check_arguments, check_output_size, pair
 
 
@@ -31,7 +31,9 @@ def _empty_output(input: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 
 def _path(input: Tensor) -> ModuleType:
-    """The implementation for a tensor: C++ for the CPU where it was built, plain torch for everything else."""
+    """The implementation for a tensor: C++ for the CPU where it was built, Triton for GPUs, plain torch otherwise."""
+    if input.device.type == "cuda" and input.dtype != torch.float64 and gpu.available():
+        return gpu
     fast = input.device.type == "cpu" and input.dtype != torch.float64 and cpu.instruction_set() is not None
     return cpu if fast else blocked
 
@@ -226,7 +228,13 @@ class AdderConv2d(nn.Conv2d):
     ``[O, C / groups, kh, kw]``.
 
     Fresh weights are drawn from N(0, 1), as the authors of AdderNet do (arXiv 1912.13200; their code).
+
+    In training, ``sharpness`` turns the input's gradient from AdderNet's ``HardTanh(w - x)`` (1, the default) into
+    ``HardTanh(sharpness · (w - x))``, which for large values is the true derivative, the sign. The output is the same
+    to the bit for powers of two. It is a setting of the training, not of the model, and is not saved.
     """
+
+    sharpness: float = 1.0
 
     def reset_parameters(self) -> None:
         """Draw weights from N(0, 1); the bias starts at zero."""
@@ -235,6 +243,14 @@ class AdderConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.training and self.sharpness != 1:
+            # |s·x - s·w| / s is |x - w|, and its input gradient HardTanh(s·w - s·x). The weight's comes out s times as
+            # large, which the adaptive rate does not see.
+            output = self._distance(input * self.sharpness, weight * self.sharpness, None) / self.sharpness
+            return output if bias is None else output + bias[:, None, None]
+        return self._distance(input, weight, bias)
+
+    def _distance(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             return adder_conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)

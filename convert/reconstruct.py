@@ -52,7 +52,7 @@ def _as_filters(rows: Tensor) -> Tensor:
 
 
 def distances(windows: Tensor, weight: Tensor) -> Tensor:
-    """``-Σ_k |x - w|`` for windows ``[G, S, K]`` and filters ``[G, O, K]``: ``[G, S, O]``, truly derived by the filters."""
+    """``-Σ_k |x - w|`` for windows ``[G, S, K]`` and filters ``[G, O, K]``: ``[G, S, O]``."""
     result: Tensor = _Distance.apply(windows, weight)
     return result
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from timm.utils import distribute_bn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -76,6 +77,11 @@ def resume(folder: RunFolder) -> list[Row]:
     if rows and accelerator.is_main_process:
         folder.write_summary(rows)  # a kill may have come between the state and the summary
     return _train(run, job, folder, rows)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all of a run's processes."""
+    return bool(PartialState().is_main_process)
 
 
 def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..convert.errors import DatasetError, RecipeError
-from ..convert.rewrite import is_converted
+from ..convert.rewrite import adder_layers, is_converted
 from .adaptive_rate import AdaptiveRate
 from .data import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
 from .distillation import Teacher
@@ -73,6 +73,8 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
     _check_classes(train_set, eval_set)
     optimizer = _optimizer(recipe, model)
+    for layer in adder_layers(model).values():
+        layer.sharpness = recipe.sharpness
     if recipe.eta and is_converted(model):
         AdaptiveRate(optimizer, model, recipe.eta)
     train_loader = make_loader(

@@ -72,6 +72,7 @@ class Recipe:
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm, clipped before the adaptive rate; 0 means no clipping.
         eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
+        sharpness: Of the adder layers' input gradient in training, see ``AdderConv2d``; 1 is AdderNet's.
         kd_temperature: Softens both predictions in distillation.
         distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
         task_loss_weight: Weight of the cross-entropy with the labels.
@@ -110,6 +111,7 @@ class Recipe:
     smoothing: float = 0.0
     clip_grad: float = 0.0
     eta: float = 0.2
+    sharpness: float = 1.0
     kd_temperature: float = 2.0
     distill_loss_weight: float = 0.0
     task_loss_weight: float = 1.0
@@ -128,8 +130,9 @@ class Recipe:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
         if self.amp not in ("no", "bf16", "fp16"):
             raise RecipeError(f"amp is {self.amp!r}, expected no, bf16 or fp16")
-        if self.kd_temperature <= 0:
-            raise RecipeError(f"kd_temperature is {self.kd_temperature}, expected a positive number")
+        for name in ("kd_temperature", "sharpness"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected a positive number")
         policy = self.auto_augment
         if policy and not policy.startswith(("rand", "augmix")) and policy.split("-")[0] not in _AUTO_AUGMENT:
             raise RecipeError(

@@ -218,3 +218,19 @@ def test_export_with_a_free_batch_size():
     assert torch.ops.adderkit.adder_conv2d.default in operators
     input = torch.randn(5, 4, 8, 8)
     torch.testing.assert_close(program.module()(input), model(input))
+
+
+def test_sharpness_changes_the_input_gradient_and_nothing_else():
+    layer = AdderConv2d(3, 4, 3, padding=1, dtype=torch.float64)
+    input = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    plain = layer(input)
+    (plain_grad,) = torch.autograd.grad(plain.sum(), layer.weight)
+    layer.sharpness = 1024.0
+    sharp = layer(input)
+    input_grad, weight_grad = torch.autograd.grad(sharp.sum(), (input, layer.weight))
+    assert torch.equal(sharp, plain)
+    torch.testing.assert_close(weight_grad, 1024 * plain_grad)
+    columns = torch.nn.functional.unfold(input, 3, padding=1)[:, None]
+    slopes = (1024 * (layer.weight.reshape(1, 4, -1, 1) - columns)).clamp(-1, 1).sum(1)
+    torch.testing.assert_close(input_grad, torch.nn.functional.fold(slopes, (6, 6), 3, padding=1))
+    assert torch.equal(layer.eval()(input), plain)

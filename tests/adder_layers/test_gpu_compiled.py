@@ -1,0 +1,90 @@
+"""The GPU kernels compiled for devices that are not there: no spills, no barriers, and loops that mostly add."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from adderkit.adder_layers import gpu
+
+if type(gpu.kernel("forward_tiled")).__name__ != "JITFunction":
+    pytest.skip("TRITON_INTERPRET is set: the kernels cannot be compiled", allow_module_level=True)
+
+
+def _load_disassembly():
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "disassembly.py"
+    spec = importlib.util.spec_from_file_location("disassembly", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["disassembly"] = module  # NamedTuple looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+disassembly = _load_disassembly()
+RESNET_LAYERS = [name for name in disassembly.LAYERS if "resnet" in name]
+# One layer for each shape of tile, and one depthwise layer.
+SAMPLE = ["resnet50-3x3-64", "cifar_resnet20-3x3-16", "cifar_resnet20-3x3-32-batch1024", "mobilenetv2-depthwise-384"]
+KERNELS = list(gpu.UNROLL)
+# Half precision takes two conversions for each value that is loaded.
+USEFUL_SHARE = {"fp32": 0.8, "fp16": 0.78, "bf16": 0.78}
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
+
+def _check(kernel, layer, memory_format, dtype, target):
+    launch = disassembly.launch_of(kernel, disassembly.LAYERS[layer], memory_format, dtype, target)
+    compiled = disassembly.compile_launch(launch, target)
+    if target == "gfx942":
+        assert compiled.asm["hsaco"]
+        return
+    report = disassembly.measure(compiled, disassembly.USEFUL[kernel])
+    if target in ("sm_80", "sm_90"):
+        assert report.local == 0, report
+    if launch.kernel.endswith("tiled"):
+        assert report.loop.barriers == 0, report
+        if target == "sm_90":
+            assert report.useful_share >= USEFUL_SHARE[dtype], report
+
+
+@pytest.mark.parametrize("layer", SAMPLE)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hopper(kernel, layer):
+    _check(kernel, layer, "nchw", "fp32", "sm_90")
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_other_devices(kernel, target):
+    _check(kernel, "resnet50-3x3-256-stride2", "channels-last", "bf16", target)
+    _check(kernel, "mobilenetv2-depthwise-96-stride2", "nchw", "fp16", target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", disassembly.TARGETS)
+@pytest.mark.parametrize("layer", disassembly.LAYERS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_layer_layout_and_dtype(kernel, layer, target):
+    for memory_format in disassembly.FORMATS:
+        for dtype in disassembly.DTYPES:
+            _check(kernel, layer, memory_format, dtype, target)
+
+
+def test_the_layers_use_every_configuration():
+    used = set()
+    for kernel in KERNELS:
+        for layer in disassembly.LAYERS.values():
+            for memory_format in disassembly.FORMATS:
+                launch = disassembly.launch_of(kernel, layer, memory_format, "fp32", "sm_90")
+                used.add((launch.kernel, launch.options["num_warps"], *_shape(launch.options)))
+    for name, shape in gpu.configurations():
+        sizes = (shape.column_lanes, shape.unroll) if isinstance(shape, gpu.Tile) else (shape.positions, shape.width)
+        assert (name, shape.warps, *sizes) in used
+
+
+def _shape(options):
+    if "COLUMN_LANES" in options:
+        return options["COLUMN_LANES"], options["UNROLL"]
+    return options["POSITIONS"], options.get("FILTERS", options.get("CHANNELS"))
