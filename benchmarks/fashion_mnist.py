@@ -119,7 +119,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     bars = axes.barh(labels, values, color=colours)
     axes.bar_label(bars, fmt="%.1f %%", padding=3)
     axes.set_xlim(0, 109)
-    axes.set_xlabel("top-1 accuracy on Fashion-MNIST's 10,000 test images (%)")
+    axes.set_xlabel("top-1 (%), 10,000 test images")
     axes.spines[["top", "right"]].set_visible(False)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=130)
