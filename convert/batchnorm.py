@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .modes import evaluation_mode
+from .placement import placed
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -37,7 +38,6 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """
     norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
-    parameter = next(model.parameters())
     images = 0
     with evaluation_mode(model):
         try:
@@ -51,7 +51,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 images += len(batch)
                 for norm in norms:
                     norm.momentum = len(batch) / images  # the plain average over all images seen so far
-                model(batch.to(parameter.device, parameter.dtype))
+                model(placed(batch, model))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

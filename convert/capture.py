@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .placement import placed
+
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass as soon as the layer of interest has been seen."""
@@ -78,7 +80,7 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
     try:
         for batch in batches:
             try:
-                model(_to(batch, model))
+                model(placed(batch, model))
             except _Reached:
                 taken += len(batch)
     finally:
@@ -105,11 +107,11 @@ def layer_outputs(
         For each path ``[G, S, O / G]`` on the CPU, S = N · P in the order of ``layer_windows``.
     """
     parts: dict[str, list[Tensor]] = {path: [] for path in positions}
-    taken = 0
+    index = taken = 0
 
     def hook_for(path: str, groups: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            if sum(part.shape[1] for part in parts[path]) > taken * positions[path].shape[1]:
+            if len(parts[path]) > index:
                 return  # a layer that is called again in the same pass: the first call counts, as in layer_windows
             chosen = positions[path][taken : taken + len(output)].to(output.device)
             values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
@@ -124,16 +126,11 @@ def layer_outputs(
         assert isinstance(layer, nn.Conv2d)
         handles.append(layer.register_forward_hook(hook_for(path, layer.groups)))
     try:
-        for batch in batches:
-            model(_to(batch, model))
+        for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
+            model(placed(batch, model))
             taken += len(batch)
             advance(len(batch))
     finally:
         for handle in handles:
             handle.remove()
     return {path: torch.cat(values, dim=1) for path, values in parts.items()}
-
-
-def _to(batch: Tensor, model: nn.Module) -> Tensor:
-    parameter = next(model.parameters())
-    return batch.to(parameter.device, parameter.dtype)

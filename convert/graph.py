@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import AdderkitError
 from .modes import evaluation_mode
+from .placement import model_dtype, placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,26 +74,18 @@ def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
     try:
-        return _record(_meta_copy(model), example_input.to("meta", next_dtype(model)))
+        return _record(_meta_copy(model), example_input.to("meta", model_dtype(model)))
     except Exception:
         # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
         pass
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else example_input.device
     try:
         with evaluation_mode(model):
-            return _record(model, example_input.to(device, next_dtype(model)))
+            return _record(model, placed(example_input, model))
     except Exception as error:
         raise AdderkitError(
             f"{type(model).__name__} cannot run on an input of shape {tuple(example_input.shape)}: {error}; "
             "give an example_input that fits"
         ) from error
-
-
-def next_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's parameters, fp32 for a model without any."""
-    parameter = next(model.parameters(), None)
-    return torch.float32 if parameter is None else parameter.dtype
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:

@@ -7,19 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from torch import nn
-
 from ..convert.calibrate import calibrate_
 from ..convert.checkpoint import load, save
 from ..convert.rewrite import convert_
-from .data import DataConfig, evaluation_transform, make_loader, unlabelled_images
-from .evaluate import Metrics, evaluate
+from .data import unlabelled_images
+from .evaluate import Metrics
 from .finetune import start
 from .progress import calibration_progress
 from .recipe import load_recipe
 from .run_folder import RunFolder
-from .setup import Job, open_split
+from .setup import Job
+from .verification import evaluate_split
 
 MODEL = "cifar_resnet20"
 DATASET = "digits"
@@ -91,13 +89,4 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
             "adder network, fine-tuned": tuned,
             "adder network, reloaded": reloaded,
         }
-        return [DemoRow(name, _evaluate(model)) for name, model in models.items()]
-
-
-def _evaluate(model: nn.Module) -> Metrics:
-    recipe = load_recipe("cnn").changed({"dataset": DATASET})
-    accelerator = Accelerator()
-    dataset = open_split(recipe, model, training=False)
-    loader = make_loader(dataset, evaluation_transform(DataConfig.of(model)), 128, 0, training=False)
-    model, loader = accelerator.prepare(model, loader)
-    return evaluate(model, loader, accelerator)
+        return [DemoRow(name, evaluate_split(model, recipe)) for name, model in models.items()]

@@ -1,6 +1,7 @@
 """The ``evaluate`` verb's work: a model by name, a split by name, metrics."""
 
 from accelerate import Accelerator
+from torch import nn
 
 from .data import DataConfig, evaluation_transform, make_loader
 from .evaluate import Metrics, evaluate
@@ -16,10 +17,19 @@ def evaluate_model(
     Raises:
         AdderkitError: The model or the data set cannot be had, or they do not fit.
     """
-    recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split)
+    recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
+    return evaluate_split(build_student(job, recipe), recipe)
+
+
+def evaluate_split(model: nn.Module, recipe: Recipe) -> Metrics:
+    """Evaluate a model on the recipe's evaluation split.
+
+    Raises:
+        DatasetError: The data set cannot be had, or has other classes than the model.
+    """
     accelerator = Accelerator()
-    model = build_student(job, recipe)
     images = open_split(recipe, model, training=False)
-    loader = make_loader(images, evaluation_transform(DataConfig.of(model)), batch_size, workers, training=False)
+    transform = evaluation_transform(DataConfig.of(model))
+    loader = make_loader(images, transform, recipe.batch_size, recipe.workers, training=False)
     model, loader = accelerator.prepare(model, loader)
     return evaluate(model, loader, accelerator)
