@@ -1,5 +1,5 @@
-// The loops around the kernels: planes are filled, blocks of positions and filters are handed to threads, results are
-// written where they belong. Compiled once, for any machine.
+// The loops around the kernels: planes are filled, blocks of positions and rows (filters or channels) are handed to
+// threads, results are written where they belong. Compiled once, for any machine.
 #include "driver.h"
 
 #include <omp.h>
@@ -9,37 +9,53 @@
 namespace adderkit {
 namespace {
 
-constexpr Index kBlock = 256;           // positions that share a pass over all filters: their input stays in L2
 constexpr Index kPlaneBytes = 2 << 20;  // planes of a group of images: about a core's share of the last-level cache
+constexpr Index kTasksPerThread = 4;    // fewer leave threads idle at the end, more read the input more often
+constexpr Index kTermsPerGrab = 1 << 16;  // what a thread takes from the common queue at once, if tasks are small
 
 using Buffer = std::unique_ptr<float[]>;
 
-Buffer buffer(Index size) { return Buffer(new float[size + 2 * kMargin]()); }
+// Uninitialised but for zeros at both ends: before the first element, at margin, and from `used` on.
+Buffer buffer(Index margin, Index used, Index beyond) {
+    Buffer memory(new float[margin + used + beyond + kMargin]);
+    std::fill_n(memory.get(), margin, 0.0f);
+    std::fill_n(memory.get() + margin + used, beyond + kMargin, 0.0f);
+    return memory;
+}
 
-// Weights [O, C / groups, kh, kw] of one group as blocks of rows filters: [block][term][rows].
-void pack_forward(const Problem& p, Index block, const float* weight, float* packed) {
-    const Index terms = p.terms();
-    for (Index g = 0; g < p.groups; ++g) {
-        for (Index first = 0; first < p.group_filters(); first += block) {
-            const Index rows = std::min<Index>(block, p.group_filters() - first);
-            const float* source = weight + (g * p.group_filters() + first) * terms;
-            for (Index k = 0; k < terms; ++k)
-                for (Index r = 0; r < rows; ++r) *packed++ = source[r * terms + k];
-        }
+// How work is cut: groups x blocks of positions x parts of the rows of a group.
+struct Tasks {
+    Index blocks, parts, part_rows, count, grab;
+
+    // `tile` rows make a full register tile, `terms` are those of one position and row.
+    Tasks(Index groups, Index rows, Index tile, Index positions, Index terms, int threads) {
+        blocks = (positions + kBlock - 1) / kBlock;
+        const Index tiles = (rows + tile - 1) / tile;
+        const Index wanted = (kTasksPerThread * threads + groups * blocks - 1) / std::max<Index>(groups * blocks, 1);
+        parts = threads == 1 ? 1 : std::clamp<Index>(wanted, 1, tiles);
+        part_rows = (tiles + parts - 1) / parts * tile;
+        parts = (rows + part_rows - 1) / part_rows;
+        count = groups * blocks * parts;
+        grab = std::max<Index>(kTermsPerGrab / std::max<Index>(terms * std::min(part_rows, rows) * kBlock, 1), 1);
+    }
+};
+
+// One tile of weights [O, C / groups, kh, kw]: [term][rows], and the sums of the weights after each chunk of terms.
+void pack_filters(const float* weight, Index terms, Index rows, float* packed) {
+    for (Index first = 0; first < terms; first += kChunk) {
+        const Index end = std::min(terms, first + kChunk);
+        float sums[kMaxRows] = {};
+        for (Index k = first; k < end; ++k)
+            for (Index r = 0; r < rows; ++r) sums[r] += *packed++ = weight[r * terms + k];
+        packed = std::copy_n(sums, rows, packed);
     }
 }
 
-// The same weights as blocks of rows channels, for each phase: [group][phase][block][tap][filter][rows].
-void pack_grad(const Problem& p, const Planes& planes, Index block, const float* weight, float* packed) {
-    for (Index g = 0; g < p.groups; ++g)
-        for (const Phase& phase : planes.phases)
-            for (Index first = 0; first < p.group_channels(); first += block) {
-                const Index rows = std::min<Index>(block, p.group_channels() - first);
-                for (Index tap : phase.taps)
-                    for (Index o = 0; o < p.group_filters(); ++o)
-                        for (Index r = 0; r < rows; ++r)
-                            *packed++ = weight[((g * p.group_filters() + o) * p.group_channels() + first + r) * p.taps() + tap];
-            }
+// One tile of channels of a phase, from the first channel's weights of the first filter: [tap][filter][rows].
+void pack_channels(const Problem& p, const Phase& phase, const float* weight, Index rows, float* packed) {
+    for (Index tap : phase.taps)
+        for (Index o = 0; o < p.group_filters(); ++o)
+            for (Index r = 0; r < rows; ++r) *packed++ = weight[(o * p.group_channels() + r) * p.taps() + tap];
 }
 
 // Calls copy(position in the block, image, row, first column, end column) for the pieces of rows in a block.
@@ -53,108 +69,136 @@ void for_rows(const Planes& planes, Index begin, Index end, Copy copy) {
     }
 }
 
-void write_output(const Problem& p, const Planes& planes, const float* tile, Index begin, Index end,
-                         Index first_image, Index filter, Index rows, float* y) {
+// target[r * row_step + t * step] = tile[r][t], along whichever is contiguous.
+void write_tile(const float* tile, Index rows, Index count, float* target, Index row_step, Index step) {
+    if (step <= row_step) {
+        for (Index r = 0; r < rows; ++r)
+            for (Index t = 0; t < count; ++t) target[r * row_step + t * step] = tile[r * kBlock + t];
+    } else {
+        for (Index t = 0; t < count; ++t)
+            for (Index r = 0; r < rows; ++r) target[r * row_step + t * step] = tile[r * kBlock + t];
+    }
+}
+
+void write_output(const Problem& p, const Planes& planes, const float* tile, Index begin, Index end, Index first_image,
+                  Index filter, Index rows, float* y) {
     for_rows(planes, begin, end, [&](Index q, Index image, Index row, Index column, Index stop) {
-        if (row >= p.out_h) return;
-        stop = std::min(stop, p.out_w);
-        for (Index r = 0; r < rows; ++r) {
-            float* target = y + (first_image + image) * p.y_stride[0] + (filter + r) * p.y_stride[1] + row * p.y_stride[2];
-            for (Index t = column; t < stop; ++t) target[t * p.y_stride[3]] = tile[r * kBlock + q + t - column];
-        }
+        if (row >= p.out_h || column >= p.out_w) return;
+        float* target = y + (first_image + image) * p.y_stride[0] + filter * p.y_stride[1] + row * p.y_stride[2] +
+                        column * p.y_stride[3];
+        write_tile(tile + q, rows, std::min(stop, p.out_w) - column, target, p.y_stride[1], p.y_stride[3]);
     });
 }
 
-void write_grad(const Problem& p, const Planes& planes, const Phase& phase, const float* tile, Index begin,
-                       Index end, Index first_image, Index channel, Index rows, float* result) {
-    for_rows(planes, begin, end, [&](Index q, Index image, Index row, Index column, Index stop) {
+void write_grad(const Problem& p, const Planes& planes, const Phase& phase, const float* tile, Index begin, Index end,
+                Index first_image, Index channel, Index rows, float* result) {
+    const auto [left, right] = padding_of(phase.column, planes.columns, p.width, p.stride_w, p.pad_w);
+    for_rows(planes, begin, end, [&, left = left, right = right](Index q, Index image, Index row, Index column, Index stop) {
         const Index y = row * p.stride_h + phase.row - p.pad_h;
-        if (y < 0 || y >= p.height) return;
-        for (Index r = 0; r < rows; ++r) {
-            float* target = result + (first_image + image) * p.x_stride[0] + (channel + r) * p.x_stride[1] + y * p.x_stride[2];
-            for (Index t = column; t < stop; ++t) {
-                const Index x = t * p.stride_w + phase.column - p.pad_w;
-                if (x >= 0 && x < p.width) target[x * p.x_stride[3]] = tile[r * kBlock + q + t - column];
-            }
-        }
+        const Index from = std::max(column, left), until = std::min(stop, planes.columns - right);
+        if (y < 0 || y >= p.height || from >= until) return;
+        float* target = result + (first_image + image) * p.x_stride[0] + channel * p.x_stride[1] + y * p.x_stride[2] +
+                        (from * p.stride_w + phase.column - p.pad_w) * p.x_stride[3];
+        write_tile(tile + q + from - column, rows, until - from, target, p.x_stride[1], p.stride_w * p.x_stride[3]);
     });
 }
 
 }  // namespace
 
 void forward(const Problem& p, const Kernels& kernels, const float* x, const float* weight, float* y, int threads) {
-    Planes planes = make_planes(p, kPlaneBytes);
-    const Index terms = p.terms(), phases = planes.count();
-    Buffer input = buffer(p.channels * phases * planes.plane());
-    Buffer packed = buffer(p.filters * terms);
-    pack_forward(p, kernels.rows, weight, packed.get());
+    const Planes planes = make_planes(p, kPlaneBytes);
+    const Index phases = planes.count(), plane = planes.plane(), terms = p.terms();
+    const Index group_filters = p.group_filters(), packed_row = terms + chunks(terms);
+    Buffer input = buffer(0, p.channels * phases * plane, planes.beyond);
+    Buffer packed = buffer(0, p.filters * packed_row, 0);
     std::vector<Index> offsets(terms);
     for (Index k = 0; k < terms; ++k)
-        offsets[k] = (k / p.taps() * phases + planes.tap_phase[k % p.taps()]) * planes.plane() + planes.tap_offset[k % p.taps()];
-    for (Index first = 0; first < p.batch; first += planes.images) {
-        const Index images = std::min(planes.images, p.batch - first);
-        const Index positions = ((images - 1) * planes.rows + p.out_h - 1) * planes.columns + p.out_w;
-        const Index blocks = (positions + kBlock - 1) / kBlock;
+        offsets[k] = (k / p.taps() * phases + planes.tap_phase[k % p.taps()]) * plane + planes.tap_offset[k % p.taps()];
+    const Index tiles = (group_filters + kernels.filters - 1) / kernels.filters;
 #pragma omp parallel num_threads(threads)
-        {
+    {
+#pragma omp for schedule(static)
+        for (Index task = 0; task < p.groups * tiles; ++task) {
+            const Index o = task % tiles * kernels.filters, filter = task / tiles * group_filters + o;
+            pack_filters(weight + filter * terms, terms, std::min(kernels.filters, group_filters - o),
+                         packed.get() + filter * packed_row);
+        }
+        float tile[kMaxRows * kBlock];
+        std::vector<float> sums(chunks(terms) * kBlock);
+        for (Index first = 0; first < p.batch; first += planes.images) {
+            const Index images = std::min(planes.images, p.batch - first);
+            const Index positions = ((images - 1) * planes.rows + p.out_h - 1) * planes.columns + p.out_w;
+            const Tasks tasks(p.groups, group_filters, kernels.filters, positions, terms, threads);
 #pragma omp for schedule(static)
             for (Index line = 0; line < images * planes.rows; ++line)
                 fill_input_row(p, planes, x, first, line / planes.rows, line % planes.rows, input.get());
-            float tile[kMaxRows * kBlock];
-#pragma omp for schedule(dynamic)
-            for (Index task = 0; task < p.groups * blocks; ++task) {
-                const Index g = task / blocks, begin = task % blocks * kBlock;
-                const Index end = std::min(positions, begin + kBlock);
-                const float* source = input.get() + g * p.group_channels() * phases * planes.plane();
-                for (Index o = 0; o < p.group_filters(); o += kernels.rows) {
-                    const Index rows = std::min<Index>(kernels.rows, p.group_filters() - o);
-                    const float* filters = packed.get() + (g * p.group_filters() + o) * terms;
-                    for (Index q = begin; q < end; q += kernels.tile)
-                        kernels.forward[rows](source + q, offsets.data(), filters, terms, tile + q - begin, kBlock);
-                    write_output(p, planes, tile, begin, end, first, g * p.group_filters() + o, rows, y);
+#pragma omp for schedule(dynamic, tasks.grab)
+            for (Index task = 0; task < tasks.count; ++task) {
+                const Index g = task / (tasks.blocks * tasks.parts), part = task % tasks.parts;
+                const Index begin = task / tasks.parts % tasks.blocks * kBlock, end = std::min(positions, begin + kBlock);
+                const float* source = input.get() + g * p.group_channels() * phases * plane + begin;
+                kernels.window_sums(source, offsets.data(), terms, end - begin, sums.data());
+                const Index stop = std::min(group_filters, (part + 1) * tasks.part_rows);
+                for (Index o = part * tasks.part_rows; o < stop; o += kernels.filters) {
+                    const Index rows = std::min(kernels.filters, stop - o), filter = g * group_filters + o;
+                    kernels.forward[rows](source, offsets.data(), packed.get() + filter * packed_row, terms, sums.data(),
+                                          end - begin, tile);
+                    write_output(p, planes, tile, begin, end, first, filter, rows, y);
                 }
             }
         }
     }
 }
 
-void input_grad(const Problem& p, const Kernels& kernels, const float* grad, const float* x, const float* weight, float* result, int threads) {
-    Planes planes = make_planes(p, kPlaneBytes);
+void input_grad(const Problem& p, const Kernels& kernels, const float* grad, const float* x, const float* weight,
+                float* result, int threads) {
+    const Planes planes = make_planes(p, kPlaneBytes);
     const Index phases = planes.count(), plane = planes.plane(), margin = planes.largest_offset;
-    Buffer input = buffer(p.channels * phases * plane);
-    Buffer slopes = buffer(margin + p.filters * plane);
-    Buffer packed = buffer(p.filters * p.terms());
-    pack_grad(p, planes, kernels.rows, weight, packed.get());
-    for (Index first = 0; first < p.batch; first += planes.images) {
-        const Index images = std::min(planes.images, p.batch - first);
-        const Index positions = images * planes.rows * planes.columns;
-        const Index blocks = (positions + kBlock - 1) / kBlock;
+    const Index group_channels = p.group_channels(), group_filters = p.group_filters();
+    Buffer input = buffer(0, p.channels * phases * plane, 0);
+    Buffer slopes = buffer(margin, p.filters * plane, 0);
+    Buffer packed = buffer(0, p.filters * p.terms(), 0);
+    // Weights of all channels for one phase, after those of the phases before it.
+    std::vector<Index> phase_start;
+    for (Index f = 0, start = 0; f < phases; start += p.channels * group_filters * Index(planes.phases[f++].taps.size()))
+        phase_start.push_back(start);
+    const Index tiles = (group_channels + kernels.channels - 1) / kernels.channels;
 #pragma omp parallel num_threads(threads)
-        {
+    {
+#pragma omp for schedule(static)
+        for (Index task = 0; task < phases * p.groups * tiles; ++task) {
+            const Index c = task % tiles * kernels.channels, g = task / tiles % p.groups, f = task / tiles / p.groups;
+            const Phase& phase = planes.phases[f];
+            pack_channels(p, phase, weight + (g * group_filters * group_channels + c) * p.taps(),
+                          std::min(kernels.channels, group_channels - c),
+                          packed.get() + phase_start[f] + (g * group_channels + c) * group_filters * Index(phase.taps.size()));
+        }
+        float tile[kMaxRows * kBlock];
+        for (Index first = 0; first < p.batch; first += planes.images) {
+            const Index images = std::min(planes.images, p.batch - first);
+            const Index positions = images * planes.rows * planes.columns;
+            const Tasks tasks(p.groups, group_channels, kernels.channels, positions, group_filters * p.taps(), threads);
 #pragma omp for schedule(static)
             for (Index line = 0; line < images * planes.rows; ++line) {
                 fill_input_row(p, planes, x, first, line / planes.rows, line % planes.rows, input.get());
                 fill_grad_row(p, planes, grad, first, line / planes.rows, line % planes.rows, slopes.get() + margin);
             }
-            float tile[kMaxRows * kBlock];
-#pragma omp for schedule(dynamic)
-            for (Index task = 0; task < p.groups * blocks; ++task) {
-                const Index g = task / blocks, begin = task % blocks * kBlock;
-                const Index end = std::min(positions, begin + kBlock);
-                const float* source = slopes.get() + margin + g * p.group_filters() * plane;
-                const float* filters = packed.get() + g * p.group_filters() * p.terms();
-                for (const Phase& phase : planes.phases) {
-                    const Index f = &phase - planes.phases.data();
-                    for (Index c = 0; c < p.group_channels(); c += kernels.rows) {
-                        const Index rows = std::min<Index>(kernels.rows, p.group_channels() - c);
-                        const Index channel = g * p.group_channels() + c;
-                        const float* values = input.get() + (channel * phases + f) * plane;
-                        for (Index q = begin; q < end; q += kernels.tile)
-                            kernels.input_grad[rows](values + q, phases * plane, source + q, plane, phase.offsets.data(),
-                                                     Index(phase.taps.size()), filters, p.group_filters(),
-                                                     tile + q - begin, kBlock);
+#pragma omp for schedule(dynamic, tasks.grab)
+            for (Index task = 0; task < tasks.count; ++task) {
+                const Index g = task / (tasks.blocks * tasks.parts), part = task % tasks.parts;
+                const Index begin = task / tasks.parts % tasks.blocks * kBlock, end = std::min(positions, begin + kBlock);
+                const float* source = slopes.get() + margin + g * group_filters * plane + begin;
+                const Index stop = std::min(group_channels, (part + 1) * tasks.part_rows);
+                for (Index c = part * tasks.part_rows; c < stop; c += kernels.channels) {
+                    const Index rows = std::min(kernels.channels, stop - c), channel = g * group_channels + c;
+                    for (Index f = 0; f < phases; ++f) {
+                        const Phase& phase = planes.phases[f];
+                        const Index taps = Index(phase.taps.size());
+                        kernels.input_grad[rows](input.get() + (channel * phases + f) * plane + begin, phases * plane, source,
+                                                 plane, phase.offsets.data(), taps,
+                                                 packed.get() + phase_start[f] + channel * group_filters * taps,
+                                                 group_filters, end - begin, tile);
                         write_grad(p, planes, phase, tile, begin, end, first, channel, rows, result);
-                        filters += Index(phase.taps.size()) * p.group_filters() * rows;
                     }
                 }
             }

@@ -1,5 +1,6 @@
 // Forward and input gradient of the adder convolution in fp32. This file is compiled once for each instruction set,
-// with ADDERKIT_ISA naming it; the vectors are the compiler's own, so the same lines serve SSE, AVX2, AVX-512 and NEON.
+// with ADDERKIT_KERNELS naming its table; the vectors are the compiler's own, so the same lines serve SSE, AVX2,
+// AVX-512 and NEON.
 //
 // Everything here but the table at the end has internal linkage, and nothing of the standard library is instantiated:
 // a shared inline function compiled here for AVX-512 might be the copy that the linker keeps for all.
@@ -12,28 +13,89 @@
 namespace adderkit {
 namespace {
 
+// Rows of a tile: sums (and for the gradient the input) stay in registers.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 8;
+constexpr int kLanes = 16, kFilters = 8, kChannels = 4, kChannelVectors = 2;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kRows = 4;
+constexpr int kLanes = 8, kFilters = 4, kChannels = 4, kChannelVectors = 1;
 #else
-constexpr int kLanes = 4, kRows = 4;
+constexpr int kLanes = 4, kFilters = 4, kChannels = 2, kChannelVectors = 2;
 #endif
-constexpr int kVectors = 2;                 // vectors of positions in a register tile
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float))));
-typedef std::int32_t Mask __attribute__((vector_size(kLanes * sizeof(float))));
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 // Subtracting zero changes no number, so this is a plain broadcast; adding zero would not be (it turns -0 into 0).
 inline Vector splat(float value) { return value - Vector{}; }
 
-inline Vector magnitude(Vector v) {
-    return (Vector)((Mask)v & 0x7fffffff);
+// Loops over a tile are written out, or the compiler leaves sums in memory.
+#define ADDERKIT_UNROLL _Pragma("GCC unroll 16")
+
+// CPUs add in some ports, multiply and add in others, and compare in the former. Multiplying by a 1 that the compiler
+// cannot see moves an addition to the latter; the result is the same to the bit.
+inline Vector opaque_one() {
+    Vector one = splat(1.0f);
+#if defined(__FMA__)
+    __asm__ volatile("" : "+x"(one));
+#endif
+    return one;
 }
 
-// -1, v or 1. The order of the operands lets a NaN through; compilers make compare and blend of the plain form.
+#if defined(__FMA__)
+inline Vector add_fused(Vector a, Vector b, Vector one) { return a * one + b; }
+#else
+inline Vector add_fused(Vector a, Vector b, Vector) { return a + b; }
+#endif
+
+// max(v, w) and v - w for one w. Compilers load a w that serves two vectors once, by an instruction that takes a port of
+// the arithmetic from AVX-512; as an operand in memory it is free.
+
+// What comes of a NaN does not matter: the sums of x and of w bring it through.
+inline Vector larger(Vector v, const float& w) {
+#if defined(__AVX512F__)
+    Vector result;
+    __asm__("vmaxps %2%{1to16%}, %1, %0" : "=v"(result) : "v"(v), "m"(w));
+    return result;
+#elif defined(__AVX__)
+    return (Vector)_mm256_max_ps((__m256)v, (__m256)splat(w));
+#elif defined(__SSE2__)
+    return (Vector)_mm_max_ps((__m128)v, (__m128)splat(w));
+#else
+    const Vector other = splat(w);
+    return v > other ? v : other;
+#endif
+}
+
+inline Vector difference(Vector v, const float& w) {
+#if defined(__AVX512F__)
+    Vector result;
+    __asm__("vsubps %2%{1to16%}, %1, %0" : "=v"(result) : "v"(v), "m"(w));
+    return result;
+#else
+    return v - splat(w);
+#endif
+}
+
+inline Vector difference_fused(Vector v, const float& w, Vector one) {
+#if defined(__AVX512F__)
+    __asm__("vfnmadd132ps %2%{1to16%}, %1, %0" : "+v"(one) : "v"(v), "m"(w));
+    return one;
+#elif defined(__FMA__)
+    return v - splat(w) * one;
+#else
+    return v - splat(w);
+#endif
+}
+
+// Operations of hard_tanh in the ports that compare. With one, every other difference goes there too; with two, none.
+#if defined(__AVX512DQ__)
+constexpr int kHardTanhs = 1;
+#else
+constexpr int kHardTanhs = 2;
+#endif
+
+// -1, v or 1; of a NaN, anything. Compilers make compare and blend of the plain form.
 inline Vector hard_tanh(Vector v) {
 #if defined(__AVX512DQ__)
     // The smaller magnitude of v and 1, with the sign of v.
@@ -49,53 +111,95 @@ inline Vector hard_tanh(Vector v) {
 #endif
 }
 
-// -sum_k |x[k] - w[k]| for Rows filters and kLanes * kVectors positions. weight is [terms][Rows].
-template <int Rows>
-void forward_tile(const float* x, const Index* offsets, const float* weight, Index terms, float* out, Index out_stride) {
-    Vector sum[Rows][kVectors] = {};
-    // Multiplying by an opaque 1 lets a fused multiply-subtract take the difference, so that the adders, of which the
-    // CPU has fewer than arithmetic ports in all, are left to the sum. The result is the same to the bit.
-    Vector one = splat(1.0f);
-    __asm__ volatile("" : "+x"(one));
-    for (Index k = 0; k < terms; ++k) {
-        Vector value[kVectors];
-        for (int v = 0; v < kVectors; ++v) value[v] = load(x + offsets[k] + v * kLanes);
-        for (int r = 0; r < Rows; ++r) {
-            const Vector w = splat(weight[k * Rows + r]);
-            for (int v = 0; v < kVectors; ++v) sum[r][v] += magnitude(value[v] * one - w);
+void sum_windows(const float* x, const Index* offsets, Index terms, Index positions, float* sums) {
+    constexpr int vectors = 4;
+    for (Index first = 0; first < terms; first += kChunk, sums += kBlock) {
+        const Index end = first + kChunk < terms ? first + kChunk : terms;
+        for (Index q = 0; q < positions; q += vectors * kLanes) {
+            Vector sum[vectors] = {};
+            for (Index k = first; k < end; ++k)
+                for (int v = 0; v < vectors; ++v) sum[v] += load(x + offsets[k] + q + v * kLanes);
+            for (int v = 0; v < vectors; ++v) store(sums + q + v * kLanes, sum[v]);
         }
     }
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, -sum[r][v]);
 }
 
-// sum over taps and filters of grad * HardTanh(w - x) for Rows channels and kLanes * kVectors positions of one plane.
-// weight is [taps][filters][Rows].
+// |x - w| = 2 max(x, w) - x - w: the loop has two operations a term, and what it leaves out is the same for all filters
+// (the sum of x) or all positions (that of w). All three sums run over a chunk in the same order, so that equal x and w
+// give exactly 0.
+template <int Rows, int Vectors>
+void forward_tile(const float* x, const Index* offsets, const float* weight, Index terms, const float* sums, float* out) {
+    const Vector one = opaque_one();
+    for (Index first = 0; first < terms; first += kChunk, sums += kBlock, weight += Rows) {
+        const Index end = first + kChunk < terms ? first + kChunk : terms;
+        Vector sum[Rows][Vectors] = {};
+        for (Index k = first; k < end; ++k, weight += Rows) {
+            Vector value[Vectors];
+            ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) value[v] = load(x + offsets[k] + v * kLanes);
+            ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
+                ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
+                    sum[r][v] = add_fused(larger(value[v], weight[r]), sum[r][v], one);
+        }
+        ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
+            ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) {
+                float* target = out + r * kBlock + v * kLanes;
+                Vector total = splat(weight[r]) + load(sums + v * kLanes) - 2.0f * sum[r][v];
+                if (first > 0) total += load(target);
+                // Rounding may leave a distance below zero; this comparison is false for NaN.
+                store(target, end == terms ? (Vector)(total > 0.0f ? splat(0.0f) : total) : total);
+            }
+    }
+}
+
 template <int Rows>
-void grad_tile(const float* x, Index x_stride, const float* grad, Index grad_stride, const Index* offsets,
-               Index taps, const float* weight, Index filters, float* out, Index out_stride) {
-    Vector sum[Rows][kVectors] = {};
-    Vector value[Rows][kVectors];
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < kVectors; ++v) value[r][v] = load(x + r * x_stride + v * kLanes);
+void forward(const float* x, const Index* offsets, const float* weight, Index terms, const float* sums, Index positions,
+             float* out) {
+    // Few rows leave registers free for positions.
+    constexpr int vectors = Rows <= kFilters / 4 ? 8 : Rows <= kFilters / 2 ? 4 : 2;
+    for (Index q = 0; q < positions; q += vectors * kLanes)
+        forward_tile<Rows, vectors>(x + q, offsets, weight, terms, sums + q, out + q);
+}
+
+template <int Rows, int Vectors>
+void grad_tile(const float* x, Index x_stride, const float* grad, Index grad_stride, const Index* offsets, Index taps,
+               const float* weight, Index filters, float* out) {
+    const Vector one = opaque_one();
+    Vector sum[Rows][Vectors] = {};
+    Vector value[Rows][Vectors];
+    ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
+        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) value[r][v] = load(x + r * x_stride + v * kLanes);
     for (Index tap = 0; tap < taps; ++tap) {
         const float* shifted = grad - offsets[tap];
-        for (Index o = 0; o < filters; ++o, weight += Rows) {
-            Vector slope[kVectors];
-            for (int v = 0; v < kVectors; ++v) slope[v] = load(shifted + o * grad_stride + v * kLanes);
-            for (int r = 0; r < Rows; ++r)
-                for (int v = 0; v < kVectors; ++v) sum[r][v] += slope[v] * hard_tanh(splat(weight[r]) - value[r][v]);
+        for (Index o = 0; o < filters; ++o, weight += Rows, shifted += grad_stride) {
+            Vector slope[Vectors];
+            ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) slope[v] = load(shifted + v * kLanes);
+            ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
+                ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) {
+                    const bool fused = kHardTanhs > 1 || (r + v) % 2;
+                    const Vector t = fused ? difference_fused(value[r][v], weight[r], one) : difference(value[r][v], weight[r]);
+                    sum[r][v] -= slope[v] * hard_tanh(t);
+                }
         }
     }
-    for (int r = 0; r < Rows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sum[r][v]);
+    // A NaN in the input comes through; one in a weight has already made the output, and so `grad`, NaN.
+    ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
+        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
+            store(out + r * kBlock + v * kLanes, value[r][v] != value[r][v] ? value[r][v] : sum[r][v]);
 }
 
-// One function for each number of rows, 1 to kRows; the others stay null.
+template <int Rows>
+void input_grad(const float* x, Index x_stride, const float* grad, Index grad_stride, const Index* offsets, Index taps,
+                const float* weight, Index filters, Index positions, float* out) {
+    constexpr int vectors = Rows <= kChannels / 2 ? 2 * kChannelVectors : kChannelVectors;
+    for (Index q = 0; q < positions; q += vectors * kLanes)
+        grad_tile<Rows, vectors>(x + q, x_stride, grad + q, grad_stride, offsets, taps, weight, filters, out + q);
+}
+
+// One function for each number of rows up to a full tile; the others stay null.
 template <int Rows>
 void fill(Kernels& table) {
-    table.forward[Rows] = forward_tile<Rows>;
-    table.input_grad[Rows] = grad_tile<Rows>;
+    table.forward[Rows] = forward<Rows>;
+    if constexpr (Rows <= kChannels) table.input_grad[Rows] = input_grad<Rows>;
     if constexpr (Rows > 1) fill<Rows - 1>(table);
 }
 
@@ -103,9 +207,10 @@ void fill(Kernels& table) {
 
 Kernels ADDERKIT_KERNELS() {
     Kernels table = {};
-    table.rows = kRows;
-    table.tile = kLanes * kVectors;
-    fill<kRows>(table);
+    table.filters = kFilters;
+    table.channels = kChannels;
+    table.window_sums = sum_windows;
+    fill<kFilters>(table);
     return table;
 }
 

@@ -8,18 +8,27 @@ namespace adderkit {
 using Index = std::int64_t;
 
 constexpr int kMaxRows = 8;
+constexpr Index kBlock = 256;  // positions that a call may be given; rows of what it writes are this far apart
+constexpr Index kChunk = 256;  // terms that are summed before the sum is settled, so that errors stay those of short sums
 
+// Tables by number of rows, 1 to the number of a full tile. Positions are written in whole vectors, up to kBlock.
 struct Kernels {
-    Index rows;  // filters (or channels) in a full tile
-    Index tile;  // positions in a tile
-    // By number of rows: out[row][position] = -sum_k |x[offsets[k] + position] - weight[k][row]|.
-    void (*forward[kMaxRows + 1])(const float* x, const Index* offsets, const float* weight, Index terms, float* out,
-                                  Index out_stride);
-    // out[row][position] = sum over taps and filters of grad * HardTanh(weight - x).
+    Index filters;   // rows of a full tile of the forward pass
+    Index channels;  // and of the input gradient
+
+    // sums[chunk][position] = sum of x[offsets[k] + position] over the terms k of each chunk.
+    void (*window_sums)(const float* x, const Index* offsets, Index terms, Index positions, float* sums);
+    // out[row][position] = -sum_k |x[offsets[k] + position] - w[row][k]|. weight is [terms][rows], with the sums of the
+    // weights, [rows], after each chunk.
+    void (*forward[kMaxRows + 1])(const float* x, const Index* offsets, const float* weight, Index terms,
+                                  const float* sums, Index positions, float* out);
+    // out[row][position] = sum over taps and filters of grad * HardTanh(w - x). weight is [taps][filters][rows].
     void (*input_grad[kMaxRows + 1])(const float* x, Index x_stride, const float* grad, Index grad_stride,
-                                     const Index* offsets, Index taps, const float* weight, Index filters, float* out,
-                                     Index out_stride);
+                                     const Index* offsets, Index taps, const float* weight, Index filters,
+                                     Index positions, float* out);
 };
+
+inline Index chunks(Index terms) { return (terms + kChunk - 1) / kChunk; }
 
 Kernels baseline_kernels();
 Kernels avx2_kernels();

@@ -4,10 +4,12 @@
 // (r * sh + a, t * sw + b). A tap (i, j) then belongs to one plane, and the windows of all output positions read
 // that plane at one constant offset: output position q = (n * rows + oh) * columns + ow reads plane[q + offset].
 // So neither im2col nor packing of windows is needed, for any stride, padding or dilation; the price is that the last
-// few positions of each row and image are computed in vain and dropped.
+// few positions of each row and image are computed in vain and dropped. Where both sides are padded, a row's zeros on the
+// right are the next row's on the left.
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -43,38 +45,57 @@ struct Planes {
     std::vector<Index> tap_offset;
     Index images = 1;              // images laid one after the other in a plane
     Index largest_offset = 0;
+    Index beyond = 0;              // zeros that are read after the end of the last plane
 
     Index plane() const { return images * rows * columns; }
     Index count() const { return static_cast<Index>(phases.size()); }
 };
 
 // Vectors may read this many elements beyond the last position.
-constexpr Index kMargin = 64;
+constexpr Index kMargin = 128;
+
+// How many of count rows (or columns) of a phase are padding at the front and at the back: pixel t * stride + phase - pad.
+inline std::pair<Index, Index> padding_of(Index phase, Index count, Index size, Index stride, Index pad) {
+    const Index begin = std::clamp<Index>((pad - phase + stride - 1) / stride, 0, count);
+    const Index end = std::clamp<Index>((size + pad - phase + stride - 1) / stride, begin, count);
+    return {begin, count - end};
+}
 
 inline Planes make_planes(const Problem& p, Index bytes) {
     Planes planes;
-    Index down = 0, right = 0;
-    for (Index i = 0; i < p.kernel_h; ++i) down = std::max(down, i * p.dilation_h / p.stride_h);
-    for (Index j = 0; j < p.kernel_w; ++j) right = std::max(right, j * p.dilation_w / p.stride_w);
-    planes.rows = p.out_h + down;
-    planes.columns = p.out_w + right;
-    planes.largest_offset = down * planes.columns + right;
+    planes.rows = p.out_h + (p.kernel_h - 1) * p.dilation_h / p.stride_h;
+    planes.columns = p.out_w + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
+    // Every output position needs a place of its own.
+    Index shared_rows = planes.rows - p.out_h, shared_columns = planes.columns - p.out_w;
     for (Index i = 0; i < p.kernel_h; ++i) {
         for (Index j = 0; j < p.kernel_w; ++j) {
             const Index row = i * p.dilation_h % p.stride_h, column = j * p.dilation_w % p.stride_w;
-            const Index offset = i * p.dilation_h / p.stride_h * planes.columns + j * p.dilation_w / p.stride_w;
             auto found = std::find_if(planes.phases.begin(), planes.phases.end(),
                                       [&](const Phase& f) { return f.row == row && f.column == column; });
             if (found == planes.phases.end()) {
                 planes.phases.push_back({row, column, {}, {}});
                 found = planes.phases.end() - 1;
+                const auto [top, bottom] = padding_of(row, planes.rows, p.height, p.stride_h, p.pad_h);
+                const auto [left, right] = padding_of(column, planes.columns, p.width, p.stride_w, p.pad_w);
+                shared_rows = std::min({shared_rows, top, bottom});
+                shared_columns = std::min({shared_columns, left, right});
             }
             found->taps.push_back(i * p.kernel_w + j);
-            found->offsets.push_back(offset);
             planes.tap_phase.push_back(found - planes.phases.begin());
-            planes.tap_offset.push_back(offset);
         }
     }
+    // Zeros to the right of a row are those to the left of the next, and zeros below an image those above the next.
+    planes.rows -= shared_rows;
+    planes.columns -= shared_columns;
+    planes.beyond = shared_rows * planes.columns + shared_columns;
+    for (Phase& phase : planes.phases)
+        for (Index tap : phase.taps)
+            phase.offsets.push_back(tap / p.kernel_w * p.dilation_h / p.stride_h * planes.columns +
+                                    tap % p.kernel_w * p.dilation_w / p.stride_w);
+    planes.tap_offset.resize(p.taps());
+    for (const Phase& phase : planes.phases)
+        for (std::size_t t = 0; t < phase.taps.size(); ++t) planes.tap_offset[phase.taps[t]] = phase.offsets[t];
+    planes.largest_offset = *std::max_element(planes.tap_offset.begin(), planes.tap_offset.end());
     const Index image = p.channels * planes.count() * planes.rows * planes.columns * Index(sizeof(float));
     planes.images = std::clamp<Index>(bytes / std::max<Index>(image, 1), 1, std::max<Index>(p.batch, 1));
     return planes;
