@@ -1,10 +1,11 @@
 """The adder convolution as a torch operator, a function and a module.
 
-Two operators, ``adderkit::adder_conv2d`` and ``adderkit::adder_conv2d_input_grad``, each with a shape-only (fake)
-version, so that ``torch.compile``, ``torch.export`` and meta tensors understand them. The weight gradient needs no
-operator of its own: it is an ordinary convolution's, less a term per filter.
+Two operators, ``adderkit::adder_conv2d`` and ``adderkit::adder_conv2d_input_grad``, each implemented by device and for
+shapes only (fake), so that ``torch.compile``, ``torch.export`` and meta tensors understand them. The weight gradient
+needs no operator of its own: it is an ordinary convolution's, less a term per filter.
 """
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from . import blocked, cpu, gpu
 from .geometry import Window, check_arguments, check_output_size, pair
@@ -27,15 +29,19 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 def _empty_output(input: Tensor, weight: Tensor, window: Window) -> Tensor:
     size = (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input))
+    # Under autocast the input may be half precision where the weight is not; the output is what the weight is then.
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    return torch.empty(size, dtype=dtype, device=input.device, memory_format=_memory_format(input))
 
 
-def _path(input: Tensor) -> ModuleType:
-    """The implementation for a tensor: C++ for the CPU where it was built, Triton for GPUs, plain torch otherwise."""
-    if input.device.type == "cuda" and input.dtype != torch.float64 and gpu.available():
-        return gpu
-    fast = input.device.type == "cpu" and input.dtype != torch.float64 and cpu.instruction_set() is not None
-    return cpu if fast else blocked
+def _on_cpu(dtype: torch.dtype) -> ModuleType:
+    """C++ where it was built, else plain torch."""
+    return blocked if dtype == torch.float64 or cpu.instruction_set() is None else cpu
+
+
+def _on_cuda(dtype: torch.dtype) -> ModuleType:
+    """Triton where it is installed (ROCm's devices are called cuda too), else plain torch."""
+    return gpu if dtype != torch.float64 and gpu.available() else blocked
 
 
 @torch.library.custom_op("adderkit::adder_conv2d", mutates_args=())
@@ -48,10 +54,19 @@ def _adder_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    window = Window.of(weight, stride, padding, dilation)
+    return _forward(blocked, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _forward(path: ModuleType, input: Tensor, weight: Tensor, bias: Tensor | None, *window_and_groups: Any) -> Tensor:
+    *sizes, groups = window_and_groups
+    window = Window.of(weight, *sizes)
     output = _empty_output(input, weight, window)
-    _path(input).forward(input, weight, output, window, groups)
+    path.forward(input, weight, output, window, groups)
     return output if bias is None else output.add_(bias[:, None, None])
+
+
+_adder_conv2d.register_kernel("cpu")(lambda input, *others: _forward(_on_cpu(input.dtype), input, *others))
+_adder_conv2d.register_kernel("cuda")(lambda input, *others: _forward(_on_cuda(input.dtype), input, *others))
 
 
 @_adder_conv2d.register_fake
@@ -77,11 +92,23 @@ def _adder_conv2d_input_grad(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
+    return _input_grad(blocked, grad, input, weight, stride, padding, dilation, groups)
+
+
+def _input_grad(path: ModuleType, grad: Tensor, input: Tensor, weight: Tensor, *window_and_groups: Any) -> Tensor:
+    *sizes, groups = window_and_groups
     dtype = blocked.compute_dtype(input.dtype)
     result = torch.empty_like(input, dtype=dtype, memory_format=_memory_format(input)).zero_()
-    window = Window.of(weight, stride, padding, dilation)
-    _path(input).input_grad(grad, input, weight, result, window, groups)
+    path.input_grad(grad, input, weight, result, Window.of(weight, *sizes), groups)
     return result.to(input.dtype)
+
+
+_adder_conv2d_input_grad.register_kernel("cpu")(
+    lambda grad, input, *others: _input_grad(_on_cpu(input.dtype), grad, input, *others)
+)
+_adder_conv2d_input_grad.register_kernel("cuda")(
+    lambda grad, input, *others: _input_grad(_on_cuda(input.dtype), grad, input, *others)
+)
 
 
 @_adder_conv2d_input_grad.register_fake
@@ -150,6 +177,43 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _adder_conv2d.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+def _widened(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(blocked.compute_dtype(tensor.dtype))
+
+
+def _autocast(device: str) -> Any:
+    """The operator's rule under autocast: weights and output in fp32, the input as it comes.
+
+    An output near -600 has steps of 4 in bfloat16, which would drown what tells two images apart. What is kept for the
+    backward pass is the input, so its memory stays that of half precision.
+    """
+    exclude = torch._C._ExcludeDispatchKeyGuard
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+    def adder_conv2d_under_autocast(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Tensor:
+        with exclude(keys):
+            result: Tensor = _adder_conv2d(input, _widened(weight), _widened(bias), *others)
+        return result
+
+    return adder_conv2d_under_autocast
+
+
+_library = torch.library.Library("adderkit", "FRAGMENT")
+_library.impl("adder_conv2d", _autocast("CPU"), "AutocastCPU")
+_library.impl("adder_conv2d", _autocast("CUDA"), "AutocastCUDA")
+
+
+@register_flop_formula(torch.ops.adderkit.adder_conv2d)
+def _forward_flops(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """A term is a subtraction and an addition, as a convolution's is a multiplication and an addition; shapes only."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+@register_flop_formula(torch.ops.adderkit.adder_conv2d_input_grad)
+def _input_grad_flops(grad: Sequence[int], input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(grad) * math.prod(weight[1:])
+
+
 def adder_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -163,7 +227,7 @@ def adder_conv2d(
 
     Padded taps count: each contributes ``-|0 - w|``. The gradients are AdderNet's (arXiv 1912.13200, section 3.2), not
     the derivative's: ``x - w`` for the weight and ``HardTanh(w - x)`` for the input. Half-precision operands are summed
-    in fp32; under autocast everything is computed in fp32.
+    in fp32; under autocast the output is fp32 too, whatever the input.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, floating point.
@@ -184,22 +248,16 @@ def adder_conv2d(
     if input.ndim == 3:
         return adder_conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        input, weight = _widened(input), _widened(weight)
-        bias = None if bias is None else _widened(bias)
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
     named = padding if isinstance(padding, str) else ""
     padding = (0, 0) if isinstance(padding, str) else pair(padding, "padding")
-    check_arguments(input, weight, bias, stride, padding, dilation, groups)
+    check_arguments(input, weight, bias, stride, padding, dilation, groups, mixed=autocast)
     if named:
         input, padding = _resolve_named_padding(input, weight, named, stride, dilation)
     check_output_size(input, Window.of(weight, stride, padding, dilation))
     result: Tensor = _adder_conv2d(input, weight, bias, stride, padding, dilation, groups)
     return result
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(blocked.compute_dtype(tensor.dtype))
 
 
 def _resolve_named_padding(

@@ -59,6 +59,9 @@ class Tile(NamedTuple):
     columns: Span
 
 
+_MIXABLE = {torch.float32, torch.float16, torch.bfloat16}
+
+
 def _span(window: Window, axis: int, first: int, last: int, size: int) -> Span:
     _, stride, padding, dilation = (value[axis] for value in window)
     begin = first * stride - padding
@@ -104,14 +107,25 @@ def check_arguments(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
+    mixed: bool,
 ) -> None:
     """Refuse what does not fit together, naming the argument, its value and what was expected.
+
+    Args:
+        input: The argument of the convolution, as are those that follow.
+        weight: See ``input``.
+        bias: See ``input``.
+        stride: See ``input``.
+        padding: See ``input``.
+        dilation: See ``input``.
+        groups: See ``input``.
+        mixed: Whether half precision and fp32 may meet, as they do under autocast.
 
     Raises:
         TypeError: A dtype is not floating point, or dtypes differ.
         ValueError: Ranks, channels, devices, window settings or sizes do not fit.
     """
-    _check_tensors(input, weight, bias)
+    _check_tensors(input, weight, bias, mixed)
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if min(values) < least:
             raise ValueError(f"{name} is {tuple(values)}, expected at least {least} in both directions")
@@ -138,7 +152,7 @@ def check_output_size(input: Tensor, window: Window) -> None:
         )
 
 
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, mixed: bool) -> None:
     if input.ndim != 4:
         raise ValueError(f"input has shape {tuple(input.shape)}, expected [N, C, H, W] or [C, H, W]")
     if weight.ndim != 4 or 0 in weight.shape:
@@ -150,7 +164,7 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if tensor.dtype != input.dtype:
+        if tensor.dtype != input.dtype and not (mixed and {tensor.dtype, input.dtype} <= _MIXABLE):
             raise TypeError(f"{name} has dtype {tensor.dtype}, expected {input.dtype} as input has")
         if tensor.device != input.device:
             raise ValueError(f"{name} is on {tensor.device}, expected {input.device} as input is")
