@@ -3,10 +3,12 @@
 Forward and input gradient (``conv_grad_kernels.py``) each come twice. The tiled kernels compare positions with filters
 (or channels) one term at a time; the direct kernels serve depthwise and thin groups, where such a tile would be empty.
 
-A tile has four axes, ``[registers, warps, lanes along positions, lanes along filters]``. Triton gives lanes to the last
-axes, then warps, and keeps the first in registers, so the shape of a tile is its layout: each thread holds 16 filters
-by one position of each piece. With four pieces, 20 values that it loads serve 64 terms. A piece has so few elements
-that Triton loads each value where it is needed, from the first-level cache: the loop has no shared memory or barrier.
+A tile is ``[OUTER, ROWS, LANES]``. Triton gives the lanes of a warp to the last axes, then warps, and keeps the first
+in registers, so the shape is the layout: a thread holds ``OUTER`` filters at one position of each of ``PIECES`` pieces.
+With 16 filters and four pieces, 20 values that it loads serve 64 terms. Operands are so small that Triton loads each
+where it is needed, from the first-level cache: the loop has no shared memory and no barrier. What belongs to a position
+is a single axis with one element a thread, and takes the tile's shape after loading: Triton lays out a load with more
+axes to suit that load alone, differently from version to version, and then the hot loop with it.
 
 Padded taps read 0 and count (``|0 - w|``); tails of a tile are computed in vain and not stored; loops over terms have
 no tail. Weights are packed by ``gpu.py`` into whole tiles, ``[groups, taps, terms, width]`` in fp32, so that a read of
@@ -14,7 +16,7 @@ them is never out of bounds.
 """
 
 # Triton's language is not Python's: its arguments have no types that a checker knows, its constants are in capitals.
-# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
+# ruff: noqa: ANN001, ANN201, ANN202, N803, N806, RUF005
 # mypy: ignore-errors
 
 import triton
@@ -25,32 +27,35 @@ NOWHERE = tl.constexpr(-(1 << 30))
 
 
 @triton.jit
-def _pixels(position, rows, columns, image_stride, ptr):
-    """Split ``position`` into image, row and column: a pointer to the image, the row, the column."""
+def _columns(OUTER: tl.constexpr, LANES: tl.constexpr):
+    """A tile's filters or channels, ``[OUTER, 1, LANES]``: those of a thread are neighbours in memory."""
+    return tl.arange(0, OUTER)[:, None, None] + tl.arange(0, LANES)[None, None, :] * OUTER
+
+
+@triton.jit
+def _split(position, rows, columns):
+    """Image, row and column of ``position``."""
     line = position // columns
     image = line // rows
-    return ptr + image.to(tl.int64) * image_stride, line - image * rows, position - line * columns
+    return image, line - image * rows, position - line * columns
 
 
 @triton.jit
-def _corner(position, positions, rows, columns, stride_h, stride_w, image_stride, ptr):
-    """Pointer to the image, row and column of a window's corner; what does not exist is far above the image."""
-    image, row, column = _pixels(position, rows, columns, image_stride, ptr)
+def _offset(image, row, column, image_stride, row_stride, column_stride):
+    """Elements from a tensor's first pixel to others."""
+    return image.to(tl.int64) * image_stride + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+
+
+@triton.jit
+def _inside(row, column, height, width):
+    return (row >= 0) & (row < height) & (column >= 0) & (column < width)
+
+
+@triton.jit
+def _corner(position, positions, rows, columns, stride_h, stride_w):
+    """Image, row and column of a window's corner without padding; what does not exist is far above the image."""
+    image, row, column = _split(position, rows, columns)
     return image, tl.where(position < positions, row * stride_h, NOWHERE), column * stride_w
-
-
-@triton.jit
-def _tap(image, row, column, height, width, row_stride, column_stride):
-    """Pointers to one pixel per position, and which of them lie inside the image and may be read."""
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return image + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride, inside
-
-
-@triton.jit
-def _store_output(y_ptr, acc, position, positions, rows, columns, y_n, y_h, y_w, filter_offset, filter_mask):
-    image, row, column = _pixels(position, rows, columns, y_n, y_ptr)
-    target = image + row.to(tl.int64) * y_h + column.to(tl.int64) * y_w + filter_offset
-    tl.store(target, (-acc).to(y_ptr.dtype.element_ty), mask=(position < positions) & filter_mask)
 
 
 @triton.jit
@@ -84,61 +89,59 @@ def forward_tiled(
     y_w,
     X_C: tl.constexpr,
     OUTER: tl.constexpr,
-    WARPS: tl.constexpr,
-    ROW_LANES: tl.constexpr,
-    COLUMN_LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    PIECES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
     """``y[n,o,p] = -Σ_{c,tap} |x[n,c,p+tap] - w[o,c,tap]|`` (AdderNet, arXiv 1912.13200, equation 1).
 
     ``x`` is ``[N, C, H, W]`` and ``y`` ``[N, O, H', W']`` by strides; ``w`` is packed ``[G, taps, C / G, width]``.
-    ``channels`` and ``filters`` are those of a group. A program makes four pieces of ``WARPS x ROW_LANES`` positions by
-    ``OUTER x COLUMN_LANES`` filters. The channel stride is a constant: an unrolled loop then adds no addresses.
+    ``channels`` and ``filters`` are those of a group. A program makes ``PIECES x ROWS`` positions by ``OUTER x LANES``
+    filters. The channel stride is a constant: an unrolled loop then adds no addresses.
     """
-    PIECE: tl.constexpr = WARPS * ROW_LANES
-    FILTERS: tl.constexpr = OUTER * COLUMN_LANES
+    FILTERS: tl.constexpr = OUTER * LANES
     program = tl.program_id(0)
-    filter_tile = program % filter_tiles
     group = program // filter_tiles % groups
-    lane = tl.arange(0, WARPS)[None, :, None, None] * ROW_LANES + tl.arange(0, ROW_LANES)[None, None, :, None]
-    position = program // filter_tiles // groups * (4 * PIECE) + lane  # [1, WARPS, ROW_LANES, 1]
-    column_lane = tl.arange(0, COLUMN_LANES)[None, None, None, :] * OUTER
-    filter = filter_tile * FILTERS + column_lane + tl.arange(0, OUTER)[:, None, None, None]
+    thread = tl.arange(0, ROWS * LANES)
+    position = program // filter_tiles // groups * (PIECES * ROWS) + thread // LANES
+    filter = program % filter_tiles * FILTERS + _columns(OUTER, LANES)
     x_ptr += group.to(tl.int64) * channels * X_C
-    image0, row0, column0 = _corner(position, positions, rows, columns, stride_h, stride_w, x_n, x_ptr)
-    image1, row1, column1 = _corner(position + PIECE, positions, rows, columns, stride_h, stride_w, x_n, x_ptr)
-    image2, row2, column2 = _corner(position + 2 * PIECE, positions, rows, columns, stride_h, stride_w, x_n, x_ptr)
-    image3, row3, column3 = _corner(position + 3 * PIECE, positions, rows, columns, stride_h, stride_w, x_n, x_ptr)
-    acc0 = tl.zeros([OUTER, WARPS, ROW_LANES, COLUMN_LANES], tl.float32)
-    acc1 = acc0
-    acc2 = acc0
-    acc3 = acc0
-    packed = filter_tiles * FILTERS
-    w_base = w_ptr + group.to(tl.int64) * taps * channels * packed
+    w_row = w_ptr + group.to(tl.int64) * taps * channels * (filter_tiles * FILTERS)
+    corners = ()
+    accs = ()
+    for piece in tl.static_range(PIECES):
+        place = position + piece * ROWS
+        corners = corners + (_corner(place, positions, rows, columns, stride_h, stride_w),)
+        accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.float32),)
     for tap in range(taps):
         down = tap // kernel_w * dilation_h - padding_h
         right = tap % kernel_w * dilation_w - padding_w
-        x0, in0 = _tap(image0, row0 + down, column0 + right, height, width, x_h, x_w)
-        x1, in1 = _tap(image1, row1 + down, column1 + right, height, width, x_h, x_w)
-        x2, in2 = _tap(image2, row2 + down, column2 + right, height, width, x_h, x_w)
-        x3, in3 = _tap(image3, row3 + down, column3 + right, height, width, x_h, x_w)
+        pixels = ()
+        insides = ()
+        for piece in tl.static_range(PIECES):
+            image, row, column = corners[piece]
+            pixels = pixels + (x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w),)
+            insides = insides + (_inside(row + down, column + right, height, width),)
         for _ in tl.range(0, channels, loop_unroll_factor=UNROLL):
-            w = tl.load(w_base + filter, mask=True, other=0.0)  # [OUTER, 1, 1, COLUMN_LANES], padded to whole tiles
-            acc0 += tl.abs(tl.load(x0, mask=in0, other=0.0).to(tl.float32) - w)
-            acc1 += tl.abs(tl.load(x1, mask=in1, other=0.0).to(tl.float32) - w)
-            acc2 += tl.abs(tl.load(x2, mask=in2, other=0.0).to(tl.float32) - w)
-            acc3 += tl.abs(tl.load(x3, mask=in3, other=0.0).to(tl.float32) - w)
-            w_base += packed
-            x0 += X_C
-            x1 += X_C
-            x2 += X_C
-            x3 += X_C
-    kept = filter < filters
+            w = tl.load(w_row + filter, mask=True, other=0.0)  # [OUTER, 1, LANES], padded to whole tiles
+            sums = ()
+            following = ()
+            for piece in tl.static_range(PIECES):
+                x = tl.load(pixels[piece], mask=insides[piece], other=0.0).to(tl.float32)
+                sums = sums + (accs[piece] + tl.abs(tl.reshape(x, [1, ROWS, LANES]) - w),)
+                following = following + (pixels[piece] + X_C,)
+            accs = sums
+            pixels = following
+            w_row += filter_tiles * FILTERS
     offset = (group * filters + filter).to(tl.int64) * y_o
-    _store_output(y_ptr, acc0, position, positions, rows, columns, y_n, y_h, y_w, offset, kept)
-    _store_output(y_ptr, acc1, position + PIECE, positions, rows, columns, y_n, y_h, y_w, offset, kept)
-    _store_output(y_ptr, acc2, position + 2 * PIECE, positions, rows, columns, y_n, y_h, y_w, offset, kept)
-    _store_output(y_ptr, acc3, position + 3 * PIECE, positions, rows, columns, y_n, y_h, y_w, offset, kept)
+    for piece in tl.static_range(PIECES):
+        place = position + piece * ROWS
+        image, row, column = _split(place, rows, columns)
+        pixel = tl.reshape(_offset(image, row, column, y_n, y_h, y_w), [1, ROWS, LANES])
+        exists = tl.reshape(place < positions, [1, ROWS, LANES])
+        result = (-accs[piece]).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + (pixel + offset), result, mask=exists & (filter < filters))
 
 
 @triton.jit
@@ -172,23 +175,24 @@ def forward_direct(
     y_h,
     y_w,
     POSITIONS: tl.constexpr,
-    FILTERS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """``forward_tiled`` for thin groups: each element of a ``[POSITIONS, FILTERS]`` tile reads operands of its own.
+    """``forward_tiled`` for thin groups: each element of a ``[POSITIONS, WIDTH]`` tile reads operands of its own.
 
     ``w`` is ``[O, C / G, taps]`` as in the module; ``filters`` and ``channels`` are those of a group.
     """
     program = tl.program_id(0)
     position = program // filter_tiles * POSITIONS + tl.arange(0, POSITIONS)
-    filter = program % filter_tiles * FILTERS + tl.arange(0, FILTERS)
+    filter = program % filter_tiles * WIDTH + tl.arange(0, WIDTH)
     kept = filter < all_filters
-    image, row, column = _corner(position, positions, rows, columns, stride_h, stride_w, x_n, x_ptr)
+    image, row, column = _corner(position, positions, rows, columns, stride_h, stride_w)
     first_channel = (filter // filters * channels).to(tl.int64) * x_c
-    acc = tl.zeros([POSITIONS, FILTERS], tl.float32)
+    acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
     for tap in range(taps):
         down = tap // kernel_w * dilation_h - padding_h
         right = tap % kernel_w * dilation_w - padding_w
-        pixel, inside = _tap(image, row + down, column + right, height, width, x_h, x_w)
+        inside = _inside(row + down, column + right, height, width)
+        pixel = x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w)
         pointer = pixel[:, None] + first_channel[None, :]
         w_pointer = w_ptr + filter.to(tl.int64) * channels * taps + tap
         for _ in range(channels):
@@ -197,7 +201,6 @@ def forward_direct(
             acc += tl.abs(x - w[None, :])
             pointer += x_c
             w_pointer += taps
-    offset = filter.to(tl.int64) * y_o
-    _store_output(
-        y_ptr, acc, position[:, None], positions, rows, columns, y_n, y_h, y_w, offset[None, :], kept[None, :]
-    )
+    image, row, column = _split(position, rows, columns)
+    target = y_ptr + _offset(image, row, column, y_n, y_h, y_w)[:, None] + (filter.to(tl.int64) * y_o)[None, :]
+    tl.store(target, (-acc).to(y_ptr.dtype.element_ty), mask=(position < positions)[:, None] & kept[None, :])

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource  # type: ignore[import-untyped]
 
 from adderkit.adder_layers import gpu
 from adderkit.adder_layers.geometry import Window
+from adderkit.adder_layers.gpu_tiles import Device
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -47,18 +48,19 @@ class Layer(NamedTuple):
     groups: int = 1
 
 
-# The ResNets' layers between them use every shape of tile; the rest uses the kernels for thin groups.
+# The ResNets' layers between them use every tile of every device; the rest uses the kernels for thin groups.
 LAYERS = {
     "resnet50-1x1-64-256": Layer(256, 64, 256, 56),
     "resnet50-1x1-1024-512-stride2": Layer(256, 1024, 512, 14, 1, 2),
     "resnet50-3x3-64": Layer(256, 64, 64, 56, 3),
     "resnet50-3x3-256-stride2": Layer(256, 256, 256, 28, 3, 2),
     "resnet50-3x3-512": Layer(256, 512, 512, 7, 3),
-    "cifar_resnet20-3x3-16": Layer(64, 16, 16, 32, 3),
+    "resnet50-3x3-512-batch8": Layer(8, 512, 512, 7, 3),
+    "cifar_resnet20-3x3-16": Layer(1024, 16, 16, 32, 3),
+    "cifar_resnet20-3x3-16-batch32": Layer(32, 16, 16, 32, 3),
     "cifar_resnet20-3x3-16-32-stride2": Layer(128, 16, 32, 32, 3, 2),
-    "cifar_resnet20-3x3-32": Layer(128, 32, 32, 16, 3),
-    "cifar_resnet20-3x3-32-batch1024": Layer(1024, 32, 32, 16, 3),
-    "cifar_resnet20-3x3-16-batch1024": Layer(1024, 16, 16, 32, 3),
+    "cifar_resnet20-3x3-32": Layer(1024, 32, 32, 16, 3),
+    "cifar_resnet20-3x3-32-batch64": Layer(64, 32, 32, 16, 3),
     "mobilenetv2-depthwise-96-stride2": Layer(256, 96, 96, 112, 3, 2, 96),
     "mobilenetv2-depthwise-384": Layer(256, 384, 384, 14, 3, 1, 384),
 }
@@ -99,7 +101,7 @@ def launch_of(kernel: str, layer: Layer, memory_format: str, dtype: str, target:
     input = torch.empty(layer.batch, layer.channels, layer.size, layer.size, **options)
     output = torch.empty(layer.batch, layer.filters, rows, columns, **options)
     input, output = (tensor.to(memory_format=FORMATS[memory_format]) for tensor in (input, output))
-    device = gpu.Device(PROCESSORS[target], TARGETS[target].warp_size)
+    device = Device(PROCESSORS[target], TARGETS[target].warp_size, target)
     if kernel == "forward":
         return gpu.plan_forward(input, weight, output, window, layer.groups, device)
     result = torch.empty_like(input, dtype=torch.float32)

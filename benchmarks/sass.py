@@ -14,7 +14,7 @@ from typing import Any
 
 import triton  # type: ignore[import-untyped]
 
-from adderkit.adder_layers import gpu
+from adderkit.adder_layers.gpu_tiles import KERNELS
 
 from .disassembly import DTYPES, FORMATS, LAYERS, USEFUL, compile_launch, launch_of, measure
 
@@ -47,7 +47,7 @@ def measurements(
     target: str, dtypes: list[str], memory_formats: list[str], layers: list[str]
 ) -> Iterator[dict[str, Any]]:
     """One dictionary per kernel, layer, memory format and dtype."""
-    for kernel in gpu.UNROLL:
+    for kernel in KERNELS:
         for layer in layers:
             for memory_format in memory_formats:
                 for dtype in dtypes:

@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("triton")
 
 from adderkit.adder_layers import gpu
+from adderkit.adder_layers.gpu_tiles import KERNELS, Tile, configurations
 
-if type(gpu.kernel("forward_tiled")).__name__ != "JITFunction":
+if gpu.interpreted():
     pytest.skip("TRITON_INTERPRET is set: the kernels cannot be compiled", allow_module_level=True)
 
 
@@ -26,8 +27,7 @@ def _load_disassembly():
 disassembly = _load_disassembly()
 RESNET_LAYERS = [name for name in disassembly.LAYERS if "resnet" in name]
 # One layer for each shape of tile, and one depthwise layer.
-SAMPLE = ["resnet50-3x3-64", "cifar_resnet20-3x3-16", "cifar_resnet20-3x3-32-batch1024", "mobilenetv2-depthwise-384"]
-KERNELS = list(gpu.UNROLL)
+SAMPLE = ["resnet50-3x3-64", "cifar_resnet20-3x3-16", "cifar_resnet20-3x3-32", "mobilenetv2-depthwise-384"]
 # Half precision takes two conversions for each value that is loaded.
 USEFUL_SHARE = {"fp32": 0.8, "fp16": 0.78, "bf16": 0.78}
 
@@ -72,19 +72,14 @@ def test_every_layer_layout_and_dtype(kernel, layer, target):
             _check(kernel, layer, memory_format, dtype, target)
 
 
-def test_the_layers_use_every_configuration():
+@pytest.mark.parametrize("target", disassembly.TARGETS)
+def test_the_layers_use_every_configuration(target):
     used = set()
     for kernel in KERNELS:
         for layer in disassembly.LAYERS.values():
             for memory_format in disassembly.FORMATS:
-                launch = disassembly.launch_of(kernel, layer, memory_format, "fp32", "sm_90")
-                used.add((launch.kernel, launch.options["num_warps"], *_shape(launch.options)))
-    for name, shape in gpu.configurations():
-        sizes = (shape.column_lanes, shape.unroll) if isinstance(shape, gpu.Tile) else (shape.positions, shape.width)
-        assert (name, shape.warps, *sizes) in used
-
-
-def _shape(options):
-    if "COLUMN_LANES" in options:
-        return options["COLUMN_LANES"], options["UNROLL"]
-    return options["POSITIONS"], options.get("FILTERS", options.get("CHANNELS"))
+                launch = disassembly.launch_of(kernel, layer, memory_format, "fp32", target)
+                used.add((launch.kernel, *(launch.options.get(name) for name in ("ROWS", "LANES", "PIECES", "UNROLL"))))
+    tiles = [(name, shape) for name, shape in configurations(target) if isinstance(shape, Tile)]
+    assert used >= {(name, tile.rows, tile.lanes, tile.pieces, tile.unroll) for name, tile in tiles}
+    assert {name for name, *_ in used} == {name for name, _ in configurations(target)}
