@@ -1,102 +1,86 @@
 """Adder kernels beside what one would use instead, layer by layer, interleaved in one run.
 
-    python -m benchmarks.kernels --device cpu --models resnet18 cifar_resnet20 --json docs/results/kernels_cpu.json
+    python -m benchmarks.kernels --device cpu --json docs/results/kernels_cpu.json
 
-For every distinct convolution of the models: forward and input gradient of ours, of ``F.conv2d``, and of
-``torch.cdist(p=1)`` on unfolded input (forward only, where it needs less than 2 GB). Giga-terms per second: a term is
-one ``|x - w|``, or one product for the convolution. Medians over the rounds, with 20 % and 80 % quantiles.
+For every distinct convolution of the models: forward, input gradient and training step (forward and both gradients)
+of our operator, of ``F.conv2d``, of ``torch.cdist(p=1)`` on unfolded input, and of the published formulation where it
+needs less than 8 GB. Giga-terms per second: a term is one ``|x - w|``, or one product for the convolution. Medians with
+20 % and 80 % quantiles, peak memory of the training step, and the share of what the arithmetic units can do. At the
+end a training step of the whole `cifar_resnet20`.
 """
 
 import argparse
 import json
 import math
-import platform
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
-from adderkit.adder_layers import cpu
-from adderkit.adder_layers.conv import adder_conv2d
-from adderkit.convert.graph import trace_layers
+import adderkit
 
-BATCH = {"cpu": {"cifar_resnet20": 128}, "cuda": {"cifar_resnet20": 256}}
-DEFAULT_BATCH = {"cpu": 8, "cuda": 256}
-CDIST_LIMIT = 2 << 30
-Timed = Callable[[], Any]
+from .issue_limit import issue_limit
+from .layers import CIFAR_BATCH, Layer, layers_of, providers
+from .timing import hardware, interleaved, peak_bytes, quantiles
 
-
-class Layer(NamedTuple):
-    """A convolution to measure: shapes and arguments."""
-
-    model: str
-    input: tuple[int, ...]
-    weight: tuple[int, ...]
-    stride: int
-    padding: int
-    groups: int
+PASSES = ("forward", "input gradient", "training step")
+# Terms, or products, of a pass: a training step computes the output and two gradients.
+PASS_TERMS = {"forward": 1, "input gradient": 1, "training step": 3}
 
 
-def layers_of(name: str, device: str) -> list[Layer]:
-    """The model's distinct convolutions, stem and classifier left out, at the benchmark's batch size."""
-    model = timm.create_model(name)
-    modules = dict(model.named_modules())
-    batch = BATCH[device].get(name, DEFAULT_BATCH[device])
-    found = []
-    for layer in trace_layers(model)[1:-1]:
-        module = modules[layer.path]
-        if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str):
-            continue
-        shape = (batch, *layer.input_shape[1:])
-        entry = Layer(name, shape, tuple(module.weight.shape), module.stride[0], module.padding[0], module.groups)
-        if entry not in found:
-            found.append(entry)
-    return found
+def measure_layer(layer: Layer, device: str, rounds: int) -> dict[str, Any]:
+    """A row of the result: rates by provider and pass, peak memory of the training step."""
+    x = torch.randn(layer.input, device=device, requires_grad=True)
+    w = torch.randn(layer.weight, device=device, requires_grad=True)
+    computed = providers(layer)
+    rates: dict[str, dict[str, list[float]]] = {name: {} for name in computed}
+    for pass_ in PASSES:
+        timed = {name: _pass(function, pass_, x, w) for name, function in computed.items()}
+        for name, seconds in interleaved(timed, device, rounds).items():
+            rates[name][pass_] = quantiles([PASS_TERMS[pass_] * layer.terms / value / 1e9 for value in seconds])
+    peaks = {name: peak_bytes(_pass(function, "training step", x, w), device) for name, function in computed.items()}
+    return {**layer._asdict(), "terms": layer.terms, "giga_terms_per_second": rates, "peak_bytes": peaks}
 
 
-def candidates(layer: Layer, device: str) -> tuple[dict[str, Timed], int]:
-    """Functions to time by name, and the number of terms that each computes."""
-    x, w = torch.randn(layer.input, device=device), torch.randn(layer.weight, device=device)
-    stride, padding, groups = layer.stride, layer.padding, layer.groups
-    output = F.conv2d(x, w, None, stride, padding, 1, groups)
-    grad = torch.randn_like(output)
-    pairs = ([stride, stride], [padding, padding], [1, 1])
-    timed: dict[str, Timed] = {
-        "adder forward": lambda: adder_conv2d(x, w, None, stride, padding, 1, groups),
-        "conv forward": lambda: F.conv2d(x, w, None, stride, padding, 1, groups),
-        "adder input grad": lambda: torch.ops.adderkit.adder_conv2d_input_grad(grad, x, w, *pairs, groups),
-        "conv input grad": lambda: conv2d_input(x.shape, w, grad, stride, padding, 1, groups),
-    }
-    kernel = layer.weight[2:]
-    if groups == 1 and output[:, 0].numel() * w[0].numel() * 4 < CDIST_LIMIT:
-        timed["cdist forward"] = lambda: _cdist(x, w, kernel, stride, padding)
-    return timed, output.numel() * w[0].numel()
+def _pass(function: Callable[[Tensor, Tensor], Tensor], pass_: str, x: Tensor, w: Tensor) -> Callable[[], Any]:
+    if pass_ == "forward":
+        return torch.no_grad()(lambda: function(x, w))
+    if pass_ == "input gradient":
+        output = function(x, w.detach())
+        grad = torch.randn_like(output)
+        return lambda: torch.autograd.grad(output, x, grad, retain_graph=True)
+
+    def training_step() -> Any:
+        output = function(x, w)
+        return torch.autograd.grad(output, (x, w), torch.ones_like(output))
+
+    return training_step
 
 
-def _cdist(x: Tensor, w: Tensor, kernel: Iterable[int], stride: int, padding: int) -> Tensor:
-    columns = F.unfold(x, tuple(kernel), 1, padding, stride).transpose(1, 2)
-    return torch.cdist(columns, w.flatten(1).expand(len(x), -1, -1), p=1.0)
+def measure_network(device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a training step of `cifar_resnet20` as CNN and as adder network, fp32."""
+    images = torch.randn(CIFAR_BATCH[device], 3, 32, 32, device=device)
+    labels = torch.randint(10, (len(images),), device=device)
+    networks = {"conv": timm.create_model("cifar_resnet20"), "adder": timm.create_model("cifar_resnet20")}
+    adderkit.convert_(networks["adder"])
+    timed = {name: _training_step(network.to(device).train(), images, labels) for name, network in networks.items()}
+    return {name: quantiles(seconds) for name, seconds in interleaved(timed, device, rounds).items()}
 
 
-def measure(timed: dict[str, Timed], device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, one after the other in every round, so that drift hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for round_ in range(rounds + 1):
-        for name, function in timed.items():
-            started = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if round_:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+def _training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return step
 
 
 def main() -> None:
@@ -107,53 +91,64 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    device = arguments.device
+    limit = issue_limit(device)
     rows = []
-    for layer in (layer for name in arguments.models for layer in layers_of(name, arguments.device)):
-        timed, terms = candidates(layer, arguments.device)
-        seconds = measure(timed, arguments.device, arguments.rounds)
-        rates = {name: _quantiles([terms / value / 1e9 for value in values]) for name, values in seconds.items()}
-        rows.append({**layer._asdict(), "terms": terms, "giga_terms_per_second": rates})
-        shown = "  ".join(f"{name} {rate[1]:.1f}" for name, rate in rates.items())
-        print(f"{layer.model} {layer.input} {layer.weight} s{layer.stride} g{layer.groups}: {shown}", flush=True)
-    summary = {
-        "adder / conv, forward": _ratio(rows, "adder forward", "conv forward"),
-        "adder / conv, input gradient": _ratio(rows, "adder input grad", "conv input grad"),
-        "adder / cdist, forward": _ratio(rows, "adder forward", "cdist forward"),
-    }
-    print("geometric means: " + ", ".join(f"{name} {value:.2f}" for name, value in summary.items()))
+    for layer in (layer for name in arguments.models for layer in layers_of(name, device)):
+        rows.append(measure_layer(layer, device, arguments.rounds))
+        print(_line(rows[-1]), flush=True)
+    network = measure_network(device, arguments.rounds)
+    print(
+        "training step of cifar_resnet20: " + ", ".join(f"{name} {value[1]:.3f} s" for name, value in network.items())
+    )
+    # The clock may have risen since: the best the units did is the limit.
+    limit = {name: max(rate, issue_limit(device)[name]) for name, rate in limit.items()}
+    summary = {name: summarise([row for row in rows if row["model"] == name], limit) for name in arguments.models}
+    resnets = [row for row in rows if row["model"] in ("resnet18", "resnet50")]
+    summary |= {"resnet18 and resnet50": summarise(resnets, limit)} if resnets else {}
+    for name, means in summary.items():
+        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items()))
+    result = {"hardware": hardware(device), "issue_limit": limit, "summary": summary, "training_step": network}
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        hardware = _hardware(arguments.device)
-        arguments.json.write_text(json.dumps({"hardware": hardware, "summary": summary, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 
-def _quantiles(values: list[float]) -> list[float]:
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return [fifths[0], statistics.median(values), fifths[3]]
+def _line(row: dict[str, Any]) -> str:
+    shape = f"{row['model']} {row['input']} {row['weight']} s{row['stride']} g{row['groups']}"
+    rates = row["giga_terms_per_second"]
+    return f"{shape}: " + "; ".join(
+        f"{pass_} " + " ".join(f"{name} {rate[pass_][1]:.1f}" for name, rate in rates.items()) for pass_ in PASSES
+    )
 
 
-def _ratio(rows: list[dict[str, Any]], first: str, second: str) -> float:
-    """Geometric mean over layers of the ratio of median rates."""
-    logs = [
-        math.log(row["giga_terms_per_second"][first][1] / row["giga_terms_per_second"][second][1])
-        for row in rows
-        if second in row["giga_terms_per_second"]
-    ]
-    return math.exp(statistics.fmean(logs)) if logs else float("nan")
+def summarise(rows: list[dict[str, Any]], limit: dict[str, float]) -> dict[str, float]:
+    """Geometric means over layers of the ratios of median rates, and of the shares of the arithmetic units' limit."""
+    means = {}
+    for other in ("conv", "cdist", "published"):
+        for pass_ in PASSES:
+            ratios = [_median(row, "adder", pass_) / _median(row, other, pass_) for row in rows if _has(row, other)]
+            if ratios:
+                means[f"adder / {other}, {pass_}"] = _geometric_mean(ratios)
+    for pass_ in PASSES[:2]:
+        if pass_ in limit:
+            means[f"share of the limit, {pass_}"] = _geometric_mean(
+                [_median(row, "adder", pass_) / limit[pass_] for row in rows]
+            )
+    return means
 
 
-def _hardware(device: str) -> dict[str, Any]:
-    if device == "cuda":
-        return {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "device": names[0] if names else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": cpu.instruction_set(),
-        "torch": torch.__version__,
-    }
+def _has(row: dict[str, Any], provider: str) -> bool:
+    return provider in row["giga_terms_per_second"]
+
+
+def _median(row: dict[str, Any], provider: str, pass_: str) -> float:
+    value: float = row["giga_terms_per_second"][provider][pass_][1]
+    return value
+
+
+def _geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
 
 
 if __name__ == "__main__":

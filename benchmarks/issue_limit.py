@@ -1,0 +1,39 @@
+"""The rate that the arithmetic units allow: measured on a CPU by a loop on registers, computed for a GPU."""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from adderkit.adder_layers import cpu
+
+FLAGS = {"avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"], "avx2": ["-mavx2", "-mfma"]}
+# Lanes of a multiprocessor that add in fp32, and instructions that a term takes (docs/performance.md).
+LANES, INSTRUCTIONS = 128, 2
+
+
+def issue_limit(device: str) -> dict[str, float]:
+    """Giga-terms per second of forward, input gradient and a convolution's products; empty where it cannot be told.
+
+    Args:
+        device: ``"cpu"``, measured on as many threads as torch uses, or ``"cuda"``, from the device's clock.
+    """
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        clock = torch.cuda.clock_rate() * 1e6 if not hasattr(properties, "clock_rate") else properties.clock_rate * 1e3
+        rate = LANES * properties.multi_processor_count * clock / INSTRUCTIONS / 1e9
+        return {"forward": rate, "input gradient": rate, "products": INSTRUCTIONS * rate}
+    compiler, flags = shutil.which("c++"), FLAGS.get(cpu.instruction_set() or "")
+    if compiler is None or flags is None:
+        return {}
+    source = Path(__file__).with_name("issue_limit.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "issue_limit"
+        command = [compiler, "-O3", "-std=gnu++17", "-fopenmp", *flags, str(source), "-o", str(program)]
+        subprocess.run(command, check=True)
+        environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run([str(program)], check=True, capture_output=True, text=True, env=environment)
+    forward, gradient, products = map(float, done.stdout.split())
+    return {"forward": forward, "input gradient": gradient, "products": products}

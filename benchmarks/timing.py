@@ -1,0 +1,81 @@
+"""Timing that compares like with like: functions take turns, and every figure is a median with its spread."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adderkit.adder_layers import cpu
+
+# A function that takes longer than this is called three times only.
+SLOW_SECONDS = 1.0
+SLOW_ROUNDS = 3
+
+
+def interleaved(timed: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function, one after the other in every round, so that drift hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    warm_up = {name: _seconds(function, device) for name, function in timed.items()}
+    for round_ in range(rounds):
+        for name, function in timed.items():
+            if round_ < SLOW_ROUNDS or warm_up[name] < SLOW_SECONDS:
+                seconds[name].append(_seconds(function, device))
+    return seconds
+
+
+def _seconds(function: Callable[[], Any], device: str) -> float:
+    started = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def quantiles(values: list[float]) -> list[float]:
+    """20 %, 50 % and 80 %."""
+    if len(values) == 1:
+        return values * 3
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return [fifths[0], statistics.median(values), fifths[3]]
+
+
+def peak_bytes(function: Callable[[], Any], device: str) -> int | None:
+    """Memory that a call needs beyond what is held before it; ``None`` where the system does not say."""
+    function()  # libraries load, allocators fill
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    reset.write_text("5")  # resets the high-water mark (man 5 proc)
+    before = _status("VmRSS")
+    function()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What a figure is worth nothing without."""
+    if device == "cuda":
+        return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": cpu.instruction_set(),
+        "torch": torch.__version__,
+    }
