@@ -88,7 +88,7 @@ def _unfolded(x: Tensor, layer: Layer) -> Tensor:
 def _cdist(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
     windows = _unfolded(x, layer).transpose(1, 2)
     distances: Tensor = torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0)
-    return -distances.transpose(1, 2)
+    return distances.neg().transpose(1, 2)
 
 
 def _published(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
