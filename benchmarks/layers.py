@@ -87,8 +87,8 @@ def _unfolded(x: Tensor, layer: Layer) -> Tensor:
 
 def _cdist(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
     windows = _unfolded(x, layer).transpose(1, 2)
-    distances: Tensor = torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0)
-    return distances.neg().transpose(1, 2)
+    result: Tensor = torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0).neg().transpose(1, 2)
+    return result
 
 
 def _published(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
