@@ -87,14 +87,14 @@ def _unfolded(x: Tensor, layer: Layer) -> Tensor:
 
 def _cdist(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
     windows = _unfolded(x, layer).transpose(1, 2)
-    result: Tensor = torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0).neg().transpose(1, 2)
-    return result
+    return -torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0).transpose(1, 2)
 
 
 def _published(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
     windows = _unfolded(x, layer).transpose(0, 1).flatten(1)  # [K, N x positions]
-    result: Tensor = Broadcast.apply(windows, w.flatten(1))
-    return result.unflatten(1, (len(x), -1)).transpose(0, 1)
+    flat = Broadcast.apply(windows, w.flatten(1))
+    result: Tensor = flat.unflatten(1, (len(x), -1)).transpose(0, 1)
+    return result
 
 
 class Broadcast(torch.autograd.Function):
