@@ -1,5 +1,6 @@
 """The convolutions that the kernel benchmarks measure, and the ways to compute an adder layer that they compare."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,19 +30,19 @@ class Layer(NamedTuple):
     groups: int
 
     @property
-    def positions(self) -> int:
-        """Output positions of the whole batch."""
-        batch, _, height, width = self.input
-        kernel_h, kernel_w = self.weight[2:]
-        rows = (height + 2 * self.padding - kernel_h) // self.stride + 1
-        columns = (width + 2 * self.padding - kernel_w) // self.stride + 1
-        return batch * rows * columns
+    def output(self) -> tuple[int, int, int, int]:
+        """Shape of the output."""
+        batch, _, *size = self.input
+        rows, columns = (
+            (length + 2 * self.padding - kernel) // self.stride + 1
+            for length, kernel in zip(size, self.weight[2:], strict=True)
+        )
+        return batch, self.weight[0], rows, columns
 
     @property
     def terms(self) -> int:
         """Distances, or products, that one pass computes."""
-        filters, channels, kernel_h, kernel_w = self.weight
-        return self.positions * filters * channels * kernel_h * kernel_w
+        return math.prod(self.output) * math.prod(self.weight[1:])
 
 
 def layers_of(name: str, device: str) -> list[Layer]:
@@ -87,13 +88,13 @@ def _unfolded(x: Tensor, layer: Layer) -> Tensor:
 
 def _cdist(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
     windows = _unfolded(x, layer).transpose(1, 2)
-    return -torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0).transpose(1, 2)
+    return -torch.cdist(windows, w.flatten(1).expand(len(x), -1, -1), p=1.0).transpose(1, 2).reshape(layer.output)
 
 
 def _published(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
     windows = _unfolded(x, layer).transpose(0, 1).flatten(1)  # [K, N x positions]
-    flat = Broadcast.apply(windows, w.flatten(1))
-    result: Tensor = flat.unflatten(1, (len(x), -1)).transpose(0, 1)
+    flat = Broadcast.apply(windows, w.flatten(1))  # [O, N x positions]
+    result: Tensor = flat.unflatten(1, (len(x), -1)).transpose(0, 1).reshape(layer.output)
     return result
 
 
