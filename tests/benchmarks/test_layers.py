@@ -68,10 +68,7 @@ def test_peak_memory_sees_a_temporary():
 
 def test_summary_is_a_geometric_mean_of_ratios():
     def row(**values):
-        rates = {
-            "adder": dict.fromkeys(kernels.PASSES, [0, adder, 0]),
-            "conv": dict.fromkeys(kernels.PASSES, [0, conv, 0]),
-        }
+        rates = {name: {pass_: [0, rate, 0] for pass_ in kernels.PASSES} for name, rate in values.items()}
         return {"giga_terms_per_second": rates}
 
     means = kernels.summarise([row(adder=1, conv=2), row(adder=8, conv=4)], {"forward": 8.0})
