@@ -8,6 +8,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace adderkit {
@@ -61,6 +63,8 @@ inline Vector larger(Vector v, const float& w) {
     return (Vector)_mm256_max_ps((__m256)v, (__m256)splat(w));
 #elif defined(__SSE2__)
     return (Vector)_mm_max_ps((__m128)v, (__m128)splat(w));
+#elif defined(__ARM_NEON)
+    return (Vector)vmaxq_f32((float32x4_t)v, (float32x4_t)splat(w));
 #else
     const Vector other = splat(w);
     return v > other ? v : other;
