@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Window
-from .gpu_tiles import DIRECT_CHANNELS, DIRECT_ROWS, TILED_WIDTH, Device, choose_tile
+from .gpu_tiles import DIRECT_CHANNELS, DIRECT_ROWS, TILED_WIDTH, Device, Tile, choose_tile
 
 # Positions are counted in 32 bits, elements in 64: larger batches go through in parts.
 POSITION_LIMIT = 1 << 30
@@ -46,7 +46,8 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _device(index: int | None) -> Device:
+def device(index: int | None) -> Device:
+    """What the choice of a tile depends on, of a CUDA device."""
     if interpreted():
         return Device(0)
     properties = torch.cuda.get_device_properties(index)
@@ -61,8 +62,8 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
     rows, columns = output.shape[2:]
     for images in _parts(input.shape[0], rows * columns):
         with torch.cuda.device_of(input):
-            device = _device(input.device.index)
-            _run(plan_forward(input[images], weight, output[images], window, groups, device))
+            where = device(input.device.index)
+            _run(plan_forward(input[images], weight, output[images], window, groups, where))
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
@@ -73,8 +74,8 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
     """
     for images in _parts(input.shape[0], input.shape[2] * input.shape[3]):
         with torch.cuda.device_of(input):
-            device = _device(input.device.index)
-            _run(plan_input_grad(grad[images], input[images], weight, result[images], window, groups, device))
+            where = device(input.device.index)
+            _run(plan_input_grad(grad[images], input[images], weight, result[images], window, groups, where))
 
 
 def _parts(batch: int, pixels: int) -> list[slice]:
@@ -87,28 +88,44 @@ def _run(launch: Launch) -> None:
         kernel(launch.kernel)[launch.grid](*launch.arguments, **launch.options)
 
 
-def plan_forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int, device: Device) -> Launch:
-    """The launch that ``forward`` makes; weights are packed, nothing else is computed."""
+def plan_forward(
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    window: Window,
+    groups: int,
+    where: Device,
+    tile: Tile | None = None,
+) -> Launch:
+    """The launch that ``forward`` makes, or would with another tile; weights are packed, nothing else is computed."""
     batch, all_filters, rows, columns = output.shape
     channels, filters = weight.shape[1], all_filters // groups
     positions = batch * rows * columns
     geometry = (*input.shape[2:], rows, columns, positions, *_steps(weight, window))
     x_n, x_c, x_h, x_w = input.stride()
     if filters < TILED_WIDTH:
-        tiles, grid, options = _direct(output, positions, device)
+        tiles, grid, options = _direct(output, positions, where)
         sizes = (channels, filters, all_filters, tiles)
         strides = (x_n, x_c, x_h, x_w, *output.stride())
         arguments = (input, weight.contiguous(), output, *sizes, *geometry, *strides)
         return Launch("forward_direct", (grid,), arguments, options)
-    packed, tiles, grid, options = _tiled("forward", weight, filters, positions, groups, 1, device)
+    tile = tile or choose_tile("forward", filters, positions, groups, where)
+    packed, tiles, grid, options = _tiled(tile, weight, (0, 3, 2, 1), positions, groups, where)
     arguments = (input, packed, output, channels, filters, tiles, groups, *geometry, x_n, x_h, x_w, *output.stride())
     return Launch("forward_tiled", (grid,), arguments, {"X_C": x_c, **options})
 
 
 def plan_input_grad(
-    grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int, device: Device
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    result: Tensor,
+    window: Window,
+    groups: int,
+    where: Device,
+    tile: Tile | None = None,
 ) -> Launch:
-    """The launch that ``input_grad`` makes; weights are packed, nothing else is computed."""
+    """The launch that ``input_grad`` makes, or would with another tile; see ``plan_forward``."""
     batch, all_channels, height, width = input.shape
     channels, filters = weight.shape[1], weight.shape[0] // groups
     phases = window.stride[0] * window.stride[1]
@@ -118,12 +135,13 @@ def plan_input_grad(
     geometry = (height, width, *grad.shape[2:], rows, columns, positions, *_steps(weight, window))
     g_n, g_o, g_h, g_w = grad.stride()
     if channels < TILED_WIDTH:
-        tiles, grid, options = _direct(result, positions, device)
+        tiles, grid, options = _direct(result, positions, where)
         sizes = (channels, all_channels, tiles, filters)
         strides = (*input.stride(), g_n, g_o, g_h, g_w, *result.stride())
         arguments = (grad, input, weight.contiguous(), result, *sizes, *geometry, *strides)
         return Launch("input_grad_direct", (grid, phases), arguments, options)
-    packed, tiles, grid, options = _tiled("input_grad", weight, channels, positions, groups, phases, device)
+    tile = tile or choose_tile("input_grad", channels, positions, groups * phases, where)
+    packed, tiles, grid, options = _tiled(tile, weight, (0, 3, 1, 2), positions, groups, where)
     packed.add_(1).mul_(0.5)
     strides = (*input.stride(), g_n, g_h, g_w, *result.stride())
     arguments = (grad, input, packed, result, channels, tiles, filters, groups, *geometry, *strides)
@@ -134,21 +152,20 @@ def _steps(weight: Tensor, window: Window) -> tuple[int, ...]:
     return weight.shape[3], weight.shape[2] * weight.shape[3], *window.stride, *window.padding, *window.dilation
 
 
-def _direct(written: Tensor, positions: int, device: Device) -> tuple[int, int, dict[str, int | bool]]:
+def _direct(written: Tensor, positions: int, where: Device) -> tuple[int, int, dict[str, int | bool]]:
     """Tiles along channels, programs, and options; lanes go along what are neighbours in the written tensor."""
     channels = written.shape[1]
     block = DIRECT_CHANNELS if written.stride(1) == 1 and channels > 1 else DIRECT_ROWS
     tiles = -(-channels // block.width)
-    options = {"POSITIONS": block.positions, "WIDTH": block.width, **_options(block.warps, device)}
+    options = {"POSITIONS": block.positions, "WIDTH": block.width, **_options(block.warps, where)}
     return tiles, -(-positions // block.positions) * tiles, options
 
 
 def _tiled(
-    kernel: str, weight: Tensor, width: int, positions: int, groups: int, phases: int, device: Device
+    tile: Tile, weight: Tensor, order: tuple[int, int, int, int], positions: int, groups: int, where: Device
 ) -> tuple[Tensor, int, int, dict[str, int | bool]]:
     """Packed weights, tiles along filters (or channels), programs, and options."""
-    tile = choose_tile(kernel, width, positions, groups * phases, device)
-    packed = _packed(weight, groups, tile.width, (0, 3, 2, 1) if kernel == "forward" else (0, 3, 1, 2))
+    packed = _packed(weight, groups, tile.width, order)
     tiles = packed.shape[3] // tile.width
     options = {
         "OUTER": tile.outer,
@@ -156,14 +173,14 @@ def _tiled(
         "LANES": tile.lanes,
         "PIECES": tile.pieces,
         "UNROLL": tile.unroll,
-        **_options(tile.warps, device),
+        **_options(tile.warps, where),
     }
     return packed, tiles, -(-positions // tile.positions) * tiles * groups, options
 
 
-def _options(warps: int, device: Device) -> dict[str, int | bool]:
+def _options(warps: int, where: Device) -> dict[str, int | bool]:
     """A wave of 64 lanes does the work of two warps."""
-    return {"num_warps": max(1, warps * 32 // device.wave), "enable_fp_fusion": True}
+    return {"num_warps": max(1, warps * 32 // where.wave), "enable_fp_fusion": True}
 
 
 def _packed(weight: Tensor, groups: int, width: int, order: tuple[int, int, int, int]) -> Tensor:

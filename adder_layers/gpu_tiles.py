@@ -107,12 +107,13 @@ def choose_tile(kernel: str, width: int, positions: int, groups: int, device: De
         while large.warps < INTERPRETED_WARPS and large.positions < positions:
             large = large._replace(warps=2 * large.warps)
         return large
-    return large if programs(large, width, positions, groups) >= 2 * device.processors else small
+    return large if fills(large, width, positions, groups, device) else small
 
 
-def programs(tile: Tile, width: int, positions: int, groups: int) -> int:
-    """Number of programs that a layer makes; the arguments are those of ``choose_tile``."""
-    return -(-positions // tile.positions) * -(-width // tile.width) * groups
+def fills(tile: Tile, width: int, positions: int, groups: int, device: Device) -> bool:
+    """Whether a tile makes two programs or more for each multiprocessor; other arguments as of ``choose_tile``."""
+    programs = -(-positions // tile.positions) * -(-width // tile.width) * groups
+    return programs >= 2 * device.processors
 
 
 def configurations(target: str) -> list[tuple[str, Tile | Block]]:

@@ -5,7 +5,7 @@ import torch
 
 import adderkit
 from adderkit.adder_layers import gpu
-from adderkit.adder_layers.conv import _path, adder_conv2d
+from adderkit.adder_layers.conv import _on_cuda, adder_conv2d
 from adderkit.adder_layers.reference import adder_conv2d_reference
 
 pytestmark = [
@@ -16,7 +16,12 @@ pytestmark = [
 
 # As a share of the largest expected value; the reference runs in fp64 on the same rounded operands.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+MODES = {
+    "fp32": (torch.float32, torch.contiguous_format),
+    "fp32-channels-last": (torch.float32, torch.channels_last),
+    "fp16": (torch.float16, torch.contiguous_format),
+    "bf16-channels-last": (torch.bfloat16, torch.channels_last),
+}
 # name: input, weight, options
 CASES = {
     "1x1": ((4, 64, 14, 14), (256, 64, 1, 1), {}),
@@ -51,13 +56,12 @@ def _assert_close(actual, expected, tolerance):
         assert (got.cpu().double() - wanted.cpu()).abs().max().item() <= allowed, name
 
 
-@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("dtype", "memory_format"), MODES.values(), ids=MODES.keys())
 @pytest.mark.parametrize(("input_shape", "weight_shape", "options"), CASES.values(), ids=CASES.keys())
 def test_every_case(input_shape, weight_shape, options, dtype, memory_format):
     input = torch.randn(input_shape).to(dtype).to("cuda", memory_format=memory_format)
     weight, bias = torch.randn(weight_shape).to("cuda", dtype), torch.randn(weight_shape[0]).to("cuda", dtype)
-    assert _path(input) is gpu
+    assert _on_cuda(dtype) is gpu
     wide = [tensor.cpu().double() for tensor in (input, weight, bias)]
     grad = torch.randn_like(adder_conv2d_reference(*wide, **options)).bfloat16()
     expected = _results(adder_conv2d_reference, grad, *wide, **options)
@@ -105,6 +109,28 @@ def test_not_a_number_comes_through():
     output.nansum().backward()
     assert output[0, 0, 1, 1].isnan()
     assert leaf.grad[0, 0, 2, 2].isnan()
+
+
+def test_autocast_keeps_a_narrow_input_and_gives_a_wide_output():
+    input = torch.randn(2, 16, 9, 9, device="cuda").bfloat16().requires_grad_()
+    weight = torch.randn(16, 16, 3, 3, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        output = adder_conv2d(input, weight, padding=1)
+    grad = torch.randn_like(output).bfloat16().float()
+    actual = [output.detach(), *torch.autograd.grad(output, (input, weight), grad)]
+    assert output.dtype == torch.float32
+    wide = [tensor.detach().cpu().double() for tensor in (input, weight)]
+    expected = _results(adder_conv2d_reference, grad.cpu(), *wide, padding=1)
+    for got, wanted, dtype in zip(actual, expected, (torch.float32, torch.bfloat16, torch.float32), strict=True):
+        _assert_close([got], [wanted], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_operator_keeps_torchs_rules(groups):
+    input = torch.randn(2, 16, 9, 9, device="cuda", requires_grad=True)
+    weight = torch.randn(16, 16 // groups, 3, 3, device="cuda", requires_grad=True)
+    arguments = (input, weight, None, [1, 1], [1, 1], [1, 1], groups)
+    torch.library.opcheck(torch.ops.adderkit.adder_conv2d.default, arguments)
 
 
 def test_compiled_model_matches():
