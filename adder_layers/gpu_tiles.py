@@ -3,6 +3,7 @@
 Nothing is tuned at run time, so that two runs take the same path and a first call costs one compilation.
 """
 
+import functools
 from typing import NamedTuple
 
 from .gpu_tile_table import TABLE
@@ -92,6 +93,7 @@ def tiles_of(target: str, kernel: str, width: int) -> tuple[Tile, Tile]:
     return Tile(width // 16, *large), Tile(width // 16, *small)
 
 
+@functools.cache
 def choose_tile(kernel: str, width: int, positions: int, groups: int, device: Device) -> Tile:
     """The tile for a layer.
 

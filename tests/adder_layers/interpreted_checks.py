@@ -19,6 +19,7 @@ from adderkit.adder_layers.reference import adder_conv2d_reference
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WINDOW = {"stride": 1, "padding": 0, "dilation": 1}
 # Elements on either side of a tensor that a kernel must neither use nor write.
 MARGIN = 97
 
@@ -66,14 +67,14 @@ def both(input, weight, options, memory_format):
     """Errors of forward and input gradient against the reference in fp32, and whether neighbours were left alone."""
     wide_input, wide_weight = (tensor.float().requires_grad_() for tensor in (input, weight))
     expected = adder_conv2d_reference(wide_input, wide_weight, None, **options)
-    grad = torch.randn_like(expected).to(input.dtype)
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    grad = torch.randn_like(expected).to(dtype)
     (expected_grad,) = torch.autograd.grad(expected, wide_input, grad.float())
-    settings = (pair(options.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
-    window = Window.of(weight, *settings)
+    window = Window.of(weight, *(pair(options.get(key, default)) for key, default in WINDOW.items()))
     groups = options.get("groups", 1)
     x, w = guarded(input.contiguous(memory_format=memory_format)), guarded(weight)
     g = guarded(grad.contiguous(memory_format=memory_format))
-    output, output_memory = poisoned(expected.shape, input.dtype, memory_format)
+    output, output_memory = poisoned(expected.shape, dtype, memory_format)
     gpu.forward(x, w, output, window, groups)
     result, result_memory = poisoned(input.shape, compute_dtype(input.dtype), memory_format)
     gpu.input_grad(g, x, w, result, window, groups)
@@ -90,6 +91,20 @@ def run(name, dtype, memory_format, input, weight, options):
     print(json.dumps({"name": name, "dtype": dtype, "format": memory_format, **result}), flush=True)
 
 
+def run_nan(name, input, weight, options):
+    """A NaN comes out in the same places as from the reference."""
+    leaf = input.clone().requires_grad_()
+    expected = adder_conv2d_reference(leaf, weight, None, **options)
+    expected.sum().backward()
+    window = Window.of(weight, *(pair(options.get(key, default)) for key, default in WINDOW.items()))
+    output, result = torch.zeros_like(expected), torch.zeros_like(input)
+    gpu.forward(input, weight, output, window, options.get("groups", 1))
+    gpu.input_grad(torch.ones_like(expected), input, weight, result, window, options.get("groups", 1))
+    wrong = [float((a.isnan() != b.isnan()).any()) for a, b in ((output, expected), (result, leaf.grad))]
+    checked = {"name": name, "dtype": "fp32", "forward": wrong[0], "input_grad": wrong[1], "margins": True}
+    print(json.dumps(checked), flush=True)
+
+
 def draw(input_shape, weight_shape, dtype):
     torch.manual_seed(0)
     return torch.randn(input_shape).to(DTYPES[dtype]), torch.randn(weight_shape).to(DTYPES[dtype])
@@ -102,10 +117,14 @@ def main(part):
             for memory_format in FORMATS if name in BOTH_FORMATS else ("contiguous",):
                 run(name, "fp32", memory_format, *draw(input_shape, weight_shape, "fp32"), options)
     elif part == "half":
-        for name in ("1x1", "depthwise"):
+        # Between them every kernel, in every half-precision dtype and layout; under autocast weights stay fp32.
+        for name in ("1x1", "3x3-stride2", "depthwise"):
             input_shape, weight_shape, options = CASES[name]
-            for dtype, memory_format in (("fp16", "contiguous"), ("bf16", "channels-last")):
-                run(name, dtype, memory_format, *draw(input_shape, weight_shape, dtype), options)
+            for dtype in ("fp16", "bf16"):
+                for memory_format in FORMATS:
+                    run(name, dtype, memory_format, *draw(input_shape, weight_shape, dtype), options)
+            input, weight = draw(input_shape, weight_shape, "bf16")
+            run(name, "bf16-fp32", "contiguous", input, weight.float(), options)
     elif part == "kinks":
         # Differences are exactly -2, -1, 0, 1 and 2: both kinks of HardTanh and that of the absolute value.
         for name in ("1x1", "depthwise"):
@@ -113,6 +132,17 @@ def main(part):
             torch.manual_seed(1)
             input, weight = torch.randint(-1, 2, input_shape).float(), torch.randint(-1, 2, weight_shape).float()
             run(name, "fp32", "contiguous", input, weight, options)
+    elif part == "parts":
+        # As a batch of more positions than 32 bits count: images go through one or two at a time.
+        gpu.POSITION_LIMIT = 90
+        input_shape, weight_shape, options = CASES["3x3-stride2"]
+        run("parts", "fp32", "contiguous", *draw((5, *input_shape[1:]), weight_shape, "fp32"), options)
+    elif part == "nan":
+        for name in ("3x3-stride2", "depthwise"):
+            input_shape, weight_shape, options = CASES[name]
+            input, weight = draw(input_shape, weight_shape, "fp32")
+            input[0, 1, 4, 4] = float("nan")
+            run_nan(name, input, weight, options)
     elif part == "resnet":
         run("resnet50-1x1", "fp32", "contiguous", *draw((1, 64, 56, 56), (64, 64, 1, 1), "fp32"), {})
         run("cifar_resnet20-3x3", "fp32", "channels-last", *draw((4, 64, 8, 8), (64, 64, 3, 3), "fp32"), {"padding": 1})

@@ -16,9 +16,9 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("interpreted_checks.py")
 KERNELS = sorted(Path(conv.__file__).parent.glob("*_kernels.py"))
 # A sum of up to 576 terms in another order; half precision also rounds the result.
-TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3}
-PARTS = ["cases", "half", "kinks", "resnet"]
-EXPECTED_CHECKS = 13 + 4 + 2 + 2
+TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3, "bf16-fp32": 1e-5}
+PARTS = ["cases", "half", "kinks", "nan", "resnet", "parts"]
+EXPECTED_CHECKS = 13 + 15 + 2 + 2 + 2 + 1
 
 
 def test_kernels_match_the_reference():
