@@ -156,6 +156,13 @@ def measure(compiled: Any, useful: tuple[str, ...]) -> Report:
     )
 
 
+def spilled_on_amd(compiled: Any) -> int:
+    """Vector registers that a kernel compiled for an AMD device keeps in memory, by its own metadata."""
+    count = re.search(r"\.vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])
+    assert count is not None
+    return int(count.group(1))
+
+
 def _output(program: str, *arguments: str) -> str:
     command = [str(_BINARIES / program), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
