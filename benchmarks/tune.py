@@ -93,8 +93,10 @@ def tune(layers: Iterable[Layer], device: Device, time: Time, most: int) -> dict
         ratios: dict[Tile, list[float]] = defaultdict(list)
         for layer in cases[kernel, width, full][:most]:
             times = {tile: time(kernel, layer, tile) for tile in candidates(width)}
+            best = min(times.values())
             for tile, milliseconds in times.items():
-                ratios[tile].append(milliseconds / min(times.values()))
+                if best < math.inf:
+                    ratios[tile].append(milliseconds / best)
         return fastest(ratios, present, row)
 
     return {

@@ -37,12 +37,16 @@ def test_entries_without_a_layer_stay():
     assert tune.tune([], HOPPER, lambda *_: math.nan, most=2) == TABLE["sm_90"]
 
 
+def test_a_device_on_which_nothing_works_keeps_its_rows():
+    assert tune.tune(LAYERS, HOPPER, lambda *_: math.inf, most=2) == TABLE["sm_90"]
+
+
 def test_a_tile_that_does_not_work_is_not_chosen():
     def time(kernel, layer, tile):
         return 1.0 if tile.warps == 4 else math.inf
 
     tuned = tune.tune(LAYERS, HOPPER, time, most=1)
-    assert all(warps == 4 for rows in tuned.values() for row in rows.values() for warps, *_ in row if row != ())
+    assert all(warps == 4 for rows in tuned.values() for row in rows.values() for warps, *_ in row)
 
 
 def test_a_written_table_can_be_read_back():
