@@ -179,18 +179,23 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Saved folder, or a timm name (built without weights).")],
     num_classes: NumClasses = None,
     in_chans: InChans = None,
+    input_size: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Channels, height and width of the image; default: the model's own.", metavar="C H W"),
+    ] = None,
+    chart: Annotated[str | None, typer.Option(help="Also draw the layers: FILE.png or FILE.svg.")] = None,
     json: Json = False,
 ) -> None:
-    """List a model's layers with their multiplications, additions and parameters."""
-    from adderkit.convert.cost import cost
-    from adderkit.convert.source import build_model, is_folder
-    from adderkit.recipes.tables import cost_table, show
+    """Count operations, bytes and energy of a model for one image, beside the CNN of the same shape."""
+    from adderkit.recipes.inspection import cost_tables, run_inspection
+    from adderkit.recipes.tables import show
 
-    found = cost(build_model(model, pretrained=is_folder(model), num_classes=num_classes, in_chans=in_chans))
+    found = run_inspection(model, num_classes, in_chans, input_size, chart, _announce)
     if json:
         _print_json({"model": model, **found.to_dict()})
-    else:
-        show(cost_table(found))
+        return
+    for table in cost_tables(found):
+        show(table)
 
 
 @app.command()

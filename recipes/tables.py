@@ -7,7 +7,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..convert.calibrate import CalibrationReport
-from ..convert.cost import Cost
 from ..convert.plan import ConversionPlan
 from .demo import DemoRow
 from .evaluate import Metrics
@@ -47,27 +46,6 @@ def plan_table(plan: ConversionPlan, fidelity: CalibrationReport | None = None) 
         if found:
             cells.append(f"{found[row.path].correlation:.3f}" if row.path in found else "")
         table.add_row(*cells)
-    return table
-
-
-def cost_table(cost: Cost) -> Table:
-    """A row for each layer, and the sum."""
-    table = Table(title="operations for one image", title_justify="left", show_footer=True)
-    totals = (f"{cost.multiplications:,}", f"{cost.additions:,}", f"{cost.parameters:,}")
-    table.add_column("layer", footer="total (parameters: whole model)")
-    table.add_column("class")
-    table.add_column("output", justify="right")
-    for name, total in zip(("multiplications", "additions", "parameters"), totals, strict=True):
-        table.add_column(name, footer=total, justify="right")
-    for layer in cost.layers:
-        table.add_row(
-            escape(layer.path),
-            layer.cls,
-            "x".join(map(str, layer.output_shape)),
-            f"{layer.multiplications:,}",
-            f"{layer.additions:,}",
-            f"{layer.parameters:,}",
-        )
     return table
 
 

@@ -3,11 +3,11 @@
 import pytest
 import timm
 
-from adderkit import AdderConfig, cost, plan
+from adderkit import AdderConfig, plan
 from adderkit.convert.calibrate import CalibrationReport, LayerFidelity
 from adderkit.recipes.demo import DemoRow
 from adderkit.recipes.evaluate import Metrics
-from adderkit.recipes.tables import cost_table, demo_table, metrics_table, plan_table, show, summary_table
+from adderkit.recipes.tables import demo_table, metrics_table, plan_table, show, summary_table
 
 METRICS = Metrics(top1=98.765, top5=99.999, loss=0.12345, images=360, images_per_second=1234.5)
 
@@ -46,14 +46,6 @@ def test_plan_with_fidelity(shown, model):
     text = shown(plan_table(made, report))
     (line,) = [line for line in text.splitlines() if path in line.split()]
     assert "0.988" in line
-
-
-def test_cost(shown, model):
-    found = cost(model)
-    text = shown(cost_table(found))
-    assert all(layer.path in text for layer in found.layers)
-    for total in (found.multiplications, found.additions, found.parameters):
-        assert f"{total:,}" in text
 
 
 def test_metrics(shown):
