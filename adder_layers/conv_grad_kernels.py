@@ -213,20 +213,21 @@ def input_grad_direct(
     first_filter = (group * filters).to(tl.int64)
     first_weight = (first_filter * channels + channel - group * channels) * taps
     acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
-    for tap in range(taps):
-        up = phase_h + padding_h - tap // kernel_w * dilation_h
-        left = phase_w + padding_w - tap % kernel_w * dilation_w
-        meets = (up % stride_h == 0) & (left % stride_w == 0)
-        g_row, g_column = row + up // stride_h, column + left // stride_w
-        inside = _inside(g_row, g_column, out_h, out_w)
-        g_pointer = grad_ptr + (_offset(image, g_row, g_column, g_n, g_h, g_w)[:, None] + (first_filter * g_o)[None, :])
-        w_pointer = w_ptr + first_weight + tap
-        for _ in range(tl.where(meets, filters, 0)):
-            slope = tl.load(g_pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
-            w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
-            acc += slope * tl.clamp(w[None, :] - x, -1.0, 1.0)
-            g_pointer += g_o
-            w_pointer += channels * taps
+    for tap_row in range(taps // kernel_w):
+        up = phase_h + padding_h - tap_row * dilation_h
+        for tap_column in range(tl.where(up % stride_h == 0, kernel_w, 0)):
+            left = phase_w + padding_w - tap_column * dilation_w
+            g_row, g_column = row + up // stride_h, column + left // stride_w
+            inside = _inside(g_row, g_column, out_h, out_w)
+            g_pixel = _offset(image, g_row, g_column, g_n, g_h, g_w)
+            g_pointer = grad_ptr + (g_pixel[:, None] + (first_filter * g_o)[None, :])
+            w_pointer = w_ptr + first_weight + tap_row * kernel_w + tap_column
+            for _ in range(tl.where(left % stride_w == 0, filters, 0)):
+                slope = tl.load(g_pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
+                w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
+                acc += slope * tl.clamp(w[None, :] - x, -1.0, 1.0)
+                g_pointer += g_o
+                w_pointer += channels * taps
     result_ptr += phase_h.to(tl.int64) * r_h + phase_w.to(tl.int64) * r_w
     pixel = _offset(image, row, column, r_n, r_h * stride_h, r_w * stride_w)
     target = result_ptr + (pixel[:, None] + (channel.to(tl.int64) * r_c)[None, :])

@@ -188,19 +188,20 @@ def forward_direct(
     image, row, column = _corner(position, positions, rows, columns, stride_h, stride_w)
     first_channel = (filter // filters * channels).to(tl.int64) * x_c
     acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
-    for tap in range(taps):
-        down = tap // kernel_w * dilation_h - padding_h
-        right = tap % kernel_w * dilation_w - padding_w
-        inside = _inside(row + down, column + right, height, width)
-        pixel = x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w)
-        pointer = pixel[:, None] + first_channel[None, :]
-        w_pointer = w_ptr + filter.to(tl.int64) * channels * taps + tap
-        for _ in range(channels):
-            x = tl.load(pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
-            w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
-            acc += tl.abs(x - w[None, :])
-            pointer += x_c
-            w_pointer += taps
+    for tap_row in range(taps // kernel_w):
+        down = tap_row * dilation_h - padding_h
+        for tap_column in range(kernel_w):
+            right = tap_column * dilation_w - padding_w
+            inside = _inside(row + down, column + right, height, width)
+            pixel = x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w)
+            pointer = pixel[:, None] + first_channel[None, :]
+            w_pointer = w_ptr + filter.to(tl.int64) * channels * taps + tap_row * kernel_w + tap_column
+            for _ in range(channels):
+                x = tl.load(pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
+                w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
+                acc += tl.abs(x - w[None, :])
+                pointer += x_c
+                w_pointer += taps
     image, row, column = _split(position, rows, columns)
     target = y_ptr + _offset(image, row, column, y_n, y_h, y_w)[:, None] + (filter.to(tl.int64) * y_o)[None, :]
     tl.store(target, (-acc).to(y_ptr.dtype.element_ty), mask=(position < positions)[:, None] & kept[None, :])
