@@ -153,10 +153,9 @@ def _scatter(axes: Any, parts: Sequence[tuple[Sequence[int], dict[str, str], str
         axes.scatter(
             values, rows, s=26, marker=marker, color=style["color"], edgecolor="#222222", linewidth=0.5, zorder=2
         )
-    total = sum(sum(counts) for counts, _, _ in parts)
-    most = max(max(counts) for counts, _, _ in parts)
-    axes.set_xlim(100, max(4 * most, 1e4))
-    return total
+    found = [count for counts, _, _ in parts for count in counts if count]
+    axes.set_xlim(min([100, *found]) / 2, 4 * max([2500, *found]))
+    return sum(found)
 
 
 def _title(axes: Any, text: str, total: int) -> None:
