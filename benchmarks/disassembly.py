@@ -28,7 +28,8 @@ TARGETS = {
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 FORMATS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-USEFUL = {"forward": ("FADD",), "input_grad": ("FADD.SAT", "FFMA")}
+# From sm_100 on, an instruction may do two numbers.
+USEFUL = {"forward": ("FADD", "FADD2"), "input_grad": ("FADD.SAT", "FFMA", "FADD2", "FFMA2")}
 POINTER_NAMES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
