@@ -45,6 +45,15 @@ def convert(
     exclude: Annotated[list[str] | None, typer.Option(help="Modules to leave; wins over --include.")] = None,
     skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = True,
     skip_last: Annotated[bool, typer.Option(help="Keep the classifier.")] = True,
+    skip_depthwise: Annotated[bool, typer.Option(help="Keep depthwise convolutions.")] = False,
+    skip_gates: Annotated[bool, typer.Option(help="Keep unnormalised convolutions on 1x1 maps, as in gates.")] = True,
+    norm: Annotated[str, typer.Option(help="Where no normalisation follows: insert, skip or error.")] = "insert",
+    min_fidelity: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Layers less faithful go back to convolutions.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="mults=N%: multiplications to spend on keeping the worst layers.")
+    ] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to calibrate on.")] = 512,
@@ -70,6 +79,11 @@ def convert(
         exclude=tuple(exclude or ()),
         skip_first=skip_first,
         skip_last=skip_last,
+        skip_depthwise=skip_depthwise,
+        skip_gates=skip_gates,
+        norm=norm,  # type: ignore[arg-type]  # checked by AdderConfig
+        min_fidelity=min_fidelity,
+        budget=budget,
         dataset=dataset,
         data_dir=data_dir,
         images=calibration_images,

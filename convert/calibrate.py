@@ -17,6 +17,7 @@ from .batchnorm import reestimate_batchnorm_
 from .capture import draw_positions, layer_outputs, layer_windows
 from .errors import AdderkitError
 from .graph import Layer, trace_layers
+from .layers import NormalisedAdderConv2d
 from .modes import evaluation_mode
 from .reconstruct import correlation, distances, reconstruct
 from .rewrite import adder_layers
@@ -70,7 +71,8 @@ def calibrate_(
 ) -> CalibrationReport:
     """Fit every adder layer of a converted model to the original network, in place. No labels are needed.
 
-    Layer reconstruction with the true L1 subgradient, see ``reconstruct``; afterwards all BatchNorm statistics are
+    Layer reconstruction with the true L1 subgradient, see ``reconstruct``. A normalisation that converting inserted
+    gives each channel the mean and variance of the convolution's output. Afterwards all BatchNorm statistics are
     measured again on the images.
 
     Args:
@@ -90,7 +92,7 @@ def calibrate_(
         AdderkitError: No adder layer, too few images, or a teacher that is not this model's original.
     """
     adders = adder_layers(student)
-    batches = _batches(images, batch_size)
+    batches = batches_of(images, batch_size)
     total = sum(map(len, batches))
     if not adders:
         raise AdderkitError("the model has no adder layer to calibrate; run convert_ on it first")
@@ -155,25 +157,36 @@ def _fit(
     with torch.no_grad():
         module.weight.copy_(fitted.reshape(module.weight.shape))
         output = distances(windows, fitted)
-        _set_statistics(student, layer, module, output)
+        _set_statistics(student, layer, module, output, target)
         fidelity = correlation(output[:, check], target[:, check])
     return LayerFidelity(layer.path, float(fidelity.mean()), float(fidelity.min()))
 
 
-def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output: Tensor) -> None:
-    """Mean and variance of ``output`` ``[G, S, O / G]`` become the running statistics of the BatchNorms behind it."""
-    flat = output.permute(1, 0, 2).flatten(1)
+def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output: Tensor, target: Tensor) -> None:
+    """Make the BatchNorms behind a layer fit what it now gives, its own among them; ``[G, S, O / G]`` twice."""
+    flat, wanted = (values.permute(1, 0, 2).flatten(1) for values in (output, target))
+    if isinstance(module, NormalisedAdderConv2d):
+        own = module.normalisation
+        _set_running(own, flat)
+        own.weight.copy_(wanted.std(0))
+        own.bias.copy_(wanted.mean(0))  # the convolution's bias is in there
+        return
     if module.bias is not None:
         flat = flat + module.bias.detach().float().cpu()
     for path in layer.consumers:
         norm = student.get_submodule(path)
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            assert norm.running_var is not None
-            norm.running_mean.copy_(flat.mean(0))
-            norm.running_var.copy_(flat.var(0))
+            _set_running(norm, flat)
 
 
-def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:
+def _set_running(norm: nn.modules.batchnorm._BatchNorm, values: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(values.mean(0))
+    norm.running_var.copy_(values.var(0))
+
+
+def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:
     """Batches of nearly the same size: a last one of a single image would upset a BatchNorm on the logits."""
     if not isinstance(images, Tensor):
         parts = [batch.cpu() for batch in images]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import AdderConv2dSame, same_padding
 from .placement import placed
 
 
@@ -45,7 +46,9 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
         ``[G, N · P, C / G · kh · kw]``, channel-major as ``weight.reshape(O, -1)``.
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(input, layer._reversed_padding_repeated_twice, mode=mode)
+    dynamic = isinstance(layer, AdderConv2dSame)
+    sides = same_padding(input.shape[-2:], layer) if dynamic else layer._reversed_padding_repeated_twice
+    padded = F.pad(input, sides, mode=mode)
     (height, width), (down, right) = layer.kernel_size, layer.dilation
     out_width = (padded.shape[3] - right * (width - 1) - 1) // layer.stride[1] + 1
     positions = positions.to(input.device)

@@ -5,11 +5,12 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import AdderkitError
 
 CONFIG_VERSION = 1
+Norm = Literal["insert", "skip", "error"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,10 @@ class AdderConfig:
         exclude: Patterns of modules that stay as they are.
         skip_first: Keep the first convolution; replacing it costs accuracy and saves little (AdderNet issue 60).
         skip_last: Keep the classifier where it is a convolution.
+        skip_depthwise: Keep depthwise convolutions: they hold few of the multiplications and lose most (MobileNetV2).
+        skip_gates: Keep convolutions on 1x1 maps that no normalisation follows, as in squeeze-and-excite gates.
+        norm: What to do with a convolution that no normalisation follows: ``insert`` a BatchNorm2d, ``skip`` it, or
+            ``error``.
         version: Version of this form.
     """
 
@@ -31,6 +36,9 @@ class AdderConfig:
     exclude: tuple[str, ...] = ()
     skip_first: bool = True
     skip_last: bool = True
+    skip_depthwise: bool = False
+    skip_gates: bool = True
+    norm: Norm = "insert"
     version: int = CONFIG_VERSION
 
     def __post_init__(self) -> None:
@@ -39,6 +47,8 @@ class AdderConfig:
             if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise AdderkitError(f"{name} is {patterns!r}, expected a tuple of patterns such as ('layer4.*',)")
             object.__setattr__(self, name, tuple(patterns))
+        if self.norm not in get_args(Norm):
+            raise AdderkitError(f"norm is {self.norm!r}, expected one of {', '.join(get_args(Norm))}")
         for pattern in (*self.include, *self.exclude):
             compile_pattern(pattern)
 
@@ -69,7 +79,7 @@ class AdderConfig:
                 raise AdderkitError(f"{name} is {patterns!r} in the adder configuration, expected a list of patterns")
             if name in values:
                 values[name] = tuple(patterns)
-        for name in ("skip_first", "skip_last"):
+        for name in ("skip_first", "skip_last", "skip_depthwise", "skip_gates"):
             if not isinstance(values.get(name, True), bool):
                 raise AdderkitError(f"{name} is {values[name]!r} in the adder configuration, expected true or false")
         return cls(**values)

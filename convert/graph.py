@@ -1,15 +1,14 @@
 """How a model runs: the order of its weight layers, and what each convolution's output goes into.
 
-Forward hooks record which module received the very tensor that a convolution returned. That works for any model that
-runs, traced or not. The pass is made on a copy whose tensors are ``meta`` (shapes only), so it costs no arithmetic
-and no memory; a model that cannot run on ``meta`` is run as it is.
+A forward pass is watched, which works for any model that runs. It is made on a copy whose tensors are ``meta`` (shapes
+only), so it costs no arithmetic and no memory; a model that cannot run on ``meta`` is run as it is. Where ``torch.fx``
+can trace the model, the uses that it finds are added: what either of them sees is a use.
 """
 
 import copy
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,12 @@ from torch import Tensor, nn
 
 from .errors import AdderkitError
 from .modes import evaluation_mode
+from .observation import observe
 from .placement import model_dtype, placed
+from .symbolic import symbolic_uses
+
+Kinds = tuple[type[nn.Module], ...]
+WEIGHT_LAYERS: Kinds = (nn.Conv2d, nn.Linear)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Layer:
         output_shape: Shape of its first output.
         calls: How often a forward pass calls it.
         consumers: Paths of the modules that take its output unchanged.
+        functions: Names of the functions and operators that do; ``output`` where the model returns it.
     """
 
     path: str
@@ -37,6 +42,7 @@ class Layer:
     output_shape: tuple[int, ...]
     calls: int
     consumers: tuple[str, ...]
+    functions: tuple[str, ...] = ()
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -58,12 +64,16 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     return size
 
 
-def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[Layer]:
+def trace_layers(
+    model: nn.Module, example_input: Tensor | None = None, kinds: Kinds = WEIGHT_LAYERS, *, symbolic: bool = False
+) -> list[Layer]:
     """Run the model once and list its ``Conv2d`` and ``Linear`` layers in order of first execution.
 
     Args:
         model: Any module that takes one image batch. It is left untouched.
         example_input: ``[N, C, H, W]``; by default zeros of the size in the model's timm configuration.
+        kinds: Classes of the layers to list.
+        symbolic: Also trace with ``torch.fx``, and add the uses that only the graph shows.
 
     Returns:
         A layer for each distinct module that ran.
@@ -74,18 +84,40 @@ def trace_layers(model: nn.Module, example_input: Tensor | None = None) -> list[
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
     try:
-        return _record(_meta_copy(model), example_input.to("meta", model_dtype(model)))
+        shapes_only = _meta_copy(model)
+        layers = _observed(shapes_only, example_input.to("meta", model_dtype(model)), kinds)
     except Exception:
         # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
-        pass
+        return _run_for_real(model, example_input, kinds)
+    uses = symbolic_uses(shapes_only, kinds) if symbolic else None
+    return layers if uses is None else [_with_uses(layer, *uses.get(layer.path, ((), ()))) for layer in layers]
+
+
+def _run_for_real(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
     try:
         with evaluation_mode(model):
-            return _record(model, placed(example_input, model))
+            return _observed(model, placed(example_input, model), kinds)
     except Exception as error:
         raise AdderkitError(
             f"{type(model).__name__} cannot run on an input of shape {tuple(example_input.shape)}: {error}; "
             "give an example_input that fits"
         ) from error
+
+
+def _observed(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
+    return [
+        Layer(path, seen.input_shape, seen.output_shape, seen.calls, tuple(seen.consumers), tuple(seen.functions))
+        for path, seen in observe(model, example_input, kinds).items()
+    ]
+
+
+def _with_uses(layer: Layer, consumers: Sequence[str], functions: Sequence[str]) -> Layer:
+    return dataclasses.replace(
+        layer,
+        consumers=tuple(dict.fromkeys((*layer.consumers, *consumers))),
+        # By name the two differ at times (``add`` and ``iadd``): one name says what a reader needs.
+        functions=layer.functions or tuple(functions),
+    )
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
@@ -100,55 +132,3 @@ def _meta_copy(model: nn.Module) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             memo[id(hooks)] = OrderedDict()
     return copy.deepcopy(model, memo).eval()
-
-
-@torch.no_grad()
-def _record(model: nn.Module, example_input: Tensor) -> list[Layer]:
-    names = {module: name for name, module in model.named_modules()}
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    calls: dict[str, int] = {}
-    # A tensor is kept alive, or its id might be used again; its version tells whether it was changed in place since.
-    produced: dict[int, tuple[Tensor, int, str]] = {}
-    consumers: dict[str, list[str]] = {}
-
-    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        # Containers pass a tensor on before their children see it; only what computes can consume.
-        if isinstance(module, nn.Identity) or (any(module.children()) and not is_normalisation(module)):
-            return
-        for value in (*inputs, *named.values()):
-            tensor, version, source = produced.get(id(value), (None, 0, ""))
-            if tensor is not None and tensor._version == version:
-                takers = consumers.setdefault(source, [])
-                if names[module] not in takers:
-                    takers.append(names[module])
-
-    def after(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear) and isinstance(output, Tensor):
-            name = names[module]
-            first = next(iter((*inputs, *named.values())))
-            shapes.setdefault(name, (tuple(first.shape), tuple(output.shape)))
-            calls[name] = calls.get(name, 0) + 1
-            produced[id(output)] = (output, output._version, name)
-
-    with _hooks(model, before, after):
-        model(example_input)
-    return [Layer(name, *shapes[name], calls[name], tuple(consumers.get(name, ()))) for name in shapes]
-
-
-def is_normalisation(module: nn.Module) -> bool:
-    """Whether the module re-centres and re-scales its input by statistics that follow the input."""
-    batch = nn.modules.batchnorm._NormBase
-    return isinstance(module, batch | nn.GroupNorm | nn.LayerNorm)
-
-
-@contextmanager
-def _hooks(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..adder_layers.conv import AdderConv2d
 from .config import AdderConfig, matching, nearest_names
-from .errors import NoModuleMatchedError
-from .graph import Layer, is_normalisation, trace_layers
+from .errors import AdderkitError, NoModuleMatchedError
+from .graph import WEIGHT_LAYERS, Layer, trace_layers
+from .handlers import handler_of, other_convolutions
+from .observation import is_normalisation
 
 Decision = Literal["convert", "skip", "adder"]
 
@@ -25,6 +27,7 @@ class PlanRow:
         decision: ``convert``, ``skip``, or ``adder`` where it is one already.
         reason: Why.
         normalisation: Path of the normalisation that follows, empty where none does.
+        inserted: Whether converting inserts a BatchNorm2d, because none follows.
         kernel: ``(height, width)``; ``stride`` likewise.
         stride: See ``kernel``.
         groups: Channel groups.
@@ -39,6 +42,7 @@ class PlanRow:
     decision: Decision
     reason: str
     normalisation: str
+    inserted: bool
     kernel: tuple[int, int]
     stride: tuple[int, int]
     groups: int
@@ -83,8 +87,8 @@ def plan(
 ) -> ConversionPlan:
     """Decide for each convolution whether it becomes an adder layer. Changes nothing.
 
-    An adder layer's output is always negative and large, so a convolution that no normalisation follows is skipped:
-    behind it an activation would be dead.
+    An adder layer's output is always negative and large: behind it an activation would be dead. So a convolution that
+    no normalisation follows gets one of its own, or is skipped, as ``config.norm`` says.
 
     Args:
         model: Any model; one from timm says itself what images it takes.
@@ -97,49 +101,74 @@ def plan(
 
     Raises:
         NoModuleMatchedError: Nothing can be converted and nothing has been.
-        AdderkitError: The model cannot run on the example input.
+        AdderkitError: The model cannot run on the example input, or a normalisation is missing and ``norm`` is
+            ``error``.
     """
-    layers = trace_layers(model, example_input)
+    others = other_convolutions()
+    layers = trace_layers(model, example_input, (*WEIGHT_LAYERS, *others), symbolic=True)
     modules = dict(model.named_modules())
-    convolutions = [layer for layer in layers if isinstance(modules[layer.path], nn.Conv2d)]
-    last = _classifier(model, layers)
+    convolutions = [layer for layer in layers if not isinstance(modules[layer.path], nn.Linear)]
+    last, shared = _classifier(model, layers), _shared_weights(modules)
     rows = []
     for position, layer in enumerate(convolutions):
         module = modules[layer.path]
-        assert isinstance(module, nn.Conv2d)
-        norm = next((path for path in layer.consumers if is_normalisation(modules[path])), "")
-        decision, reason = _decide(module, layer, modules, config)
-        if decision == "convert" and config.skip_first and position == 0:
-            decision, reason = "skip", "first convolution"
-        if decision == "convert" and config.skip_last and layer.path in last:
-            decision, reason = "skip", "classifier"
-        if decision == "convert" and filter_fn is not None and not filter_fn(module, layer.path):
-            decision, reason = "skip", "filter_fn says no"
-        rows.append(_row(module, layer, decision, reason, norm))
+        reason = _reason_to_stay(module, layer, config)
+        if reason is None and type(module) in others:
+            reason = others[type(module)]
+        if reason is None and layer.path in shared:
+            reason = f"shares its weight with {shared[layer.path]!r}"
+        if reason is None and config.skip_first and position == 0:
+            reason = "first convolution"
+        if reason is None and config.skip_last and layer.path in last:
+            reason = "classifier"
+        if reason is None and filter_fn is not None and not filter_fn(module, layer.path):
+            reason = "filter_fn says no"
+        rows.append(_row(module, layer, modules, config, reason))
     result = ConversionPlan(config, tuple(rows))
     _check_matches(result, modules)
     return result
 
 
-def _decide(
-    module: nn.Conv2d, layer: Layer, modules: dict[str, nn.Module], config: AdderConfig
-) -> tuple[Decision, str]:
-    """The decision as far as the layer alone settles it."""
-    if isinstance(module, AdderConv2d):
-        return "adder", "is an adder layer"
+def _reason_to_stay(module: nn.Module, layer: Layer, config: AdderConfig) -> str | None:
+    """Why the layer alone settles that it stays a convolution; ``None`` where it does not."""
     if matching(config.include, layer.path) is None:
-        return "skip", "matches no include pattern"
+        return "matches no include pattern"
     pattern = matching(config.exclude, layer.path)
     if pattern is not None:
-        return "skip", f"excluded by {pattern!r}"
-    if type(module) is not nn.Conv2d:
-        return "skip", f"{type(module).__name__} does more than a convolution"
-    if not layer.consumers:
-        return "skip", "no normalisation follows"
-    other = [path for path in layer.consumers if not is_normalisation(modules[path])]
-    if other:
-        return "skip", f"no normalisation follows, but {type(modules[other[0]]).__name__} {other[0]!r}"
-    return "convert", f"followed by {type(modules[layer.consumers[0]]).__name__}"
+        return f"excluded by {pattern!r}"
+    if isinstance(module, nn.Conv2d) and handler_of(type(module)) is None:
+        return f"{type(module).__name__} does more than a convolution"
+    if config.skip_depthwise and isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+        return "depthwise"
+    return None
+
+
+def _successor(layer: Layer, modules: dict[str, nn.Module]) -> tuple[str, str]:
+    """The normalisation that takes the layer's output, or empty; and in words what takes it otherwise."""
+    norm = next((path for path in layer.consumers if is_normalisation(modules[path])), "")
+    other = next((path for path in layer.consumers if not is_normalisation(modules[path])), None)
+    if other is not None:
+        return norm, f"no normalisation follows, but {type(modules[other]).__name__} {other!r}"
+    function = next((name for name in layer.functions if name != "output"), None)
+    if function is not None:
+        return norm, f"no normalisation follows, but {function}()"
+    if norm and not layer.functions:
+        return norm, ""
+    return norm, "no normalisation follows, but the output" if norm else "no normalisation follows"
+
+
+def _shared_weights(modules: dict[str, nn.Module]) -> dict[str, str]:
+    """Modules that hold a parameter which another module holds as well, and that other module."""
+    owners: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(path)
+    return {
+        path: next(other for other in paths if other != path)
+        for paths in owners.values()
+        if len(set(paths)) > 1
+        for path in paths
+    }
 
 
 def _classifier(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
@@ -152,22 +181,41 @@ def _classifier(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
     return {layers[-1].path} if layers else set()
 
 
-def _row(module: nn.Conv2d, layer: Layer, decision: Decision, reason: str, normalisation: str) -> PlanRow:
+def _row(module: Any, layer: Layer, modules: dict[str, nn.Module], config: AdderConfig, reason: str | None) -> PlanRow:
+    norm, missing = _successor(layer, modules)
+    decision: Decision = "convert" if reason is None else "skip"
+    on_pixel = layer.input_shape[-2:] == layer.output_shape[-2:] == (1, 1)
+    if isinstance(module, AdderConv2d):
+        decision, reason = "adder", "is an adder layer"
+    elif reason is None and not missing:
+        reason = f"followed by {type(modules[norm]).__name__}"
+    elif reason is None and config.skip_gates and on_pixel:
+        decision, reason = "skip", "on a 1x1 map without normalisation, as in a gate"
+    elif reason is None and config.norm == "skip":
+        decision, reason = "skip", missing
+    elif reason is None and config.norm == "error":
+        raise AdderkitError(
+            f"{layer.path!r} would become an adder layer, but {missing}: exclude it, "
+            "or take norm='insert' or 'skip' (--norm)"
+        )
+    inserted = reason is None
     height, width = layer.output_shape[-2:]
-    weight = module.weight
+    kernel = (module.kernel_size[0], module.kernel_size[1])
+    window = module.in_channels // module.groups * kernel[0] * kernel[1]
     return PlanRow(
         path=layer.path,
         cls=type(module).__name__,
         decision=decision,
-        reason=reason,
-        normalisation=normalisation,
-        kernel=(weight.shape[2], weight.shape[3]),
+        reason=f"{missing}: BatchNorm2d inserted" if reason is None else reason,
+        normalisation=norm,
+        inserted=inserted,
+        kernel=kernel,
         stride=(module.stride[0], module.stride[1]),
         groups=module.groups,
         in_channels=module.in_channels,
         out_channels=module.out_channels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        terms=layer.calls * height * width * weight.numel(),
+        terms=layer.calls * height * width * module.out_channels * window,
     )
 
 

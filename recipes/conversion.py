@@ -8,8 +8,10 @@ from typing import Any
 
 from ..convert.calibrate import CalibrationReport, calibrate_
 from ..convert.checkpoint import base_architecture, save
-from ..convert.config import AdderConfig
-from ..convert.errors import ModelSourceError
+from ..convert.config import AdderConfig, Norm
+from ..convert.cost import cost
+from ..convert.errors import AdderkitError, ModelSourceError
+from ..convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
 from ..convert.plan import ConversionPlan, plan
 from ..convert.rewrite import convert_, is_converted
 from ..convert.source import build_model, is_folder
@@ -28,6 +30,11 @@ class ConversionJob:
     exclude: tuple[str, ...] = ()
     skip_first: bool = True
     skip_last: bool = True
+    skip_depthwise: bool = False
+    skip_gates: bool = True
+    norm: Norm = "insert"
+    min_fidelity: float | None = None
+    budget: str | None = None
     dataset: str | None = None
     data_dir: str | None = None
     images: int = 512
@@ -41,7 +48,20 @@ class ConversionJob:
     @property
     def config(self) -> AdderConfig:
         """The part that decides which layers are converted."""
-        return AdderConfig(self.include, self.exclude, self.skip_first, self.skip_last)
+        return AdderConfig(
+            include=self.include,
+            exclude=self.exclude,
+            skip_first=self.skip_first,
+            skip_last=self.skip_last,
+            skip_depthwise=self.skip_depthwise,
+            skip_gates=self.skip_gates,
+            norm=self.norm,
+        )
+
+    @property
+    def policy(self) -> HybridPolicy:
+        """The part that decides, after calibration, which layers go back."""
+        return HybridPolicy(self.min_fidelity, None if self.budget is None else parse_budget(self.budget))
 
     @property
     def folder(self) -> Path:
@@ -72,6 +92,8 @@ class ConversionResult:
     def summary(self) -> str:
         """What a person wants to know last."""
         converted = f"{len(self.plan.paths('convert'))} of {len(self.plan.rows)} convolutions"
+        # The calibration also has the layers that went back.
+        back = len(self.calibration.layers) - len(self.plan.paths("convert")) if self.calibration else 0
         if self.folder is None:
             return f"{converted} would become adder layers; nothing was written (--dry-run)"
         if self.calibration is None:
@@ -79,7 +101,9 @@ class ConversionResult:
                 f"{converted} became adder layers in {self.folder}/, not calibrated: its accuracy is near chance. "
                 "Convert again with --dataset to calibrate, or fine-tune it"
             )
-        return f"{converted} became adder layers in {self.folder}/, calibrated on {self.calibration.images} images"
+        hybrid = f"; {back} went back to convolutions" if back else ""
+        images = self.calibration.images
+        return f"{converted} became adder layers in {self.folder}/, calibrated on {images} images{hybrid}"
 
 
 def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str], None]) -> ConversionResult:
@@ -97,6 +121,9 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         raise ModelSourceError(
             f"--output {job.folder} is the model itself, which is needed as teacher; name another folder"
         )
+    policy = job.policy
+    if policy.acts and job.dataset is None:
+        raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     pretrained = job.pretrained and (not dry_run or is_folder(job.model))
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
@@ -113,6 +140,11 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         images = unlabelled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
         with calibration_progress() as progress:
             calibration = calibrate_(student, model, images, steps=job.steps, seed=job.seed, progress=progress)
+        if policy.acts:
+            kept = layers_to_keep(done, calibration, cost(model).multiplications, policy)
+            announce(f"{len(kept)} of {len(calibration.layers)} layers go back to convolutions")
+            keep_convolutions_(student, model, kept, images)
+            done = kept_plan(done, kept)
     report = {
         "plan": done.to_dict(),
         "calibration": calibration.to_dict() if calibration else None,

@@ -28,6 +28,9 @@ def test_form_of_the_mapping():
         "exclude": ["a"],
         "skip_first": True,
         "skip_last": True,
+        "skip_depthwise": False,
+        "skip_gates": True,
+        "norm": "insert",
         "version": 1,
     }
 

@@ -16,6 +16,7 @@ from adderkit.convert.errors import NoModuleMatchedError
 from adderkit.convert.plan import plan
 
 IMAGE = torch.zeros(1, 3, 8, 8)
+SKIP = AdderConfig(norm="skip")
 
 
 class OwnConv2d(nn.Conv2d):
@@ -128,23 +129,28 @@ def test_identity_before_the_normalisation_does_not_matter():
     assert (row.decision, row.normalisation) == ("convert", "5")
 
 
+@pytest.mark.parametrize("norm", ["insert", "skip"])
 @pytest.mark.parametrize(
     ("module", "named"),
     [(nn.ReLU(), "ReLU '4'"), (nn.ReLU(inplace=True), "ReLU '4'"), (nn.MaxPool2d(1), "MaxPool2d '4'")],
     ids=["ReLU", "ReLU-inplace", "MaxPool2d"],
 )
-def test_what_follows_instead_is_named(module, named):
+def test_what_follows_instead_is_named(module, named, norm):
     model = followed_by(
         module, nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2)
     )
-    row = rows(model)["3"]
-    assert (row.decision, row.reason) == ("skip", f"no normalisation follows, but {named}")
+    row = rows(model, AdderConfig(norm=norm))["3"]
+    reason = f"no normalisation follows, but {named}"
+    if norm == "skip":
+        assert (row.decision, row.reason, row.inserted) == ("skip", reason, False)
+    else:
+        assert (row.decision, row.reason, row.inserted) == ("convert", f"{reason}: BatchNorm2d inserted", True)
     assert decisions(model)["6"] == "convert"
 
 
 def test_nothing_follows():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
-    row = rows(model, AdderConfig(skip_first=False))["2"]
+    row = rows(model, AdderConfig(skip_first=False, skip_last=False, norm="skip"))["2"]
     assert (row.decision, row.reason, row.normalisation) == ("skip", "no normalisation follows", "")
 
 
@@ -161,8 +167,8 @@ def test_one_consumer_of_two_is_no_normalisation():
             y = self.conv(self.norm0(self.stem(x)))
             return self.head(self.norm1(self.last(self.norm(y) + self.act(y))).mean((2, 3)))
 
-    assert decisions(Forked()) == {"stem": "skip", "conv": "skip", "last": "convert"}
-    assert rows(Forked())["conv"].reason == "no normalisation follows, but ReLU 'act'"
+    assert decisions(Forked(), SKIP) == {"stem": "skip", "conv": "skip", "last": "convert"}
+    assert rows(Forked(), SKIP)["conv"].reason == "no normalisation follows, but ReLU 'act'"
 
 
 def test_inplace_activation_by_function_keeps_the_convolution():
@@ -179,11 +185,15 @@ def test_inplace_activation_by_function_keeps_the_convolution():
             return self.head(self.norm1(self.last(x)).mean((2, 3)))
 
     # An adder layer's output is negative: behind that ReLU nothing would be left of it.
-    assert decisions(ActivatedFirst()) == {"stem": "skip", "conv": "skip", "last": "convert"}
+    assert decisions(ActivatedFirst(), SKIP) == {"stem": "skip", "conv": "skip", "last": "convert"}
 
 
-@pytest.mark.parametrize("conv", [StdConv2d, OwnConv2d], ids=lambda cls: cls.__name__)
-def test_subclasses_are_skipped(conv):
+class OwnStdConv2d(StdConv2d):
+    """A user's subclass of a class that has a handler."""
+
+
+@pytest.mark.parametrize("conv", [OwnConv2d, OwnStdConv2d], ids=lambda cls: cls.__name__)
+def test_unknown_subclasses_are_skipped(conv):
     tail = (nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2))
     row = rows(followed_by(*tail, conv=conv))["3"]
     assert row.decision == "skip"
@@ -260,8 +270,8 @@ def test_filter_has_the_last_word(tiny):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Conv2d(3, 4, 3), "no normalisation follows"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "ReLU"),
+        (nn.Conv2d(3, 4, 3), "first convolution"),
+        (followed_by(nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)), "ReLU"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "first convolution"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), "no Conv2d"),
     ],
@@ -269,7 +279,7 @@ def test_filter_has_the_last_word(tiny):
 )
 def test_nothing_to_convert_says_why(model, reason):
     with pytest.raises(NoModuleMatchedError, match=reason):
-        plan(model, example_input=IMAGE)
+        plan(model, SKIP, example_input=IMAGE)
 
 
 def test_include_of_nothing(tiny):
@@ -277,14 +287,15 @@ def test_include_of_nothing(tiny):
         plan(tiny(), AdderConfig(include=()), example_input=IMAGE)
 
 
-def test_convnext_has_nothing_to_convert():
+def test_convnext_gets_normalisations():
     # It permutes between its depthwise convolutions and the LayerNorms, whose channels are then another dimension.
     with pytest.raises(NoModuleMatchedError, match=r"none of 13 convolutions.*no normalisation follows"):
-        plan(timm.create_model("test_convnext"))
+        plan(timm.create_model("test_convnext"), SKIP)
+    assert sum(row.inserted for row in plan(timm.create_model("test_convnext")).rows) == 12
 
 
 def test_densenet_converts_what_one_normalisation_follows():
-    found = rows(timm.create_model("densenet121"), example_input=torch.zeros(1, 3, 32, 32))
+    found = rows(timm.create_model("densenet121"), SKIP, example_input=torch.zeros(1, 3, 32, 32))
     converted = [path for path, row in found.items() if row.decision == "convert"]
     # Second convolutions are concatenated first: what follows them also normalises other layers' outputs.
     assert converted == [path for path in found if path.endswith("conv1") and "denselayer" in path]

@@ -213,7 +213,7 @@ def test_root_convolution_has_no_normalisation(snapshot):
     model = nn.Conv2d(3, 4, 3)
     before = snapshot(model)
     with pytest.raises(NoModuleMatchedError, match="no normalisation follows"):
-        convert_(model, AdderConfig(skip_first=False, skip_last=False), example_input=IMAGE)
+        convert_(model, AdderConfig(skip_first=False, skip_last=False, norm="skip"), example_input=IMAGE)
     assert snapshot(model) == before
 
 

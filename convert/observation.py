@@ -1,0 +1,156 @@
+"""One forward pass watched: which modules and which functions take the very tensor that a weight layer returned.
+
+Hooks see modules; a ``TorchFunctionMode`` beside them sees the functions and operators between modules, so that
+``norm(y) + y`` and ``F.relu(y)`` are known as uses of ``y``. That works for any model that runs, traced or not.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Call = Callable[..., None]
+
+
+@dataclasses.dataclass
+class Seen:
+    """What one weight layer did in a pass.
+
+    Args:
+        input_shape: Shape of its first input.
+        output_shape: Shape of its first output.
+        calls: Number of calls.
+        consumers: Paths of the modules that take its output unchanged, in order.
+        functions: Names of the functions that do; ``output`` where the model returns it.
+    """
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    calls: int = 0
+    consumers: list[str] = dataclasses.field(default_factory=list)
+    functions: list[str] = dataclasses.field(default_factory=list)
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Whether the module re-centres and re-scales its input by statistics that follow the input."""
+    batch = nn.modules.batchnorm._NormBase
+    return isinstance(module, batch | nn.GroupNorm | nn.LayerNorm)
+
+
+def is_unit(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module computes as a whole; other modules are containers, which only pass tensors on."""
+    return not any(module.children()) or is_normalisation(module) or isinstance(module, kinds)
+
+
+def function_name(name: str) -> str:
+    """``relu`` for ``relu_`` and ``add`` for ``__iadd__``: what a reader looks for in the model's source."""
+    bare = name.strip("_")
+    return bare[1:] if name.startswith("__i") and bare[1:] in {"add", "sub", "mul", "truediv"} else bare
+
+
+@torch.no_grad()
+def observe(model: nn.Module, example_input: Tensor, kinds: tuple[type[nn.Module], ...]) -> dict[str, Seen]:
+    """Run a model once.
+
+    Args:
+        model: The model, in evaluation mode.
+        example_input: ``[N, C, H, W]``.
+        kinds: Classes of the layers to report.
+
+    Returns:
+        What was seen of each layer that ran, by path, in order of first execution.
+    """
+    watch = _Watch(model, kinds)
+    with _hooks(model, watch.before, watch.after), watch:
+        output = model(example_input)
+    for source in watch.sources([output]):
+        watch.note(source, "functions", "output")
+    return watch.seen
+
+
+class _Watch(TorchFunctionMode):
+    """The state of a pass; as a mode it is asked before every torch function."""
+
+    def __init__(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.kinds = kinds
+        self.names = {module: name for name, module in model.named_modules()}
+        self.seen: dict[str, Seen] = {}
+        # A tensor is kept alive, or its id might be used again; its version tells whether it was changed in place.
+        self.produced: dict[int, tuple[Tensor, int, str]] = {}
+        self.depth = 0  # of units that are running: what happens inside one is its own affair
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not is_unit(module, self.kinds):
+            return
+        if self.depth == 0 and not isinstance(module, nn.Identity):
+            for source in self.sources((inputs, named)):
+                self.note(source, "consumers", self.names[module])
+        self.depth += 1
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if not is_unit(module, self.kinds):
+            return
+        self.depth -= 1
+        if isinstance(module, self.kinds) and isinstance(output, Tensor):
+            name = self.names[module]
+            first = next(iter((*inputs, *named.values())))
+            seen = self.seen.setdefault(name, Seen(tuple(first.shape), tuple(output.shape)))
+            seen.calls += 1
+            self.produced[id(output)] = (output, output._version, name)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.depth:
+            return func(*args, **kwargs)
+        given = {id(tensor): tensor._version for tensor in _tensors((args, kwargs))}
+        sources = self.sources((args, kwargs))
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "function")
+        made = list(_tensors(result))
+        # What returns its argument untouched (contiguous, dropout in evaluation) passes it on, as an Identity does.
+        passes = all(given.get(id(tensor)) == tensor._version for tensor in made)
+        if name == "__setitem__" or (made and not passes):
+            for source in sources:
+                self.note(source, "functions", function_name(name))
+        return result
+
+    def sources(self, values: Any) -> list[str]:
+        """Layers whose outputs are among the values, unchanged since."""
+        found = (self.produced.get(id(tensor)) for tensor in _tensors(values))
+        return [name for tensor, version, name in filter(None, found) if tensor._version == version]
+
+    def note(self, source: str, kind: str, name: str) -> None:
+        takers: list[str] = getattr(self.seen[source], kind)
+        if name not in takers:
+            takers.append(name)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and mappings."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
+@contextmanager
+def _hooks(model: nn.Module, before: Call, after: Call) -> Iterator[None]:
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
