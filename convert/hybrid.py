@@ -54,14 +54,15 @@ def parse_budget(text: str) -> float:
 
 
 def layers_to_keep(
-    plan: ConversionPlan, report: CalibrationReport, multiplications: int, policy: HybridPolicy
+    plan: ConversionPlan, report: CalibrationReport, original: int, converted: int, policy: HybridPolicy
 ) -> dict[str, str]:
     """Choose the layers that go back to convolutions.
 
     Args:
         plan: What was converted.
         report: How faithful each layer is.
-        multiplications: Of the original for one image, see ``cost``.
+        original: Multiplications of the original for one image, see ``cost``.
+        converted: Multiplications of the converted model: what stays in layers and normalisations anyway.
         policy: The rules; ``min_fidelity`` is applied first, and what it keeps counts towards the budget.
 
     Returns:
@@ -80,12 +81,12 @@ def layers_to_keep(
             if value < policy.min_fidelity
         }
     if policy.budget is not None:
-        spent = multiplications - sum(terms[path] for path in fidelity if path not in kept)
-        allowed = policy.budget * multiplications
+        spent = converted + sum(terms[path] for path in kept)
+        allowed = policy.budget * original
         if spent > allowed:
             raise AdderkitError(
-                f"the budget is {policy.budget:.1%} of the multiplications, but {spent / multiplications:.1%} stay "
-                "in layers that are not converted: raise the budget, or convert more"
+                f"the budget is {policy.budget:.1%} of the multiplications, but {spent / original:.1%} stay "
+                "in what is not converted: raise the budget, or convert more"
             )
         candidates = (path for path in fidelity if path not in kept)
         for path in sorted(candidates, key=lambda path: (fidelity[path] - 1) / terms[path]):

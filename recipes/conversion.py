@@ -141,7 +141,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         with calibration_progress() as progress:
             calibration = calibrate_(student, model, images, steps=job.steps, seed=job.seed, progress=progress)
         if policy.acts:
-            kept = layers_to_keep(done, calibration, cost(model).multiplications, policy)
+            before, after = cost(model).multiplications, cost(student).multiplications
+            kept = layers_to_keep(done, calibration, before, after, policy)
             announce(f"{len(kept)} of {len(calibration.layers)} layers go back to convolutions")
             keep_convolutions_(student, model, kept, images)
             done = kept_plan(done, kept)

@@ -232,6 +232,24 @@ class TestConvert:
         value = json_of("convert", "--model", "cifar_resnet20", "--dry-run", "--no-skip-first")
         assert value["plan"]["converted"] == 21
 
+    def test_policy_flags(self, json_of, fails):
+        words = ("convert", "--model", "mobilenetv3_small_100", "--dry-run")
+        rows = json_of(*words)["plan"]["rows"]
+        assert any(row["groups"] > 1 and row["decision"] == "convert" for row in rows)
+        assert "as in a gate" in {row["reason"].split(", ")[-1] for row in rows}
+        rows = json_of(*words, "--skip-depthwise", "--no-skip-gates", "--norm", "skip")["plan"]["rows"]
+        assert {row["decision"] for row in rows if row["groups"] > 1} == {"skip"}
+        assert any(row["reason"].startswith("no normalisation follows, but") for row in rows)
+        assert "--norm" in fails(*words, "--norm", "error", "--no-skip-gates")
+        assert "expected one of insert, skip, error" in fails(*words, "--norm", "maybe")
+
+    @pytest.mark.parametrize("words", [("--min-fidelity", "0.9"), ("--budget", "mults=30%")])
+    def test_hybrids_need_calibration(self, fails, words):
+        assert "give --dataset" in fails("convert", "--model", "cifar_resnet20", "--no-pretrained", *words)
+
+    def test_budget_of_another_form(self, fails):
+        assert "expected mults=N%" in fails("convert", "--model", "cifar_resnet20", "--budget", "half")
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from adderkit.convert.errors import AdderkitError
-from adderkit.convert.graph import input_size, trace_layers
+from adderkit.convert.graph import WEIGHT_LAYERS, input_size, trace_layers
+from adderkit.convert.observation import observe
+from adderkit.convert.symbolic import symbolic_uses
 
 
 class Network(nn.Module):
@@ -101,6 +103,77 @@ def test_an_output_changed_in_place_is_no_longer_the_convolutions(change):
 def test_inplace_module_consumes_first():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4))
     assert trace(model)["0"].consumers[0] == "1"
+
+
+# Uses by functions and operators
+
+
+USES = {
+    "residual": (lambda net, y: net.norm(y) + y, ("norm",), True),
+    "relu": (lambda net, y: F.relu(y), (), True),
+    "method": (lambda net, y: y.relu(), (), True),
+    "cat": (lambda net, y: torch.cat([net.norm(y), y], 1), ("norm",), True),
+    "index": (lambda net, y: net.norm(y)[:, :, 0, 0] * y[0, 0, 0, 0], ("norm",), True),
+    "in-place": (lambda net, y: net.norm(y).mul_(2).add_(y), ("norm",), True),
+    "returned": (lambda net, y: (net.norm(y), y), ("norm",), True),
+    "returned-in-a-mapping": (lambda net, y: {"a": net.norm(y), "b": [y]}, ("norm",), True),
+    "size": (lambda net, y: net.norm(y).reshape(y.size(0), -1, y.shape[-1]), ("norm",), False),
+    "contiguous": (lambda net, y: net.norm(y.contiguous()), ("norm",), False),
+    "dropout": (lambda net, y: net.norm(F.dropout(y, 0.5, net.training)), ("norm",), False),
+}
+
+
+@pytest.mark.parametrize("case", USES)
+def test_functional_uses_are_seen_by_observation_and_by_tracing(case):
+    use, consumers, functional = USES[case]
+    model = Network(lambda net, x: use(net, net.second(net.first(x)))).eval()
+    seen = observe(model, torch.zeros(1, 3, 8, 8), WEIGHT_LAYERS)["second"]
+    assert (tuple(seen.consumers), bool(seen.functions)) == (consumers, functional)
+    traced = symbolic_uses(model, WEIGHT_LAYERS)["second"]
+    assert (tuple(traced[0]), bool(traced[1])) == (consumers, functional)
+
+
+def test_names_of_functions():
+    model = Network(lambda net, x: (y := net.second(net.first(x))) + F.relu(y) * y.sigmoid())
+    assert trace(model)["second"].functions == ("relu", "sigmoid", "add")
+
+
+def test_what_a_module_does_inside_is_its_own_affair():
+    class Gate(nn.Module):
+        def forward(self, y):
+            return y * y.sigmoid()
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Gate())
+    assert trace(model)["0"].consumers == ("1",)
+    assert trace(model)["0"].functions == ()
+
+
+def test_a_written_slice_is_a_use():
+    def write(net, x):
+        y = net.second(net.first(x))
+        room = torch.zeros(2 * len(x), *y.shape[1:], device=x.device)
+        room[: len(x)] = y
+        return net.norm(y) + room[: len(x)]
+
+    assert trace(Network(write))["second"].functions == ("setitem",)
+
+
+def test_a_use_that_only_the_graph_shows_is_added():
+    def wire(net, x):
+        y = net.second(net.first(x))
+        traced = isinstance(y, torch.fx.Proxy)
+        return net.norm(y) + y if traced else net.norm(y)
+
+    image = torch.zeros(1, 3, 8, 8)
+    assert trace_layers(Network(wire), image)[1].functions == ()
+    assert trace_layers(Network(wire), image, symbolic=True)[1].functions == ("add",)
+
+
+def test_model_that_does_not_trace_is_observed():
+    model = Network(lambda net, x: net.norm(net.second(net.first(x))) if x.shape[0] > 0 and len(x) else x)
+    assert symbolic_uses(model, WEIGHT_LAYERS) is None
+    assert trace(model)["second"].consumers == ("norm",)
+    assert trace_layers(model, torch.zeros(1, 3, 8, 8), symbolic=True)[1].consumers == ("norm",)
 
 
 def test_shared_module_is_one_layer_with_two_calls():

@@ -83,6 +83,31 @@ def test_calibrates_on_unlabelled_images(convert, cnn_folder):
     assert report["calibration"]["images"] == 32
 
 
+HYBRID = {"include": (*BLOCK, "features.5.conv1"), "dataset": "digits", "images": 32, "steps": 1}
+
+
+def test_unfaithful_layers_go_back(convert, cnn_folder):
+    measured = convert(cnn_folder, **HYBRID)[0].calibration.layers
+    limit = sorted(layer.correlation for layer in measured)[1]
+    result, lines = convert(cnn_folder, **HYBRID, min_fidelity=limit, output="hybrid")
+    worst = min(measured, key=lambda layer: layer.correlation).path
+    assert result.plan.paths("convert") == [layer.path for layer in measured if layer.path != worst]
+    assert "1 went back to convolutions" in result.summary()
+    assert any("1 of 4 layers go back" in line for line in lines)
+    loaded, original = adderkit.load(result.folder), adderkit.load(cnn_folder)
+    assert torch.equal(loaded.get_submodule(worst).weight, original.get_submodule(worst).weight)
+    assert worst not in adder_layers(loaded)
+
+
+def test_budget_is_kept(convert, cnn_folder):
+    total = adderkit.cost(adderkit.load(cnn_folder)).multiplications
+    everything = adderkit.cost(adderkit.load(convert(cnn_folder, **HYBRID)[0].folder)).multiplications
+    share = round(100 * (total + everything) / 2 / total, 1)
+    result, _ = convert(cnn_folder, **HYBRID, budget=f"mults={share}%", output="hybrid")
+    found = adderkit.cost(adderkit.load(result.folder)).multiplications
+    assert everything < found <= share / 100 * total
+
+
 def test_the_same_seed_calibrates_to_the_same_weights(convert, cnn_folder):
     folders = [
         convert(cnn_folder, include=BLOCK, dataset="digits", images=32, steps=1, output=name, seed=seed)[0].folder
