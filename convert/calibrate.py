@@ -1,12 +1,11 @@
 """Calibration: without labels, the adder layers learn to answer like the convolutions they replace.
 
-The layers are walked in order of execution. Each is fitted to the original network's outputs from the inputs it really
-gets in the partly converted network, so that it corrects what the layers before it got wrong; then the statistics of
-the BatchNorm behind it are measured before the next layer is fitted.
+First layer by layer (``layer_fit.py``), then all together so that whole blocks answer alike (``block_matching.py``).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +13,15 @@ from torch import Tensor, nn
 
 from ..adder_layers.conv import AdderConv2d
 from .batchnorm import reestimate_batchnorm_
-from .capture import draw_positions, layer_outputs, layer_windows
+from .block_matching import match_blocks_
+from .calibration_state import CalibrationState, FittedLayer
 from .errors import AdderkitError
-from .graph import Layer, trace_layers
-from .layers import NormalisedAdderConv2d
+from .graph import trace_layers
+from .layer_fit import HELD_OUT, Fit, Progress, fit_layers_
 from .modes import evaluation_mode
-from .reconstruct import correlation, distances, reconstruct
 from .rewrite import adder_layers
 
-# One image in eight is kept aside: fidelity on the images that a layer was fitted to flatters it.
-HELD_OUT = 8
-
-Progress = Callable[[str, int, int], None]
+MEMORY = 2 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +30,17 @@ class LayerFidelity:
 
     Args:
         path: Module path.
-        correlation: Mean over output channels of the correlation with the convolution's output.
+        correlation: Mean over output channels of the correlation with the convolution's output, after the layer's own
+            fit.
         worst: The smallest of them.
+        beyond_range: Share of the finished layer's weights that no value of their input channel passes: there
+            ``-|x - w|`` is plainly ``x`` or ``-x`` and a constant, so this share of the layer is not L1 at all.
     """
 
     path: str
     correlation: float
     worst: float
+    beyond_range: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class CalibrationReport:
     images: int
     samples: int
     steps: int
+    matching_steps: int
     seed: int
     layers: tuple[LayerFidelity, ...]
 
@@ -65,15 +66,18 @@ def calibrate_(
     *,
     steps: int = 240,
     samples: int = 16384,
+    matching_steps: int = 120,
     batch_size: int = 64,
+    memory: int = MEMORY,
     seed: int = 0,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> CalibrationReport:
     """Fit every adder layer of a converted model to the original network, in place. No labels are needed.
 
-    Layer reconstruction with the true L1 subgradient, see ``reconstruct``. A normalisation that converting inserted
-    gives each channel the mean and variance of the convolution's output. Afterwards all BatchNorm statistics are
-    measured again on the images.
+    Layer reconstruction with the true L1 subgradient, see ``reconstruct``; then all layers together, see
+    ``match_blocks_``. A normalisation that converting inserted gives each channel the mean and variance of the
+    convolution's output. Afterwards all BatchNorm statistics are measured again on the images.
 
     Args:
         student: The converted model; its adder layers hold the convolutions' weights.
@@ -81,8 +85,13 @@ def calibrate_(
         images: ``[N, C, H, W]`` normalised as the models expect, or batches of such. A few hundred do.
         steps: Adam steps for each layer; 0 only scales the weights.
         samples: Windows to fit a layer to, spread evenly over the images.
+        matching_steps: Steps of the joint fit; 0 leaves it out.
         batch_size: Images in a forward pass.
+        memory: Bytes that captured windows and outputs, and the activations of the joint fit, may take. Where that is
+            too little for ``samples`` or a batch of 64, fewer are used.
         seed: Of positions and mini-batches; the same seed gives the same weights.
+        state: A file to note finished layers in. A run that finds it there, with the same settings, images and
+            teacher, goes on behind the last of them, to the same result; it is removed at the end.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
@@ -100,90 +109,25 @@ def calibrate_(
         raise AdderkitError(f"{total} calibration images are too few, expected at least {2 * HELD_OUT}")
     _check_teacher(adders, teacher)
     report = progress or (lambda what, done, total: None)
+    fit, generator = Fit(steps, samples, memory), torch.Generator().manual_seed(seed)
+    settings = {**fit._asdict(), "seed": seed, "layers": list(adders)}
+    notes = CalibrationState(state, settings, [*batches, *teacher.state_dict().values()])
     with evaluation_mode(student, teacher):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
-        count = -(-samples // total)
-        rows = _walk(student, teacher, layers, batches, count, steps, torch.Generator().manual_seed(seed), report)
+        fitted = fit_layers_(student, teacher, layers, batches, fit, generator, notes, report)
+        # The held-out images stay unseen, so that what is measured on them stays honest.
+        seen = torch.cat(batches)[: total - total // HELD_OUT]
+        match_blocks_(student, teacher, seen, steps=matching_steps, memory=memory, generator=generator, progress=report)
         reestimate_batchnorm_(student, batches)
-    return CalibrationReport(total, count * total, steps, seed, tuple(rows))
+    notes.remove()
+    rows = tuple(_fidelity(layer, adders[layer.path].weight) for layer in fitted)
+    return CalibrationReport(total, -(-samples // total) * total, steps, matching_steps, seed, rows)
 
 
-def _walk(
-    student: nn.Module,
-    teacher: nn.Module,
-    layers: list[Layer],
-    batches: list[Tensor],
-    count: int,
-    steps: int,
-    generator: torch.Generator,
-    report: Progress,
-) -> list[LayerFidelity]:
-    total = sum(map(len, batches))
-    positions = {layer.path: draw_positions(layer.output_shape, total, count, generator) for layer in layers}
-    done = 0
-
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        report("teacher", done, total)
-
-    targets = layer_outputs(teacher, positions, batches, advance)
-    rows = []
-    for index, layer in enumerate(layers):
-        report(layer.path, index, len(layers))
-        windows = layer_windows(student, layer.path, batches, positions[layer.path])
-        rows.append(_fit(student, layer, windows.float(), targets.pop(layer.path).float(), total, steps, generator))
-    report("done", len(layers), len(layers))
-    return rows
-
-
-def _fit(
-    student: nn.Module,
-    layer: Layer,
-    windows: Tensor,
-    target: Tensor,
-    images: int,
-    steps: int,
-    generator: torch.Generator,
-) -> LayerFidelity:
-    """Fit one layer, set its BatchNorm's statistics from the same samples, and measure it on the held-out images."""
-    module = student.get_submodule(layer.path)
-    assert isinstance(module, nn.Conv2d)
-    held_out = windows.shape[1] // images * (images // HELD_OUT)
-    fit, check = slice(0, -held_out), slice(-held_out, None)
-    taps = module.kernel_size[0] * module.kernel_size[1]
-    weight = module.weight.detach().float().cpu().reshape(module.groups, module.out_channels // module.groups, -1)
-    fitted = reconstruct(windows[:, fit], target[:, fit], weight, taps, steps, generator)
-    with torch.no_grad():
-        module.weight.copy_(fitted.reshape(module.weight.shape))
-        output = distances(windows, fitted)
-        _set_statistics(student, layer, module, output, target)
-        fidelity = correlation(output[:, check], target[:, check])
-    return LayerFidelity(layer.path, float(fidelity.mean()), float(fidelity.min()))
-
-
-def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output: Tensor, target: Tensor) -> None:
-    """Make the BatchNorms behind a layer fit what it now gives, its own among them; ``[G, S, O / G]`` twice."""
-    flat, wanted = (values.permute(1, 0, 2).flatten(1) for values in (output, target))
-    if isinstance(module, NormalisedAdderConv2d):
-        own = module.normalisation
-        _set_running(own, flat)
-        own.weight.copy_(wanted.std(0))
-        own.bias.copy_(wanted.mean(0))  # the convolution's bias is in there
-        return
-    if module.bias is not None:
-        flat = flat + module.bias.detach().float().cpu()
-    for path in layer.consumers:
-        norm = student.get_submodule(path)
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            _set_running(norm, flat)
-
-
-def _set_running(norm: nn.modules.batchnorm._BatchNorm, values: Tensor) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.running_mean.copy_(values.mean(0))
-    norm.running_var.copy_(values.var(0))
+def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:
+    grouped = weight.detach().float().cpu().reshape(layer.low.shape[0], -1, layer.low.shape[2])  # [G, O / G, K]
+    beyond = (grouped <= layer.low) | (grouped >= layer.high)
+    return LayerFidelity(layer.path, layer.correlation, layer.worst, float(beyond.float().mean()))
 
 
 def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:

@@ -92,19 +92,13 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
 
 
 @torch.no_grad()
-def layer_outputs(
-    model: nn.Module,
-    positions: Mapping[str, Tensor],
-    batches: Sequence[Tensor],
-    advance: Callable[[int], None],
-) -> dict[str, Tensor]:
+def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """Outputs of several layers at their positions in one pass over the batches.
 
     Args:
         model: The model to run.
         positions: For each layer's path ``[N, P]`` flat output positions; N images in all.
         batches: Images ``[n, C, H, W]``.
-        advance: Called with the number of images done.
 
     Returns:
         For each path ``[G, S, O / G]`` on the CPU, S = N · P in the order of ``layer_windows``.
@@ -132,7 +126,6 @@ def layer_outputs(
         for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
             model(placed(batch, model))
             taken += len(batch)
-            advance(len(batch))
     finally:
         for handle in handles:
             handle.remove()

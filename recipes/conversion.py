@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..convert.calibrate import CalibrationReport, calibrate_
+import torch
+from torch import Tensor, nn
+
+from ..convert.batchnorm import reestimate_batchnorm_
+from ..convert.block_matching import match_blocks_
+from ..convert.calibrate import CalibrationReport, batches_of, calibrate_
 from ..convert.checkpoint import base_architecture, save
 from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
@@ -39,6 +44,8 @@ class ConversionJob:
     data_dir: str | None = None
     images: int = 512
     steps: int = 240
+    matching_steps: int = 120
+    memory: float = 2.0
     seed: int = 0
     checkpoint: str | None = None
     pretrained: bool = True
@@ -121,8 +128,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         raise ModelSourceError(
             f"--output {job.folder} is the model itself, which is needed as teacher; name another folder"
         )
-    policy = job.policy
-    if policy.acts and job.dataset is None:
+    if job.policy.acts and job.dataset is None:
         raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     pretrained = job.pretrained and (not dry_run or is_folder(job.model))
@@ -138,14 +144,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     if job.dataset is not None:
         announce(f"calibrating on {job.images} unlabelled images of {job.dataset}")
         images = unlabelled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
-        with calibration_progress() as progress:
-            calibration = calibrate_(student, model, images, steps=job.steps, seed=job.seed, progress=progress)
-        if policy.acts:
-            before, after = cost(model).multiplications, cost(student).multiplications
-            kept = layers_to_keep(done, calibration, before, after, policy)
-            announce(f"{len(kept)} of {len(calibration.layers)} layers go back to convolutions")
-            keep_convolutions_(student, model, kept, images)
-            done = kept_plan(done, kept)
+        done, calibration = _calibrate(student, model, images, done, job, announce)
     report = {
         "plan": done.to_dict(),
         "calibration": calibration.to_dict() if calibration else None,
@@ -153,6 +152,48 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     }
     save(student, job.folder, report)
     return ConversionResult(done, calibration, job.folder)
+
+
+def _calibrate(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    done: ConversionPlan,
+    job: ConversionJob,
+    announce: Callable[[str], None],
+) -> tuple[ConversionPlan, CalibrationReport]:
+    """Calibrate, with the layers that go back chosen between their own fit and that of all together."""
+    policy, memory = job.policy, int(job.memory * (1 << 30))
+    matching_steps = 0 if policy.acts else job.matching_steps
+    with calibration_progress() as progress:
+        report = calibrate_(
+            student,
+            teacher,
+            images,
+            steps=job.steps,
+            matching_steps=matching_steps,
+            memory=memory,
+            seed=job.seed,
+            state=job.folder.with_name(f".{job.folder.name}.calibration"),
+            progress=progress,
+        )
+        if not policy.acts:
+            return done, report
+        kept = layers_to_keep(done, report, cost(teacher).multiplications, cost(student).multiplications, policy)
+        announce(f"{len(kept)} of {len(report.layers)} layers go back to convolutions")
+        keep_convolutions_(student, teacher, kept, images)
+        generator = torch.Generator().manual_seed(job.seed)
+        match_blocks_(
+            student,
+            teacher,
+            images,
+            steps=job.matching_steps,
+            memory=memory,
+            generator=generator,
+            progress=progress,
+        )
+        reestimate_batchnorm_(student, batches_of(images, 64))
+    return kept_plan(done, kept), dataclasses.replace(report, matching_steps=job.matching_steps)
 
 
 def _teacher_source(job: ConversionJob, model: Any) -> str | None:

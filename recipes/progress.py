@@ -85,18 +85,18 @@ def calibration_progress() -> Iterator["CalibrationProgress"]:
 
 
 class CalibrationProgress:
-    """Turns ``(what, done, total)`` into two bars: the teacher's pass over the images, then the layers."""
+    """Turns ``(what, done, total)`` into two bars: the layers one by one, then the steps of all together."""
 
     def __init__(self) -> None:
         self._bar: ProgressBar | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are done, ``what`` being next."""
-        title = "teacher outputs" if what == "teacher" else "calibrating layers"
+        title = "fitting all layers together" if what == "all layers" else "fitting layers"
         if self._bar is None or self._bar.title != title:
             self.close()
             self._bar = ProgressBar(title, total).__enter__()
-        self._bar.step(lambda: "" if what in ("teacher", "done") else what, done)
+        self._bar.step(lambda: "" if what in ("layers", "all layers") else what, done)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -31,6 +31,7 @@ def plan_table(plan: ConversionPlan, fidelity: CalibrationReport | None = None) 
         table.add_column(column, justify="right")
     if found:
         table.add_column("fidelity", justify="right")
+        table.add_column("beyond range", justify="right")
     for row in plan.rows:
         cells = [
             escape(row.path),
@@ -44,7 +45,8 @@ def plan_table(plan: ConversionPlan, fidelity: CalibrationReport | None = None) 
             f"{row.terms:,}",
         ]
         if found:
-            cells.append(f"{found[row.path].correlation:.3f}" if row.path in found else "")
+            layer = found.get(row.path)
+            cells += [f"{layer.correlation:.3f}", f"{layer.beyond_range:.1%}".replace("%", " %")] if layer else ["", ""]
         table.add_row(*cells)
     return table
 

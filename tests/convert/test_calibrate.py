@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from adderkit.convert import layer_fit
 from adderkit.convert.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibrate import calibrate_
 from adderkit.convert.config import AdderConfig
 from adderkit.convert.errors import AdderkitError
+from adderkit.convert.reconstruct import reconstruct
 from adderkit.convert.rewrite import adder_layers, convert_
 
-FAST = {"steps": 20, "samples": 512}
+FAST = {"steps": 20, "samples": 512, "matching_steps": 0}
 
 
 def pair(teacher):
@@ -186,12 +188,13 @@ def test_modes_and_hooks_are_restored_after_an_error(teacher, data, snapshot):
 def test_progress_goes_from_nothing_to_all(teacher, data, tiny_adders):
     teacher, student = pair(teacher)
     calls = []
-    calibrate_(student, teacher, data, batch_size=32, progress=lambda *call: calls.append(call), **FAST)
+    settings = {**FAST, "matching_steps": 2}
+    calibrate_(student, teacher, data, batch_size=32, progress=lambda *call: calls.append(call), **settings)
     assert calls == [
-        ("teacher", 32, 64),
-        ("teacher", 64, 64),
+        ("layers", 0, 3),
         *((path, index, 3) for index, path in enumerate(tiny_adders)),
-        ("done", 3, 3),
+        ("layers", 3, 3),
+        *(("all layers", step, 2) for step in range(3)),
     ]
 
 
@@ -286,3 +289,112 @@ def test_wrong_teacher_is_named_before_anything_changes(teacher, data, snapshot,
     with pytest.raises(AdderkitError, match=message):
         calibrate_(student, teacher, data, **FAST)
     assert snapshot(student) == before
+
+
+# Shares, memory, and going on
+
+
+@pytest.fixture
+def fitted_windows(monkeypatch):
+    """The windows that each layer was fitted to."""
+    seen = []
+    monkeypatch.setattr(
+        layer_fit, "reconstruct", lambda windows, *rest: seen.append(windows) or reconstruct(windows, *rest)
+    )
+    return seen
+
+
+def test_share_of_weights_beyond_the_range_of_their_channel(teacher, data, fitted_windows):
+    teacher, student = pair(teacher)
+    report = calibrate_(student, teacher, data, **{**FAST, "matching_steps": 5})
+    held_out = 1 / 8
+    for layer, windows in zip(report.layers[:1], fitted_windows, strict=False):
+        by_channel = windows.unflatten(2, (-1, 9))  # [G, S, C, taps]
+        weight = student.get_submodule(layer.path).weight.detach().reshape(2, 4, 4, 9)  # [G, O, C, taps]
+        low, high = by_channel.amin((1, 3))[:, None, :, None], by_channel.amax((1, 3))[:, None, :, None]
+        share = ((weight <= low) | (weight >= high)).float().mean().item()
+        assert 0 < share < 1
+        assert layer.beyond_range == pytest.approx(share, abs=held_out)  # which widens the ranges a little
+
+
+def test_scaled_copies_lie_beyond(teacher, data):
+    """Weights 1024 times as large as a convolution's pass no input."""
+    teacher, student = pair(teacher)
+    for layer in adder_layers(student).values():
+        layer.weight.data.mul_(1e6)
+    report = calibrate_(student, teacher, data, steps=0, samples=512, matching_steps=0)
+    assert [layer.beyond_range for layer in report.layers] == [1.0, 1.0, 1.0]
+
+
+def test_little_memory_means_fewer_samples(teacher, data, fitted_windows):
+    teacher, student = pair(teacher)
+    memory = 64 * 36 * 8 * 4 * 4  # room for two windows of each image in the widest layer, held four times in fp32
+    calibrate_(student, teacher, data, steps=5, samples=1 << 20, matching_steps=0, memory=memory)
+    assert fitted_windows[0].shape == (2, 2 * 56, 36)
+    assert max(windows.numel() for windows in fitted_windows) * 4 * 4 <= memory
+
+
+def test_little_memory_means_more_passes_of_the_teacher(teacher, data, monkeypatch):
+    passes = []
+    real = layer_fit.layer_outputs
+    monkeypatch.setattr(
+        layer_fit, "layer_outputs", lambda *arguments: passes.append(list(arguments[1])) or real(*arguments)
+    )
+    teacher, student = pair(teacher)
+    calibrate_(student, teacher, data, steps=5, samples=64, matching_steps=0, memory=2 * (64 * 8 * 4 + 64 * 8 * 4))
+    assert passes == [["grouped", "depthwise"], ["pointwise"]]
+
+
+class CutError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("layer", ["depthwise", "pointwise", "all layers"])
+def test_goes_on_where_it_was_cut_off_to_the_same_bits(teacher, data, tmp_path, layer):
+    settings = {**FAST, "matching_steps": 3}
+    teacher, whole = pair(teacher)
+    expected = calibrate_(whole, teacher, data, **settings)
+
+    def cut(what, done, total):
+        if what == layer:
+            raise CutError
+
+    state = tmp_path / "state"
+    _, student = pair(teacher)
+    with pytest.raises(CutError):
+        calibrate_(student, teacher, data, state=state, progress=cut, **settings)
+    assert state.is_file()
+    _, student = pair(teacher)
+    calls = []
+    actual = calibrate_(student, teacher, data, state=state, progress=lambda *call: calls.append(call[0]), **settings)
+    assert actual == expected
+    assert all(
+        torch.equal(a, b) for a, b in zip(student.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
+    assert "grouped" not in calls
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("change", ["seed", "images", "teacher", "damage"])
+def test_state_of_something_else_is_not_taken(teacher, data, tmp_path, change, caplog):
+    state = tmp_path / "state"
+    teacher, student = pair(teacher)
+
+    def cut(what, done, total):
+        if what == "pointwise":
+            raise CutError
+
+    with pytest.raises(CutError):
+        calibrate_(student, teacher, data, state=state, progress=cut, **FAST)
+    if change == "damage":
+        state.write_bytes(state.read_bytes()[:100])
+    if change == "teacher":
+        teacher.stem.weight.data.mul_(1.5)
+    if change == "images":
+        data = data.flip(0)
+    _, fresh = pair(teacher)
+    calls = []
+    options = {**FAST, "seed": 1 if change == "seed" else 0}
+    calibrate_(fresh, teacher, data, state=state, progress=lambda *call: calls.append(call[0]), **options)
+    assert "grouped" in calls
+    assert ("damaged" in caplog.text) == (change == "damage")

@@ -64,7 +64,7 @@ def test_windows_times_weights_are_the_outputs(layer):
     positions = torch.randint(output[0, 0].numel(), (3, 7))
     weight = layer.weight.reshape(layer.groups, 8 // layer.groups, -1)
     products = windows_at(input, layer, positions) @ weight.transpose(1, 2)  # [G, S, O / G]
-    outputs = layer_outputs(nn.Sequential(layer), {"0": positions}, list(input.split(2)), lambda _: None)["0"]
+    outputs = layer_outputs(nn.Sequential(layer), {"0": positions}, list(input.split(2)))["0"]
     torch.testing.assert_close(products, outputs)
 
 
@@ -72,13 +72,12 @@ def test_windows_times_weights_are_the_outputs(layer):
 def test_outputs_are_gathered_from_a_whole_pass(tiny):
     model, images = tiny(), torch.randn(5, 3, 8, 8)
     positions = {path: torch.randint(16, (5, 3)) for path in ("grouped", "pointwise")}
-    whole, advanced = {}, []
+    whole = {}
     for path in positions:
         model.get_submodule(path).register_forward_hook(lambda _, __, y, path=path: whole.update({path: y}))
     model(images)
     expected = dict(whole)
-    actual = layer_outputs(model, positions, list(images.split(2)), advanced.append)
-    assert advanced == [2, 2, 1]
+    actual = layer_outputs(model, positions, list(images.split(2)))
     for path, groups in (("grouped", 2), ("pointwise", 1)):
         for image in range(5):
             for sample in range(3):
@@ -110,11 +109,11 @@ def test_hooks_are_gone_afterwards(tiny, images, snapshot):
     before = snapshot(model)
     positions = torch.zeros(4, 1, dtype=torch.long)
     layer_windows(model, "grouped", [images], positions)
-    layer_outputs(model, {"grouped": positions}, [images], lambda _: None)
+    layer_outputs(model, {"grouped": positions}, [images])
     with pytest.raises(RuntimeError):
         layer_windows(model, "grouped", [images[:, :2]], positions)
     with pytest.raises(RuntimeError):
-        layer_outputs(model, {"grouped": positions}, [images[:, :2]], lambda _: None)
+        layer_outputs(model, {"grouped": positions}, [images[:, :2]])
     assert snapshot(model) == before
 
 

@@ -65,17 +65,17 @@ def test_a_stream_of_unknown_length(capsys):
 
 def test_calibration_shows_two_pieces_of_work(capsys):
     with calibration_progress() as progress:
-        for done in (32, 64):
-            progress("teacher", done, 64)
-        for index, layer in enumerate(("conv1", "conv2", "done")):
+        for index, layer in enumerate(("conv1", "conv2", "layers")):
             progress(layer, index, 2)
+        for step in range(5):
+            progress("all layers", step, 4)
     first, second = lines(capsys)
-    assert first.startswith("teacher outputs [64/64 (100%)]")
-    assert second.startswith("calibrating layers [2/2 (100%)]")
+    assert first.startswith("fitting layers [2/2 (100%)]")
+    assert second.startswith("fitting all layers together [4/4 (100%)]")
 
 
 def test_calibration_that_fails_is_closed():
     with pytest.raises(RuntimeError, match="stop"), calibration_progress() as progress:  # noqa: PT012
-        progress("teacher", 1, 2)
+        progress("conv1", 1, 2)
         raise RuntimeError("stop")
     assert progress._bar is None

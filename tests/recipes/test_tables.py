@@ -42,10 +42,11 @@ def test_plan(shown, model):
 def test_plan_with_fidelity(shown, model):
     made = plan(model)
     path = made.paths("convert")[0]
-    report = CalibrationReport(64, 64, 1, 0, (LayerFidelity(path, 0.98765, 0.5),))
+    report = CalibrationReport(64, 64, 1, 2, 0, (LayerFidelity(path, 0.98765, 0.5, 0.125),))
     text = shown(plan_table(made, report))
     (line,) = [line for line in text.splitlines() if path in line.split()]
     assert "0.988" in line
+    assert "12.5 %" in line
 
 
 def test_metrics(shown):
