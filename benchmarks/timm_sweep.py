@@ -12,9 +12,11 @@ one for each trial; worker processes are replaced when they crash or take too lo
 import argparse
 import fnmatch
 import json
+import logging
 import multiprocessing
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -22,6 +24,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import torch
 from timm.models import list_models, model_entrypoint
 
 from .coverage import report
@@ -86,13 +89,13 @@ class Worker:
         """The result of a trial, whatever happens to the process."""
         if self.process is None or not self.process.is_alive():
             self._start()
-        self.pipe.send(job)
         try:
+            self.pipe.send(job)
             if self.pipe.poll(self.timeout):
                 line: Line = self.pipe.recv()
                 return line
             failure = f"took more than {self.timeout:g} s"
-        except EOFError:
+        except (EOFError, OSError):
             failure = "the process died"
         self.stop()
         return {"kind": job[0], "model": job[1], "failure": failure}
@@ -112,6 +115,10 @@ class Worker:
 
 
 def _serve(pipe: Connection) -> None:
+    """What runs in the process: models of timm warn much, and workers share few cores."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     while True:
         pipe.send(trial(*pipe.recv()))
 

@@ -1,10 +1,8 @@
 """One trial of the sweep: a model planned, or converted, run, saved, loaded and turned back. Never raises."""
 
 import copy
-import logging
 import tempfile
 import traceback
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -33,9 +31,6 @@ def trial(kind: str, name: str) -> dict[str, Any]:
     Returns:
         What was found; ``refused`` is a clear reason why nothing is converted, ``failure`` anything unexpected.
     """
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     line: dict[str, Any] = {"kind": kind, "model": name}
     try:

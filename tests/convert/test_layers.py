@@ -93,6 +93,20 @@ def test_normalisation_follows_dtype_mode_and_device(dtype):
     assert model.first.normalisation.training
 
 
+def test_calibration_keeps_mean_and_variance_of_the_convolution():
+    teacher = Plain().eval()
+    student, images = copy.deepcopy(teacher), torch.randn(64, 3, 16, 16)
+    convert_(student, example_input=IMAGE)
+    report = adderkit.calibrate_(student, teacher, images, steps=20, samples=8192, matching_steps=0)
+    assert min(layer.correlation for layer in report.layers) > 0.8
+    x = F.relu(teacher.stem(images))
+    expected, found = teacher.first(x), student.first(x)
+    torch.testing.assert_close(found.mean((0, 2, 3)), expected.mean((0, 2, 3)), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(found.std((0, 2, 3)), expected.std((0, 2, 3)), rtol=0.05, atol=0.02)
+    agreement = torch.corrcoef(torch.stack([student(images).flatten(), teacher(images).flatten()]))[0, 1]
+    assert agreement > 0.8
+
+
 def test_norm_error_names_layer_and_remedy():
     with pytest.raises(AdderkitError, match=r"'first' would become an adder layer.*relu\(\).*--norm"):
         plan(Plain(), AdderConfig(norm="error"), example_input=IMAGE)
