@@ -126,3 +126,14 @@ def test_nearest_names_best_first():
     names = ["layer1.0.conv1", "layer1.0.conv2", "head"]
     assert nearest_names("layer1.0.conv_1", names)[0] == "layer1.0.conv1"
     assert nearest_names("qqqq", names) == []
+
+
+def test_configuration_of_an_older_release_is_read():
+    old = {"include": ["*"], "exclude": [], "skip_first": True, "skip_last": False, "version": 1}
+    assert AdderConfig.from_dict(old) == AdderConfig(skip_last=False)
+
+
+@pytest.mark.parametrize("norm", ["maybe", None, 1])
+def test_norm_of_another_kind(norm):
+    with pytest.raises(AdderkitError, match="expected one of insert, skip, error"):
+        AdderConfig.from_dict({"norm": norm})
