@@ -130,7 +130,7 @@ def main() -> None:
     plan = adderkit.plan(original)
     converted = copy.deepcopy(original)
     adderkit.convert_(converted, plan)
-    costs = [adderkit.cost(model).multiplications for model in (original, converted)]
+    costs = (adderkit.cost(original).multiplications, adderkit.cost(converted).multiplications)
     trials: dict[str, Any] = result["trials"]
     include: dict[float, tuple[str, ...]] = {1.0: tuple(plan.paths("convert"))}
     for removed in sorted(REMOVED, reverse=True):
@@ -148,7 +148,7 @@ def main() -> None:
     draw(trials, arguments.picture)
 
 
-def _chosen(plan: Any, layers: list[dict[str, Any]], costs: list[int], removed: float) -> tuple[str, ...]:
+def _chosen(plan: Any, layers: list[dict[str, Any]], costs: tuple[int, int], removed: float) -> tuple[str, ...]:
     """Paths to convert so that about ``removed`` of the multiplications go, the most faithful for it first."""
     report = CalibrationReport(0, 0, 0, 0, 0, tuple(LayerFidelity(**layer) for layer in layers))
     kept = layers_to_keep(plan, report, *costs, HybridPolicy(budget=1 - removed))
