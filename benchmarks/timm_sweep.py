@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from timm.models import list_models, model_entrypoint
 
-from .coverage import report
+from .coverage import SMALL, report
 from .timm_trial import trial
 
 OWN = ("adder", "cifar_")  # names that adderkit adds to timm's registry
-SMALL = 30_000_000
 RESULTS = Path("build/timm_sweep.jsonl")
 
 Job = tuple[str, str]  # (kind, model): kind is "plan" or "run"
