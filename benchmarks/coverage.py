@@ -68,14 +68,14 @@ def _totals(known: Sequence[str], plans: Mapping[str, Line], runs: Mapping[str, 
         ("of those: transformed weight baked", f"{sum(line['baked'] for line in converting):,}"),
         ("convolutions skipped", f"{sum(sum(line['skipped'].values()) for line in converting):,}"),
         ("models run for real", str(len(ran))),
-        (
-            "models below 30 M parameters that convert, not run yet",
-            str(sum(line["parameters"] < SMALL and line["model"] not in runs for line in converting)),
-        ),
         ("of those: all checks passed", str(len(passed))),
         (
             "of those: `torch.fx` traces, and agrees with the observed run / differs",
             f"{agreement['True']} / {agreement['False']}",
+        ),
+        (
+            "models below 30 M parameters that convert, not run yet",
+            str(sum(line["parameters"] < SMALL and line["model"] not in runs for line in converting)),
         ),
     ]
 
