@@ -15,32 +15,37 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-TRAINING = ["--dataset", "fashion-mnist", "--set", "train_images=20000"]
+DATA = ["--dataset", "fashion-mnist"]
 CONVERT = ["convert", "--model", "teacher/best", "--to", "adder"]
-CALIBRATE = ["--dataset", "fashion-mnist", "--calibration-images", "512"]
+CALIBRATE = [*DATA, "--calibration-images", "1024"]
 
 # label, folder to evaluate, command that makes it
 STEPS: list[tuple[str, str, list[str]]] = [
     (
-        "CNN teacher, 20,000 images, 10 epochs",
+        "CNN teacher, 6 epochs",
         "teacher/best",
-        ["finetune", "cifar_resnet20", "--no-pretrained", *TRAINING, "--epochs", "10", "--output", "teacher"],
+        ["finetune", "cifar_resnet20", "--no-pretrained", *DATA, "--epochs", "6", "--output", "teacher"],
     ),
     ("adder network, weights copied", "copied", [*CONVERT, "--output", "copied"]),
     (
-        "adder network, one scale a layer (512 images, no labels)",
+        "one scale a layer (1,024 images, no labels)",
         "scaled",
-        [*CONVERT, *CALIBRATE, "--calibration-steps", "0", "--output", "scaled"],
+        [*CONVERT, *CALIBRATE, "--calibration-steps", "0", "--matching-steps", "0", "--output", "scaled"],
     ),
     (
-        "adder network, calibrated (512 images, no labels)",
+        "each layer fitted (1,024 images, no labels)",
+        "fitted",
+        [*CONVERT, *CALIBRATE, "--matching-steps", "0", "--output", "fitted"],
+    ),
+    (
+        "then all together (1,024 images, no labels)",
         "calibrated",
         [*CONVERT, *CALIBRATE, "--output", "calibrated"],
     ),
     (
-        "adder network, calibrated and distilled, 2 epochs",
+        "then distilled, 2 epochs of 20,000 images",
         "student/best",
-        ["finetune", "calibrated", *TRAINING, "--epochs", "2", "--output", "student"],
+        ["finetune", "calibrated", *DATA, "--set", "train_images=20000", "--epochs", "2", "--output", "student"],
     ),
 ]
 

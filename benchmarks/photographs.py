@@ -16,8 +16,6 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,11 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 import adderkit
-from adderkit.convert import block_matching
 from adderkit.convert.batchnorm import reestimate_batchnorm_
-from adderkit.convert.calibrate import CalibrationReport, LayerFidelity, calibrate_
+from adderkit.convert.block_matching import match_blocks_
+from adderkit.convert.calibrate import MEMORY, CalibrationReport, LayerFidelity, calibrate_
 from adderkit.convert.config import AdderConfig
+from adderkit.convert.files import write_json
 from adderkit.convert.hybrid import HybridPolicy, layers_to_keep
 
 from .timing import hardware
@@ -79,35 +78,37 @@ def predictions(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([model(batch).argmax(1) for batch in images.split(32)])
 
 
-@contextmanager
-def _blocks(compared: bool) -> Iterator[None]:
-    """Leave the blocks out of the comparison unless they are ``compared``."""
-    real = block_matching.block_paths
-    try:
-        if not compared:
-            block_matching.block_paths = lambda *_: []
-        yield
-    finally:
-        block_matching.block_paths = real
-
-
-def trial(original: nn.Module, include: tuple[str, ...], method: str, images: Tensor, new: Tensor, steps: int) -> Any:
-    """Convert some layers in one of the ways, and compare predictions on new images."""
-    student = copy.deepcopy(original)
-    adderkit.convert_(student, AdderConfig(include=include))
+def trial(
+    original: nn.Module, include: tuple[str, ...], images: Tensor, new: Tensor, steps: int
+) -> dict[str, dict[str, Any]]:
+    """Convert some layers, fit each, then copies of that together in two ways; predictions on new images by method."""
+    fitted = copy.deepcopy(original)
+    adderkit.convert_(fitted, AdderConfig(include=include))
     started = time.perf_counter()
-    with _blocks("blocks" in method):
-        report = calibrate_(
-            student, original, images, samples=8192, matching_steps=0 if method == "layers" else steps, batch_size=32
-        )
+    report = calibrate_(fitted, original, images, samples=8192, matching_steps=0, batch_size=32)
     seconds = time.perf_counter() - started
-    reestimate_batchnorm_(student, images.split(32))
-    same = predictions(student, new) == predictions(original, new)
-    return {
-        "agreement": round(100 * same.float().mean().item(), 2),
-        "seconds": round(seconds),
-        "layers": [dataclasses.asdict(layer) for layer in report.layers],
-    }
+    wanted = predictions(original, new)
+    found: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        student, started = copy.deepcopy(fitted), time.perf_counter()
+        if method != METHODS[0]:
+            match_blocks_(
+                student,
+                original,
+                images,
+                steps=steps,
+                memory=MEMORY,
+                blocks=None if "blocks" in method else (),
+                generator=torch.Generator().manual_seed(0),
+                progress=lambda what, done, total: None,
+            )
+            reestimate_batchnorm_(student, images.split(32))
+        found[method] = {
+            "agreement": round(100 * (predictions(student, new) == wanted).float().mean().item(), 2),
+            "seconds": round(seconds + time.perf_counter() - started),
+        }
+    found[METHODS[0]]["layers"] = [dataclasses.asdict(layer) for layer in report.layers]
+    return found
 
 
 def main() -> None:
@@ -115,9 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("docs/results/photographs.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/photographs.png"))
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100, help="of the joint fit")
+    parser.add_argument("--steps", type=int, default=80, help="of the joint fit")
     arguments = parser.parse_args()
     original = teacher()
     images = crops(CALIBRATION, arguments.images, arguments.size, 0)
@@ -134,17 +135,17 @@ def main() -> None:
     trials: dict[str, Any] = result["trials"]
     include: dict[float, tuple[str, ...]] = {1.0: tuple(plan.paths("convert"))}
     for removed in sorted(REMOVED, reverse=True):
-        for method in METHODS:
-            if removed < 1:
-                everything = trials[f"1.0 {METHODS[0]}"]["layers"]
-                include[removed] = _chosen(plan, everything, costs, removed)
-            key = f"{removed} {method}"
-            if key not in trials:
-                trials[key] = trial(original, include[removed], method, images, new, arguments.steps)
-                trials[key]["removed"] = _share(plan, include[removed], costs[0])
-                arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-            print(f"{trials[key]['removed']:.1%} removed, {method}: {trials[key]['agreement']} % agree", flush=True)
+        if removed < 1:
+            everything = trials["1.0"]["methods"][METHODS[0]]["layers"]
+            include[removed] = _chosen(plan, everything, costs, removed)
+        if str(removed) not in trials:
+            trials[str(removed)] = {
+                "removed": _share(plan, include[removed], costs[0]),
+                "methods": trial(original, include[removed], images, new, arguments.steps),
+            }
+            write_json(arguments.json, result)
+        for method, row in trials[str(removed)]["methods"].items():
+            print(f"{trials[str(removed)]['removed']:.1%} removed, {method}: {row['agreement']} % agree", flush=True)
     draw(trials, arguments.picture)
 
 
@@ -167,11 +168,10 @@ def draw(trials: dict[str, Any], target: Path) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for method, colour, mark in zip(METHODS, ("#0072B2", "#D55E00", "#009E73"), "osD", strict=True):
-        rows = [row for key, row in trials.items() if key.split(" ", 1)[1] == method]
-        rows.sort(key=lambda row: row["removed"])
+        rows = sorted(trials.values(), key=lambda row: row["removed"])
         axes.plot(
             [0, *(100 * row["removed"] for row in rows)],
-            [100, *(row["agreement"] for row in rows)],
+            [100, *(row["methods"][method]["agreement"] for row in rows)],
             color=colour,
             marker=mark,
             label=method,

@@ -60,6 +60,7 @@ def match_blocks_(
     memory: int,
     generator: torch.Generator,
     progress: Callable[[str, int, int], None],
+    blocks: Sequence[str] | None = None,
 ) -> None:
     """Train the adder layers and the BatchNorms together for ``steps`` steps, in place.
 
@@ -74,12 +75,14 @@ def match_blocks_(
         memory: Bytes that the activations of a step may take; where 64 images need more, batches are smaller.
         generator: Source of the batches.
         progress: Called as ``progress(what, done, total)``.
+        blocks: Paths of the modules to compare besides the predictions; by default those of ``block_paths``.
     """
     if steps == 0:
         return
     adders = adder_layers(student)
     layers = [layer for layer in trace_layers(student, images[:1]) if layer.path in adders]
-    blocks, size = block_paths(student, layers), _batch_size(layers, len(images), memory)
+    blocks = block_paths(student, layers) if blocks is None else blocks
+    size = _batch_size(layers, len(images), memory)
     with evaluation_mode(student, teacher), _trainable(student, adders) as parameters:
         optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(
