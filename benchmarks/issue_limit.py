@@ -10,8 +10,6 @@ import torch
 from adderkit.adder_layers import cpu
 
 FLAGS = {"avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"], "avx2": ["-mavx2", "-mfma"]}
-# Lanes of a multiprocessor that add in fp32, and instructions that a term takes (docs/performance.md).
-LANES, INSTRUCTIONS = 128, 2
 
 
 def issue_limit(device: str) -> dict[str, float]:
@@ -21,10 +19,10 @@ def issue_limit(device: str) -> dict[str, float]:
         device: ``"cpu"``, measured on as many threads as torch uses, or ``"cuda"``, from the device's clock.
     """
     if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        clock = torch.cuda.clock_rate() * 1e6 if not hasattr(properties, "clock_rate") else properties.clock_rate * 1e3
-        rate = LANES * properties.multi_processor_count * clock / INSTRUCTIONS / 1e9
-        return {"forward": rate, "input gradient": rate, "products": INSTRUCTIONS * rate}
+        from .gpu_timing import INSTRUCTIONS_PER_TERM, hardware
+
+        rate = hardware()["issue_limit_giga_terms_per_second"]
+        return {"forward": rate, "input gradient": rate, "products": INSTRUCTIONS_PER_TERM * rate} if rate else {}
     compiler, flags = shutil.which("c++"), FLAGS.get(cpu.instruction_set() or "")
     if compiler is None or flags is None:
         return {}
