@@ -65,6 +65,30 @@ def test_tails_of_filters_and_channels(filters, channels, forced, results, asser
         assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("channels", [255, 256, 257, 513, 1100])
+def test_long_sums_are_as_exact_as_short_ones(channels, forced):
+    """Sums are settled every 256 terms; errors of one long sum would grow with its length."""
+    input, weight = torch.randn(2, channels, 5, 6), torch.randn(9, channels, 1, 1)
+    expected = adder_conv2d_reference(input.double(), weight.double())
+    error = (adder_conv2d(input, weight).double() - expected).abs() / expected.abs()
+    assert error.max() < 1e-6
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.3, -1000.1])
+def test_equal_operands_are_exactly_no_distance_apart(offset, forced):
+    """The sums of maxima, inputs and weights are rounded alike, so they cancel."""
+    filter = torch.randn(1, 300, 1, 1) + offset
+    output = adder_conv2d(filter.expand(2, -1, 4, 5), filter.expand(7, -1, -1, -1))
+    assert torch.equal(output, torch.zeros(2, 7, 4, 5))
+
+
+def test_never_positive(forced):
+    """Nearly equal operands leave rounding alone, and that must not turn a distance negative."""
+    filter = torch.randn(1, 700, 1, 1) * 100
+    input = filter * (1 + 1e-7 * torch.randn(4, 700, 6, 6))
+    assert (adder_conv2d(input, filter.expand(16, -1, -1, -1)) <= 0).all()
+
+
 sizes = st.integers(1, 3)
 
 
