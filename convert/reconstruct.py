@@ -35,15 +35,15 @@ class _Distance(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         windows, weight = ctx.saved_tensors
         filters, image = _as_filters(windows * SIGN_SCALE), _as_image(weight * SIGN_SCALE)
-        slopes = grad.reshape(1, -1, grad.shape[2], 1).contiguous()
+        slopes = grad.reshape(1, -1, 1, grad.shape[2]).contiguous()
         unit = ([1, 1], [0, 0], [1, 1])
         result = torch.ops.adderkit.adder_conv2d_input_grad(slopes, image, filters, *unit, len(weight))
         return None, result.reshape(len(weight), -1, weight.shape[1]).transpose(1, 2)
 
 
 def _as_image(rows: Tensor) -> Tensor:
-    """``[G, R, K]`` as the image ``[1, G · K, R, 1]``."""
-    return rows.transpose(1, 2).reshape(1, -1, rows.shape[1], 1).contiguous()
+    """``[G, R, K]`` as the image ``[1, G · K, 1, R]``: one long line, which is what the kernels are quickest with."""
+    return rows.transpose(1, 2).reshape(1, -1, 1, rows.shape[1]).contiguous()
 
 
 def _as_filters(rows: Tensor) -> Tensor:
@@ -123,7 +123,9 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         chosen = torch.randint(windows.shape[1], (BATCH,), generator=generator)
-        loss = 1 - correlation(distances(windows[:, chosen], fitted), target[:, chosen]).mean()
+        loss = (
+            1 - correlation(distances(windows.index_select(1, chosen), fitted), target.index_select(1, chosen)).mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
