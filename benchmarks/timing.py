@@ -11,18 +11,18 @@ import torch
 
 from adderkit.adder_layers import cpu
 
-# A function that takes longer than this is called three times only.
-SLOW_SECONDS = 1.0
+# A function that takes longer than the first is called three times only; than the second, once and without warming up.
+SLOW_SECONDS, VERY_SLOW_SECONDS = 1.0, 5.0
 SLOW_ROUNDS = 3
 
 
 def interleaved(timed: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of each function, one after the other in every round, so that drift hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
     warm_up = {name: _seconds(function, device) for name, function in timed.items()}
+    seconds = {name: [value] if value >= VERY_SLOW_SECONDS else [] for name, value in warm_up.items()}
     for round_ in range(rounds):
         for name, function in timed.items():
-            if round_ < SLOW_ROUNDS or warm_up[name] < SLOW_SECONDS:
+            if warm_up[name] < (VERY_SLOW_SECONDS if round_ < SLOW_ROUNDS else SLOW_SECONDS):
                 seconds[name].append(_seconds(function, device))
     return seconds
 

@@ -50,10 +50,12 @@ def test_distinct_layers_of_a_network():
 def test_slow_functions_are_called_less_often_and_all_take_turns(monkeypatch):
     calls = []
     monkeypatch.setattr("benchmarks.timing._seconds", lambda function, _: function())
-    timed = {"quick": lambda: calls.append("quick") or 0.1, "slow": lambda: calls.append("slow") or 2.0}
+    durations = {"quick": 0.1, "slow": 2.0, "slowest": 9.0}
+    timed = {name: lambda name=name, value=value: calls.append(name) or value for name, value in durations.items()}
     seconds = interleaved(timed, "cpu", 5)
-    assert {name: len(values) for name, values in seconds.items()} == {"quick": 5, "slow": 3}
-    assert calls == ["quick", "slow"] * 4 + ["quick"] * 2  # the first turn warms up
+    assert {name: len(values) for name, values in seconds.items()} == {"quick": 5, "slow": 3, "slowest": 1}
+    # The first turn warms up; it is all that the slowest gets.
+    assert calls == ["quick", "slow", "slowest", *["quick", "slow"] * 3, *["quick"] * 2]
 
 
 def test_quantiles():
