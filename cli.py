@@ -120,6 +120,7 @@ def finetune(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, order and augmentation.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", "-j", min=0, help="Loader processes.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=0, help="Steps between saves within an epoch.")] = None,
     teacher: Annotated[str | None, typer.Option(help="CNN to distil from; default: the one converted.")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
@@ -139,7 +140,7 @@ def finetune(
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
     flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
-    flags |= {"lr": lr, "seed": seed, "workers": workers}
+    flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
     given = {key: value for key, value in flags.items() if value is not None}
     if resume is not None:
         if given or recipe or set_ or teacher or checkpoint or output or not pretrained or num_classes or in_chans:
@@ -155,7 +156,7 @@ def finetune(
     try:
         rows = begin()
     except KeyboardInterrupt:
-        _fail(f"interrupted; continue after the last finished epoch with: adderkit finetune --resume {folder.path}")
+        _fail(f"interrupted; continue with: adderkit finetune --resume {folder.path}")
     if not loop.is_main_process():
         return
     if json:

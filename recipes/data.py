@@ -17,6 +17,7 @@ from torchvision import transforms
 
 from ..convert.errors import DatasetError
 from .recipe import Augmentation
+from .reproducible import EpochImages, EpochOrder
 from .small_datasets import SMALL_DATASETS, SmallDataset
 
 # Folders that timm takes for a split.
@@ -186,21 +187,26 @@ def training_transform(config: DataConfig, augmentation: Augmentation) -> Transf
 
 
 def make_loader(
-    dataset: ImageSource, transform: Transform, batch_size: int, workers: int, *, training: bool
+    dataset: ImageSource, transform: Transform, batch_size: int, workers: int, *, training: bool, seed: int = 0
 ) -> DataLoader[Any]:
-    """A loader of ``(images [N, C, H, W], targets [N])``; shuffled, without a last partial batch, for training."""
+    """A loader of ``(images [N, C, H, W], targets [N])``.
+
+    For training it is without a last partial batch, and shuffled and augmented as ``seed`` and the epoch say, which
+    accelerate's ``set_epoch`` sets for the order and ``EpochImages.set_epoch`` for the images.
+    """
     dataset.transform = transform
     workers = min(workers, _processors())
     streamed = isinstance(dataset, IterableDataset)  # shuffled by timm's reader
     if streamed:
         cast(Any, dataset).set_loader_cfg(num_workers=workers)
+    indexed = training and not streamed
     return DataLoader(
-        cast(Dataset[Any], dataset),
+        EpochImages(dataset, seed) if indexed else cast(Dataset[Any], dataset),
         batch_size=batch_size,
-        shuffle=training and not streamed,
+        sampler=EpochOrder(len(dataset), seed) if indexed else None,
         drop_last=training and len(dataset) > batch_size,
         num_workers=workers,
-        # Fresh workers each epoch: their random numbers then follow from the epoch, also in a resumed run.
+        # Fresh workers each epoch: they are told its number when they start.
         persistent_workers=False,
         pin_memory=torch.cuda.is_available(),
     )

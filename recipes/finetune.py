@@ -1,29 +1,30 @@
-"""The training loop: distillation, the adaptive rate, BatchNorm measured afresh, and a save after every epoch."""
+"""The way of a run: epochs, BatchNorm measured afresh before every evaluation and save, and going on after a stop."""
 
 import dataclasses
 import math
-import time
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from timm.utils import distribute_bn
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ..convert.batchnorm import reestimate_batchnorm_
+from ..convert.batchnorm import batch_norms, reestimate_batchnorm_
 from ..convert.checkpoint import load, read_report
-from ..convert.errors import AdderkitError, RecipeError
+from ..convert.errors import RecipeError
 from ..convert.source import is_folder
 from .data import DataConfig, plain_batches
-from .distillation import distillation_loss
 from .evaluate import Metrics, evaluate
+from .interruption import Interrupted, StopRequest, any_process
+from .position import Position, Row, gather_sums
 from .prepare import Run, make_accelerator, prepare
-from .progress import ProgressBar
 from .recipe import Recipe
-from .run_folder import Row, RunFolder
+from .run_folder import RunFolder
 from .setup import Job, absolute_source, build_student, teacher_of
+from .steps import not_finite, train_epoch
 
 
 def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
@@ -39,6 +40,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
 
     Raises:
         AdderkitError: Something does not fit, is missing, or the loss is no longer finite.
+        Interrupted: A signal asked to stop; the run is saved.
     """
     accelerator = make_accelerator(recipe)
     model = build_student(job, recipe)
@@ -54,11 +56,11 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     if accelerator.is_main_process:
         folder.start({"job": dataclasses.asdict(job), "recipe": recipe.to_dict()})
     accelerator.wait_for_everyone()
-    return _train(run, job, folder, [])
+    return _train(run, job, folder, Position())
 
 
 def resume(folder: RunFolder) -> list[Row]:
-    """Continue a run after its last finished epoch, with the arguments it was begun with.
+    """Continue a run where it was saved last, with the arguments it was begun with; it ends as if never stopped.
 
     Args:
         folder: A folder that ``start`` wrote.
@@ -67,21 +69,29 @@ def resume(folder: RunFolder) -> list[Row]:
         The rows of ``summary.csv``, those from before included.
 
     Raises:
-        AdderkitError: There is no run in the folder, or its state is damaged.
+        AdderkitError: There is no run in the folder, or no save in it is whole.
+        Interrupted: See ``start``.
     """
+    if is_main_process():
+        folder.recover(_say)
+    PartialState().wait_for_everyone()
     job, recipe = _read_arguments(folder)
     accelerator = make_accelerator(recipe)
     model = load(folder.last) if folder.last.is_dir() else build_student(job, recipe)
     run = prepare(job, recipe, accelerator, model)
-    rows = folder.load_last(accelerator)
-    if rows and accelerator.is_main_process:
-        folder.write_summary(rows)  # a kill may have come between the state and the summary
-    return _train(run, job, folder, rows)
+    position = folder.load_last(accelerator)
+    if position.rows and accelerator.is_main_process:
+        folder.write_summary(position.rows)  # a kill may have come between the state and the summary
+    return _train(run, job, folder, position)
 
 
 def is_main_process() -> bool:
     """Whether this process speaks for all of a run's processes."""
     return bool(PartialState().is_main_process)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
@@ -93,95 +103,63 @@ def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
     return Job(**job), Recipe().changed(recipe)
 
 
-def _train(run: Run, job: Job, folder: RunFolder, rows: list[Row]) -> list[Row]:
-    for epoch in range(len(rows), run.recipe.epochs):
-        loss, rate = _train_epoch(run, epoch)
-        _refresh_batchnorm(run)
-        metrics = evaluate(run.model, run.eval_loader, run.accelerator, f"epoch {epoch} evaluation")
-        row = {
-            "epoch": epoch,
-            "train_loss": loss,
-            "eval_loss": metrics.loss,
-            "eval_top1": metrics.top1,
-            "eval_top5": metrics.top5,
-            "lr": rate,
-        }
-        best = not rows or metrics.top1 > max(before["eval_top1"] for before in rows)
-        rows = [*rows, row]
-        report = _report(run, job, metrics, epoch)
-        if run.accelerator.is_main_process and best:
-            folder.save_best(run.bare_model, report)
-        folder.save_last(run.bare_model, run.accelerator, rows, report)
-        if run.accelerator.is_main_process:
-            folder.write_summary(rows)
+def _train(run: Run, job: Job, folder: RunFolder, position: Position) -> list[Row]:
+    """From a position to the end of the last epoch, or until a signal asks to stop."""
+    with StopRequest(run.accelerator) as stop:
+        while position.epoch < run.recipe.epochs:
+            train_epoch(run, position, stop, lambda: _save_within_epoch(run, job, folder, position))
+            _finish_epoch(run, job, folder, position)
+            if any_process(run.accelerator, stop.requested)[0] and position.epoch < run.recipe.epochs:
+                raise Interrupted
     run.accelerator.end_training()
-    return rows
+    return position.rows
 
 
-def _train_epoch(run: Run, epoch: int) -> tuple[float, float]:
-    """One pass over the training images; the mean loss and the last learning rate."""
-    recipe, accelerator = run.recipe, run.accelerator
-    run.model.train()
-    run.train_loader.set_epoch(epoch)  # type: ignore[attr-defined]
-    total, images, window = torch.zeros((), device=accelerator.device), 0, recipe.grad_accum_steps
-    updates, batches = epoch * run.updates_per_epoch, len(run.train_loader)
-    run.schedule.step_update(updates)
-    started = time.perf_counter()
-    title = f"epoch {epoch}/{recipe.epochs - 1}"
-    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval) as bar:
-        for index, (batch, targets) in enumerate(run.train_loader):
-            rate = run.optimizer.param_groups[0]["lr"]
-            # The last window may have fewer batches; its mean is over those there are.
-            in_window = min(window, batches - index // window * window)
-            with accelerator.accumulate(run.model):
-                loss = _loss(run, batch, targets)
-                accelerator.backward(loss * (window / in_window))  # accelerate divides by the window
-                _update(run)
-            if accelerator.sync_gradients:
-                updates += 1
-                run.schedule.step_update(updates)
-            total += loss.detach() * len(targets)
-            images += len(targets)
-            bar.step(lambda: _status(accelerator.num_processes * images, started, total / images, rate))  # noqa: B023
-    return _mean_loss(run, total, images, epoch), rate
+def _finish_epoch(run: Run, job: Job, folder: RunFolder, position: Position) -> None:
+    """Evaluate, and save last and perhaps best; but not a model whose steps and evaluation are not finite any more."""
+    _refresh_batchnorm(run)
+    metrics = evaluate(run.model, run.eval_loader, run.accelerator, f"epoch {position.epoch} evaluation")
+    lost = position.in_a_row > 0 and not math.isfinite(metrics.loss)
+    if lost and position.epoch + 1 == run.recipe.epochs:
+        raise not_finite(run, position)
+    sums = torch.tensor(gather_sums(position, run.accelerator), dtype=torch.float64).sum(0)
+    row = {
+        "epoch": position.epoch,
+        "train_loss": float(sums[0] / sums[1]),
+        "eval_loss": metrics.loss,
+        "eval_top1": metrics.top1,
+        "eval_top5": metrics.top5,
+        "lr": position.lr,
+    }
+    best = all(metrics.top1 > before["eval_top1"] for before in position.rows)
+    report = _report(run, job, position, metrics)
+    position.next_epoch(row)
+    if lost:
+        return
+    if run.accelerator.is_main_process and best:
+        folder.save_best(run.bare_model, report)
+    folder.save_last(run.bare_model, run.accelerator, position, report)
+    if run.accelerator.is_main_process:
+        folder.write_summary(position.rows)
 
 
-def _loss(run: Run, batch: Tensor, targets: Tensor) -> Tensor:
-    recipe = run.recipe
-    with run.accelerator.autocast():
-        logits = run.model(batch)
-    loss: Tensor = logits.new_zeros((), dtype=torch.float32)
-    if recipe.task_loss_weight:
-        task = cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
-        loss = loss + recipe.task_loss_weight * task
-    if run.teacher is not None:
-        with run.accelerator.autocast():
-            expected = run.teacher(batch)
-        loss = loss + recipe.distill_loss_weight * distillation_loss(logits, expected, recipe.kd_temperature)
-    return loss
+def _save_within_epoch(run: Run, job: Job, folder: RunFolder, position: Position) -> None:
+    """Save the state as it is, and the model as it would be evaluated; training goes on as if not saved."""
+    report = _report(run, job, position, None)
+    folder.save_last(run.bare_model, run.accelerator, position, report, _as_evaluated(run))
 
 
-def _update(run: Run) -> None:
-    """Clip and step, the adaptive rate acting in between; within a window of accumulation, accelerate does neither."""
-    if run.recipe.clip_grad and run.accelerator.sync_gradients:
-        run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.clip_grad)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-
-
-def _status(images: int, started: float, loss: Tensor, rate: float) -> str:
-    return f"{images / (time.perf_counter() - started):.0f} images/s loss {float(loss):.4f} lr {rate:.3g}"
-
-
-def _mean_loss(run: Run, total: Tensor, images: int, epoch: int) -> float:
-    counts: Tensor = run.accelerator.reduce(torch.stack([total, total.new_tensor(images)]), reduction="sum")
-    mean = float(counts[0] / counts[1])
-    if not math.isfinite(mean):
-        raise AdderkitError(
-            f"the training loss is {mean} in epoch {epoch}; lower --lr (now {run.recipe.lr}) or set clip_grad, "
-            "then start again or resume the epoch before"
-        )
-    return mean
+@contextmanager
+def _as_evaluated(run: Run) -> Iterator[None]:
+    """Inside, BatchNorm has the statistics of an evaluation; afterwards those from before."""
+    buffers = [buffer for norm in batch_norms(run.bare_model) for buffer in norm.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    _refresh_batchnorm(run)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
 
 def _refresh_batchnorm(run: Run) -> None:
@@ -195,11 +173,18 @@ def _refresh_batchnorm(run: Run) -> None:
         distribute_bn(model, run.accelerator.num_processes, reduce=True)
 
 
-def _report(run: Run, job: Job, metrics: Metrics, epoch: int) -> dict[str, Any]:
+def _report(run: Run, job: Job, position: Position, metrics: Metrics | None) -> dict[str, Any]:
     """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
     before = read_report(job.model) if is_folder(job.model) else {}
     kept: dict[str, Any] = {key: before[key] for key in ("plan", "calibration", "teacher", "source") if key in before}
     if job.teacher is not None:
         kept["teacher"] = job.teacher
-    training = {"recipe": run.recipe.to_dict(), "epoch": epoch, "processes": run.accelerator.num_processes}
-    return {**kept, "training": training, "metrics": {run.recipe.val_split: metrics.to_dict()}}
+    training = {
+        "recipe": run.recipe.to_dict(),
+        "epoch": position.epoch,
+        "batches": position.batches,
+        "processes": run.accelerator.num_processes,
+        "skipped_steps": position.skipped,
+    }
+    measured = {} if metrics is None else {"metrics": {run.recipe.val_split: metrics.to_dict()}}
+    return {**kept, "training": training, **measured}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -55,8 +55,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         mixed_precision=recipe.amp,
         gradient_accumulation_steps=recipe.grad_accum_steps,
         step_scheduler_with_optimizer=False,
-        # Order by (seed, epoch) alone: a resumed epoch sees the images in the order it would have.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
         project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
     )
 
@@ -83,6 +81,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         recipe.batch_size,
         recipe.workers,
         training=True,
+        seed=recipe.seed,
     )
     eval_loader = make_loader(eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False)
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)

@@ -80,6 +80,8 @@ class Recipe:
         amp: Mixed precision: ``no``, ``bf16`` or ``fp16``.
         seed: Of weights, order and augmentation.
         log_interval: Steps between log lines where there is no terminal.
+        save_every: Optimizer steps between saves within an epoch; 0 means one save, after the epoch.
+        skip_limit: Steps in a row that may be skipped since loss or gradient is not finite; that many end the run.
     """
 
     version: int = RECIPE_VERSION
@@ -119,6 +121,8 @@ class Recipe:
     amp: str = "no"
     seed: int = 0
     log_interval: int = 50
+    save_every: int = 0
+    skip_limit: int = 10
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -182,8 +186,8 @@ class Recipe:
 
 _AUTO_AUGMENT = ("original", "originalr", "v0", "v0r", "3a")
 _LEAST: dict[str, float] = {
-    **dict.fromkeys(("train_images", "crop_padding", "workers", "warmup_epochs", "bn_images"), 0),
-    **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval"), 1),
+    **dict.fromkeys(("train_images", "crop_padding", "workers", "warmup_epochs", "bn_images", "save_every"), 0),
+    **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval", "skip_limit"), 1),
     **dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "eta"), 0),
     **dict.fromkeys(("distill_loss_weight", "task_loss_weight", "color_jitter", "seed"), 0),
 }

@@ -1,14 +1,16 @@
-"""What a run leaves behind: ``args.yaml``, ``summary.csv``, ``last/``, ``best/`` and the curves as a picture.
+"""What a run leaves behind: ``args.yaml``, ``summary.csv``, ``last/``, ``previous/``, ``best/`` and the curves.
 
-``last/`` and ``best/`` are checkpoints that ``adderkit.load`` reads. ``last/state`` holds what resuming needs besides:
-accelerate's state (optimizer, sampler, random numbers) and the rows so far. A folder is written beside its place and
-moved into it, so a kill leaves the old one or the new one.
+``last/``, ``previous/`` and ``best/`` are checkpoints that ``adderkit.load`` reads. ``last/state`` holds what resuming
+needs besides: accelerate's state and the position of the run. A save is written beside its place, with the checksums of
+its files, and moved into it; the one before stays as ``previous/``. So a kill at any moment leaves a whole save, and a
+disk that lost part of the last one costs the work since the one before.
 """
 
 import csv
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,20 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..convert.checkpoint import save
-from ..convert.errors import RecipeError
-from ..convert.files import atomic_path, read_json_object, recover_folder, replace_folder, write_json, write_text
+from ..convert.errors import AdderkitError, RecipeError
+from ..convert.files import (
+    atomic_path,
+    read_json_object,
+    recover_folder,
+    replace_folder,
+    sha256,
+    write_json,
+    write_text,
+)
+from .position import COLUMNS, Position, Row, gather_sums, read_position, write_position
 from .recipe import Recipe, parse_yaml, read_text
 
-COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")  # as timm's summary.csv
-Row = dict[str, float]
+_CHECKSUMS = "checksums.json"
 
 
 class RunFolder:
@@ -35,6 +45,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.last = self.path / "last"
+        self.previous = self.path / "previous"
         self.best = self.path / "best"
 
     def start(self, arguments: dict[str, Any]) -> None:
@@ -53,52 +64,92 @@ class RunFolder:
             raise RecipeError(f"--output {self.path} cannot be written: {error.strerror or error}") from error
 
     def arguments(self) -> dict[str, Any]:
-        """What ``args.yaml`` says; a folder that a kill left half-moved is put right first.
+        """What ``args.yaml`` says.
 
         Raises:
             RecipeError: There is no run here.
         """
-        for folder in (self.last, self.best):
-            recover_folder(folder)
         path = self.path / "args.yaml"
         if not path.is_file():
             raise RecipeError(f"{self.path} holds no run to resume: {path} does not exist")
         return parse_yaml(read_text(path), str(path))
 
+    def recover(self, say: Callable[[str], None]) -> None:
+        """Put right what a kill left behind, and take the save before where the last one is damaged; on one process.
+
+        Args:
+            say: Is told what was found damaged.
+
+        Raises:
+            RecipeError: Both saves are damaged.
+        """
+        shutil.rmtree(self.path / ".partial", ignore_errors=True)
+        recover_folder(self.best)
+        found = [(folder, _damage(folder)) for folder in (self.last, self.previous) if folder.exists()]
+        for folder, damage in found:
+            if damage:
+                say(f"{folder} is damaged: {damage}")
+        whole = next((folder for folder, damage in found if not damage), None)
+        if found and whole is None:
+            raise RecipeError(f"no save in {self.path} is whole; start again from {self.best}, or anew")
+        if whole == self.previous:
+            say(f"going on from the save before, {self.previous}")
+            shutil.rmtree(self.last, ignore_errors=True)
+            self.previous.rename(self.last)
+
     def save_last(
-        self, model: nn.Module, accelerator: Accelerator, rows: Sequence[Row], report: dict[str, Any]
+        self,
+        model: nn.Module,
+        accelerator: Accelerator,
+        position: Position,
+        report: dict[str, Any],
+        as_evaluated: AbstractContextManager[None] | None = None,
     ) -> None:
-        """Save the checkpoint and everything that resuming needs; called on every process after an epoch."""
+        """Save the model and everything that resuming needs; called on every process.
+
+        Args:
+            model: Without accelerate's wrapper.
+            accelerator: It has prepared the model and everything else with a state.
+            position: Where the run is.
+            report: For ``adder_report.json``.
+            as_evaluated: Entered on every process while the model, but not the state, is saved: there the model may
+                have other statistics than training goes on with.
+        """
         partial = self._partial("last")
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-            save(model, partial, report)
+            partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(partial / "state"))
+        sums = gather_sums(position, accelerator)
+        with as_evaluated or nullcontext():
+            if accelerator.is_main_process:
+                save(model, partial, report)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_json(partial / "state" / "rows.json", {"rows": list(rows)})
+            write_position(partial / "state" / "position.json", position, sums)
+            write_json(partial / _CHECKSUMS, _checksums(partial))
+            if self.last.exists():
+                replace_folder(self.previous, self.last)
             replace_folder(self.last, partial)
             partial.parent.rmdir()
         accelerator.wait_for_everyone()
 
-    def load_last(self, accelerator: Accelerator) -> list[Row]:
-        """Restore the state that ``save_last`` wrote and return the rows so far; none where no epoch was finished.
+    def load_last(self, accelerator: Accelerator) -> Position:
+        """Restore the state that ``save_last`` wrote; the beginning where nothing was saved.
 
         Raises:
-            RecipeError: The state is damaged.
+            RecipeError: The state is damaged, or another number of processes wrote it.
         """
         state = self.last / "state"
-        if not state.is_dir():
-            return []
-        rows = read_json_object(state / "rows.json").get("rows")
-        if not isinstance(rows, list) or not all(map(_is_row, rows)):
-            raise RecipeError(f"{state / 'rows.json'} is damaged: expected rows of {', '.join(COLUMNS)}")
+        if not self.last.exists():
+            return Position()
+        position = read_position(state / "position.json", accelerator)
         try:
             accelerator.load_state(str(state))
-        except Exception as error:  # whatever torch and safetensors make of a damaged file
-            raise RecipeError(f"{state} is damaged: {error}; start again from {self.best}") from error
-        return rows
+        except Exception as error:  # whatever torch and safetensors make of files of another program or version
+            raise RecipeError(f"{state} cannot be restored: {error}; start again from {self.best}") from error
+        return position
 
     def save_best(self, model: nn.Module, report: dict[str, Any]) -> None:
         """Keep the model as the best so far."""
@@ -122,8 +173,25 @@ class RunFolder:
         draw_curves(rows, self.path / "curves.png")
 
 
-def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and set(row) == set(COLUMNS) and all(type(row[key]) in (int, float) for key in row)
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a save, but for the model card, which people edit."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in files
+        if path.name not in ("README.md", _CHECKSUMS)
+    }
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a save, if anything is."""
+    try:
+        expected = read_json_object(folder / _CHECKSUMS)
+        actual = _checksums(folder)
+    except (AdderkitError, OSError) as error:
+        return str(error)
+    wrong = [name for name, digest in expected.items() if actual.get(name) != digest]
+    return f"{wrong[0]} is not what was written" if wrong else None
 
 
 def draw_curves(rows: Sequence[Row], target: Path) -> None:

@@ -137,7 +137,8 @@ def check_norms(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if type(module).__name__.startswith("FrozenBatchNorm"):
             raise RecipeError(
-                f"{path} is a {type(module).__name__}; an adder network needs BatchNorm that can follow it"
+                f"{path} is a {type(module).__name__}, expected a BatchNorm that can follow: adder weights move far, "
+                "and stored statistics go stale until training diverges; build the model without frozen normalisation"
             )
 
 

@@ -10,7 +10,7 @@ from ..convert.calibrate import CalibrationReport
 from ..convert.plan import ConversionPlan
 from .demo import DemoRow
 from .evaluate import Metrics
-from .run_folder import Row
+from .position import Row
 
 
 def show(table: Table) -> None:

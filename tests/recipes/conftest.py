@@ -93,6 +93,54 @@ def image_folder(tmp_path):
     return make
 
 
+RUNS = {
+    "cnn": {"recipe": "cnn", "opt": "sgd"},
+    "cnn-workers": {"recipe": "cnn", "workers": 1},
+    "cnn-accumulation": {"recipe": "cnn", "batch_size": 16, "grad_accum_steps": 3},
+    "adder": {"recipe": "distill", "opt": "momentum", "clip_grad": 1.0},
+    "adder-adamw": {"recipe": "distill", "opt": "adamw", "lr": 1e-3, "warmup_epochs": 1},
+}
+
+
+class StraightRuns:
+    """Three epochs of each kind in ``RUNS`` without a stop, flips and padded crops on; made once, when asked for."""
+
+    def __init__(self, quick_recipe, adder_folder, place):
+        self.quick_recipe, self.adder_folder, self.place, self.made = quick_recipe, adder_folder, place, {}
+
+    def arguments(self, kind, **more):
+        changes = {"epochs": 3, "hflip": 0.5, "crop_padding": 1, **RUNS[kind], **more}
+        name = changes.pop("recipe")
+        job = Job(str(self.adder_folder)) if name == "distill" else Job(CNN, pretrained=False)
+        return job, self.quick_recipe(name, **changes)
+
+    def __call__(self, kind):
+        if kind not in self.made:
+            folder = RunFolder(self.place / kind)
+            self.made[kind] = finetune.start(*self.arguments(kind), folder), folder
+        return self.made[kind]
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory, quick_recipe, adder_folder):
+    """``straight(kind)`` gives rows and folder of a run that nothing stopped."""
+    return StraightRuns(quick_recipe, adder_folder, tmp_path_factory.mktemp("straight"))
+
+
+@pytest.fixture
+def same_run():
+    """Compare summaries and saved weights of two runs, bit by bit."""
+
+    def compare(folder, other):
+        assert (folder.path / "summary.csv").read_text() == (other.path / "summary.csv").read_text()
+        for name in ("last", "best"):
+            actual, expected = (adderkit.load(run.path / name).state_dict() for run in (folder, other))
+            assert actual.keys() == expected.keys()
+            assert [key for key in actual if not actual[key].equal(expected[key])] == []
+
+    return compare
+
+
 @pytest.fixture
 def stop_at(monkeypatch):
     """Interrupt whatever shows the progress title after some steps; ``monkeypatch.undo`` takes it back."""

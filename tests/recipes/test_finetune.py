@@ -4,7 +4,6 @@ import copy
 import csv
 import json
 import math
-import os
 import shutil
 
 import pytest
@@ -18,11 +17,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import adderkit
 from adderkit import AdderConv2d
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
-from adderkit.recipes import finetune, prepare
+from adderkit.recipes import finetune, prepare, steps
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, unlabelled_images
 from adderkit.recipes.evaluate import Metrics
+from adderkit.recipes.position import COLUMNS
 from adderkit.recipes.recipe import Recipe
-from adderkit.recipes.run_folder import COLUMNS, RunFolder
+from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
 from adderkit.recipes.verification import evaluate_model
 
@@ -65,7 +65,7 @@ class TestTrainedCnn:
     def test_leaves_the_files_that_are_promised(self, trained):
         _, folder = trained
         names = {path.name for path in folder.path.iterdir()}
-        assert names == {"args.yaml", "summary.csv", "curves.png", "best", "last"}
+        assert names == {"args.yaml", "summary.csv", "curves.png", "best", "last", "previous"}
 
     def test_arguments_are_kept(self, trained):
         _, folder = trained
@@ -100,135 +100,17 @@ class TestTrainedCnn:
         assert_same_weights(weights(copied.last), weights(folder.last))
 
 
-RUNS = {
-    "cnn": {"recipe": "cnn", "opt": "sgd"},
-    "cnn-workers": {"recipe": "cnn", "workers": 1},
-    "cnn-accumulation": {"recipe": "cnn", "batch_size": 16, "grad_accum_steps": 3},
-    "adder": {"recipe": "distill", "opt": "momentum", "clip_grad": 1.0},
-    "adder-adamw": {"recipe": "distill", "opt": "adamw", "lr": 1e-3, "warmup_epochs": 1},
-}
-STOPS = {"first-epoch": ("epoch 0/2", 1), "second-epoch": ("epoch 1/2", 1), "evaluation": ("epoch 1 evaluation", 3)}
-CASES = [
-    *(("cnn", stop) for stop in STOPS),
-    ("cnn-workers", "second-epoch"),
-    ("cnn-accumulation", "second-epoch"),
-    ("adder", "second-epoch"),
-    ("adder-adamw", "second-epoch"),
-]
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, quick_recipe, cnn_folder, adder_folder):
-    """The same three epochs without a stop; made once for each kind of run."""
-    made = {}
-
-    def run(kind):
-        if kind not in made:
-            folder = RunFolder(tmp_path_factory.mktemp("straight") / "run")
-            made[kind] = finetune.start(*arguments(kind, quick_recipe, adder_folder), folder), folder
-        return made[kind]
-
-    return run
-
-
-def arguments(kind, quick_recipe, adder_folder):
-    """Flips and padded crops are on in all of them."""
-    changes = {"epochs": 3, "hflip": 0.5, "crop_padding": 1, **RUNS[kind]}
-    name = changes.pop("recipe")
-    job = Job(str(adder_folder)) if name == "distill" else Job("cifar_resnet20", pretrained=False)
-    return job, quick_recipe(name, **changes)
-
-
-@pytest.mark.parametrize(("kind", "stop"), CASES, ids=["-in-".join(case) for case in CASES])
-def test_stopped_and_resumed_equals_run_through(
-    kind, stop, straight, tmp_path, quick_recipe, adder_folder, stop_at, monkeypatch
-):
-    rows, through = straight(kind)
-    folder = RunFolder(tmp_path / "run")
-    stop_at(*STOPS[stop])
-    with pytest.raises(KeyboardInterrupt):
-        finetune.start(*arguments(kind, quick_recipe, adder_folder), folder)
-    monkeypatch.undo()
-    torch.manual_seed(99)  # a new process knows nothing of the old one's random numbers
-    assert finetune.resume(folder) == rows
-    assert (folder.path / "summary.csv").read_text() == (through.path / "summary.csv").read_text()
-    for name in ("last", "best"):
-        assert_same_weights(weights(folder.path / name), weights(through.path / name))
-
-
-@pytest.mark.parametrize("where", ["save_last", "write_summary"])
-def test_stopped_while_saving(where, straight, tmp_path, quick_recipe, adder_folder, monkeypatch):
-    rows, through = straight("cnn")
-    folder = RunFolder(tmp_path / "run")
-    original = getattr(RunFolder, where)
-
-    def interrupted(self, *args):
-        if len(next(arg for arg in args if isinstance(arg, list))) == 3:
-            raise KeyboardInterrupt
-        original(self, *args)
-
-    monkeypatch.setattr(RunFolder, where, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        finetune.start(*arguments("cnn", quick_recipe, adder_folder), folder)
-    monkeypatch.undo()
-    assert finetune.resume(folder) == rows
-    assert read_summary(folder) == rows
-    assert_same_weights(weights(folder.last), weights(through.last))
-
-
-def test_the_same_seed_gives_the_same_run(straight, tmp_path, quick_recipe, adder_folder):
-    rows, folder = straight("adder")
-    again = RunFolder(tmp_path / "again")
-    assert finetune.start(*arguments("adder", quick_recipe, adder_folder), again) == rows
-    assert_same_weights(weights(again.last), weights(folder.last))
-
-
 def test_another_seed_gives_another_run(straight, train):
     rows, _ = straight("cnn")
     other, _ = train(epochs=3, seed=1)
     assert other[0]["train_loss"] != rows[0]["train_loss"]
 
 
-def test_a_run_is_never_overwritten(straight, quick_recipe, adder_folder):
+def test_a_run_is_never_overwritten(straight):
     rows, folder = straight("cnn")
     with pytest.raises(RecipeError, match="--resume"):
-        finetune.start(*arguments("cnn", quick_recipe, adder_folder), folder)
+        finetune.start(*straight.arguments("cnn"), folder)
     assert read_summary(folder) == rows
-
-
-@pytest.mark.parametrize("change", [{"job": None}, {"recipe": [1]}, {"job": {"model": "x"}}, {"recipe": {"lrr": 1}}])
-def test_damaged_arguments_are_not_resumed(straight, tmp_path, change):
-    _, folder = straight("cnn")
-    copied = RunFolder(shutil.copytree(folder.path, tmp_path / "copy"))
-    values = {**folder.arguments(), **change}
-    (copied.path / "args.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(RecipeError, match=r"args.yaml is damaged|unknown recipe key"):
-        finetune.resume(copied)
-
-
-def test_relative_paths_are_good_from_another_directory(tmp_path, cnn_folder, adder_folder, image_folder, monkeypatch):
-    """Model, teacher and data are named from one place; the run is resumed from another."""
-    classes = [str(digit) for digit in range(10)]
-    image_folder(classes=classes, count=2, size=(8, 8))
-    shutil.copytree(adder_folder, tmp_path / "student")
-    shutil.copytree(cnn_folder, tmp_path / "original")
-    monkeypatch.chdir(tmp_path)
-    recipe = Recipe(
-        dataset="folder", data_dir="images", distill_loss_weight=1.0, epochs=2, batch_size=4, workers=0, bn_images=8
-    )
-    job = Job("student", teacher="original")
-
-    def stopping(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_summary", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            finetune.start(job, recipe, RunFolder("run"))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    os.chdir(elsewhere)
-    assert len(finetune.resume(RunFolder(tmp_path / "run"))) == 2
 
 
 def test_weights_from_a_relative_checkpoint(cnn_folder, train, monkeypatch):
@@ -413,7 +295,7 @@ def test_learning_rate_follows_the_cosine(train, steps, warmup, min_lr, monkeypa
 @pytest.mark.parametrize(("decay", "shrinks"), [(0.0, False), (0.5, True)])
 def test_weight_decay_spares_normalisations(cnn_folder, train, decay, shrinks, monkeypatch):
     """With gradients of zero, what moves is moved by the decay alone."""
-    monkeypatch.setattr(finetune, "cross_entropy", lambda logits, targets, **options: logits.sum() * 0)
+    monkeypatch.setattr(steps, "cross_entropy", lambda logits, targets, **options: logits.sum() * 0)
     _, folder = train(job=Job(str(cnn_folder)), lr=0.1, weight_decay=decay, epochs=1, warmup_epochs=0)
     before, after = weights(cnn_folder), weights(folder.last)
     assert (after["fc.weight"].norm() < 0.99 * before["fc.weight"].norm()) == shrinks
@@ -426,11 +308,6 @@ def test_weight_decay_spares_normalisations(cnn_folder, train, decay, shrinks, m
 def test_a_setting_that_timm_does_not_know_is_one_clear_error(train, changes):
     with pytest.raises(AdderkitError):
         train(**changes)
-
-
-def test_a_loss_that_is_not_finite(train):
-    with pytest.raises(AdderkitError, match=r"training loss is (nan|inf) in epoch 0; lower --lr \(now 1e\+30\)"):
-        train(lr=1e30, warmup_epochs=0)
 
 
 class TestRefused:
@@ -450,7 +327,10 @@ class TestRefused:
         model = adderkit.load(adder_folder)
         model.features[4].bn1 = timm.layers.FrozenBatchNormAct2d(16)
         monkeypatch.setattr(finetune, "build_student", lambda job, recipe: copy.deepcopy(model))
-        with pytest.raises(RecipeError, match="needs BatchNorm that can follow"):
+        with pytest.raises(
+            RecipeError,
+            match=r"features.4.bn1 is a FrozenBatchNormAct2d, expected a BatchNorm that can follow: .*go stale",
+        ):
             train(job=Job(str(adder_folder)))
 
     def test_nothing_is_left_behind(self, train, tmp_path, cnn_folder):
@@ -462,8 +342,8 @@ class TestRefused:
 def test_class_folders_from_scratch(train, image_folder):
     """Two classes of one colour each are told apart within a few epochs."""
     root = str(image_folder(count=8, size=(8, 8)))
-    changes = {"dataset": "folder", "data_dir": root, "img_size": 8, "batch_size": 4, "train_images": 0}
-    rows, folder = train(epochs=4, lr=0.02, **changes)
-    assert max(row["eval_top1"] for row in rows) >= 75
+    changes = {"dataset": "folder", "data_dir": root, "img_size": 8, "batch_size": 8, "train_images": 0}
+    rows, folder = train(epochs=6, lr=0.02, **changes)
+    assert min(row["train_loss"] for row in rows) < 0.5 * math.log(2)
     assert adderkit.load(folder.best).num_classes == 2
     assert DataConfig.of(adderkit.load(folder.best)).input_size == (3, 8, 8)

@@ -1,5 +1,6 @@
 """What a run leaves behind, and what becomes of a folder that is not whole."""
 
+import contextlib
 import csv
 import json
 from pathlib import Path
@@ -12,15 +13,17 @@ from accelerate import Accelerator
 from PIL import Image
 
 import adderkit
-from adderkit.convert.errors import AdderkitError, CheckpointError, RecipeError
+from adderkit.convert.errors import CheckpointError, RecipeError
+from adderkit.recipes.position import COLUMNS, Position
 from adderkit.recipes.recipe import Recipe
-from adderkit.recipes.run_folder import COLUMNS, RunFolder, draw_curves, new_run_folder
+from adderkit.recipes.run_folder import RunFolder, draw_curves, new_run_folder
 
 ROWS = [
     {"epoch": epoch, "train_loss": 2 - epoch / 3, "eval_loss": 1 / (epoch + 1), "eval_top1": 10.0 * epoch,
      "eval_top5": 60.5, "lr": 0.1**epoch}
     for epoch in range(3)
 ]  # fmt: skip
+POSITION = Position(epoch=3, rows=ROWS)
 HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
 
 
@@ -100,7 +103,7 @@ def test_curves_follow_the_rows(tmp_path):
 
 def test_last_and_best_are_checkpoints(folder, model):
     folder.save_best(model, {"metrics": {"validation": {"top1": 1.0}}})
-    folder.save_last(model, Accelerator(cpu=True), ROWS, {})
+    folder.save_last(model, Accelerator(cpu=True), POSITION, {})
     for saved in (folder.best, folder.last):
         loaded = adderkit.load(saved).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
@@ -111,28 +114,34 @@ def test_last_and_best_are_checkpoints(folder, model):
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_model_card_names_the_folder_it_lies_in(folder, model, name):
     folder.save_best(model, {})
-    folder.save_last(model, Accelerator(cpu=True), ROWS, {})
+    folder.save_last(model, Accelerator(cpu=True), POSITION, {})
     assert (folder.path / name / "README.md").read_text().count(f"\n# {name}\n") == 1
 
 
 def test_saving_again_leaves_nothing_else_behind(folder, model):
     for _ in range(2):
         folder.save_best(model, {})
-        folder.save_last(model, Accelerator(cpu=True), ROWS, {})
-    assert {path.name for path in folder.path.iterdir()} == {"args.yaml", "best", "last"}
+        folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+    assert {path.name for path in folder.path.iterdir()} == {"args.yaml", "best", "last", "previous"}
     assert folder.last.stat().st_mode & 0o777 == 0o755
 
 
 def test_state_comes_back(folder, model):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, ROWS, {})
+    folder.save_last(model, accelerator, POSITION, {})
     expected = torch.rand(3)
-    assert folder.load_last(accelerator) == ROWS
+    assert folder.load_last(accelerator) == POSITION
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_no_epoch_finished(folder):
-    assert folder.load_last(Accelerator(cpu=True)) == []
+    assert folder.load_last(Accelerator(cpu=True)) == Position()
+
+
+def position_file(**changes):
+    """What a run on one process writes, changed."""
+    whole = {"epoch": 3, "batches": 0, "skipped": 0, "in_a_row": 0, "lr": 0.1, "rows": ROWS, "sums": [[0.0, 0.0]]}
+    return json.dumps({key: value for key, value in {**whole, **changes}.items() if value is not None})
 
 
 @pytest.mark.parametrize(
@@ -140,30 +149,95 @@ def test_no_epoch_finished(folder):
     [
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
-        ("{}", "damaged: expected rows of epoch"),
-        ('{"rows": [{"epoch": 0}]}', "damaged: expected rows of epoch"),
-        ('{"rows": [3]}', "damaged: expected rows of epoch"),
-        (json.dumps({"rows": [{**ROWS[0], "lr": "high"}]}), "damaged"),
+        ("{}", "damaged: expected a position"),
+        (position_file(rows=[{"epoch": 0}]), "damaged: expected a position with rows of epoch"),
+        (position_file(rows=[3]), "damaged"),
+        (position_file(rows=[{**ROWS[0], "lr": "high"}]), "damaged"),
+        (position_file(epoch=-1), "damaged"),
+        (position_file(batches=1.5), "damaged"),
+        (position_file(lr=None), "damaged"),
+        (position_file(sums=[[0.0]]), "damaged"),
+        (position_file(more=1), "damaged"),
+        (position_file(sums=[[0.0, 0.0]] * 2), "the run had 2 processes, and there are 1 now; .*--num-processes 2"),
     ],
-    ids=["cut", "list", "empty", "columns", "numbers", "text"],
 )
-def test_damaged_rows(folder, model, text, message):
+def test_damaged_position(folder, model, text, message):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, ROWS, {})
-    (folder.last / "state" / "rows.json").write_text(text)
+    folder.save_last(model, accelerator, POSITION, {})
+    (folder.last / "state" / "position.json").write_text(text)
     with pytest.raises((RecipeError, CheckpointError), match=message):
         folder.load_last(accelerator)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_damaged_state_is_one_clear_error(folder, model, damage):
+def test_position_is_read_as_written(folder, model):
+    position = Position(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2])
+    folder.save_last(model, Accelerator(cpu=True), position, {})
+    assert folder.load_last(Accelerator(cpu=True)) == position
+
+
+def saved_twice(folder, model):
+    """An accelerator with an optimizer, and two saves of different positions."""
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
-    folder.save_last(model, accelerator, ROWS, {})
-    path = folder.last / "state" / "optimizer.bin"
-    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(AdderkitError, match="state"):
+    for epoch in (1, 2):
+        folder.save_last(model, accelerator, Position(epoch=epoch), {})
+    return accelerator
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "one bit"])
+@pytest.mark.parametrize("name", ["state/optimizer.bin", "state/position.json", "model.safetensors", "checksums.json"])
+def test_a_damaged_save_gives_way_to_the_one_before(folder, model, name, damage):
+    accelerator = saved_twice(folder, model)
+    path = folder.last / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:20] if damage == "cut" else data[:9] + bytes([data[9] ^ 1]) + data[10:])
+    said = []
+    folder.recover(said.append)
+    assert folder.load_last(accelerator).epoch == 1
+    assert len(said) == 2
+    assert said[0].startswith(f"{folder.last} is damaged: ")
+    assert said[1] == f"going on from the save before, {folder.previous}"
+
+
+def test_whole_saves_are_left_alone(folder, model):
+    accelerator = saved_twice(folder, model)
+    (folder.last / "README.md").write_text("notes of mine")
+    said = []
+    folder.recover(said.append)
+    assert folder.load_last(accelerator).epoch == 2
+    assert folder.previous.is_dir()
+    assert said == []
+
+
+def test_two_damaged_saves_are_one_clear_error(folder, model):
+    saved_twice(folder, model)
+    for place in (folder.last, folder.previous):
+        (place / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match=f"no save in {folder.path} is whole; start again from {folder.best}"):
+        folder.recover(lambda line: None)
+
+
+def test_a_state_of_something_else_is_one_clear_error(folder, model):
+    accelerator = Accelerator(cpu=True)
+    folder.save_last(model, accelerator, POSITION, {})
+    accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(RecipeError, match="state cannot be restored"):
         folder.load_last(accelerator)
+
+
+def test_the_model_is_saved_as_evaluated(folder, model):
+    entered = []
+
+    @contextlib.contextmanager
+    def as_evaluated():
+        entered.append(True)
+        yield
+
+    folder.save_last(model, Accelerator(cpu=True), POSITION, {}, as_evaluated())
+    assert entered == [True]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -172,7 +246,7 @@ def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, 
     """The old folder has been moved away and the new one cannot be moved in."""
     save = {
         "best": lambda: folder.save_best(model, {}),
-        "last": lambda: folder.save_last(model, Accelerator(cpu=True), ROWS, {}),
+        "last": lambda: folder.save_last(model, Accelerator(cpu=True), POSITION, {}),
     }[name]
     save()
     rename = Path.rename
@@ -186,7 +260,7 @@ def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, 
     with pytest.raises(error):
         save()
     monkeypatch.undo()
-    folder.arguments()
+    folder.recover(lambda line: None)
     assert adderkit.load(folder.path / name).num_classes == 10
 
 

@@ -1,0 +1,162 @@
+"""One epoch of training: batches in windows, each window one optimizer step, and a place to stop after each step."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import skip_first_batches
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..convert.errors import AdderkitError
+from .distillation import distillation_loss
+from .interruption import Interrupted, StopRequest, any_process
+from .kept_statistics import KeptStatistics
+from .position import Position
+from .prepare import Run
+from .progress import ProgressBar
+from .reproducible import seed_everything
+
+
+def train_epoch(run: Run, position: Position, stop: StopRequest, save: Callable[[], None]) -> None:
+    """Train from a position to the end of its epoch.
+
+    Args:
+        run: What a step needs.
+        position: Where to begin; moved on after every optimizer step.
+        stop: Asked after every step.
+        save: Saves the run as it is; called every ``save_every`` steps of the run and before stopping.
+
+    Raises:
+        AdderkitError: Loss or gradient was not finite in too many steps in a row.
+        Interrupted: A signal asked to stop; the run is saved.
+    """
+    recipe, accelerator, window = run.recipe, run.accelerator, run.recipe.grad_accum_steps
+    run.model.train()
+    statistics = KeptStatistics(run.bare_model)
+    batches = len(run.train_loader)
+    started, before = time.perf_counter(), position.images
+    title = f"epoch {position.epoch}/{recipe.epochs - 1}"
+    losses: list[Tensor] = []  # of the window, each times its images
+    images = 0
+    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval) as bar:
+        for index, (batch, targets) in _remaining(run, position):
+            if index % window == 0:
+                losses, images = [], 0
+                statistics.keep()
+                position.lr = _schedule(run, position.epoch, index)
+            # The last window may have fewer batches; its mean is over those there are.
+            in_window = min(window, batches - index // window * window)
+            with accelerator.accumulate(run.model):
+                loss = _loss(run, batch, targets)
+                accelerator.backward(loss * (window / in_window))  # accelerate divides by the window
+                losses.append(loss.detach() * len(targets))
+                images += len(targets)
+                if accelerator.sync_gradients:
+                    wanted = _step(run, position, statistics, torch.stack(losses).sum(), images, stop)
+            if accelerator.sync_gradients:
+                position.batches = index + 1
+                _save_and_stop(run, position, save, wanted)
+            rate = accelerator.num_processes * (position.images - before) / (time.perf_counter() - started)
+            bar.step(lambda: _status(position, rate), done=index + 1)  # noqa: B023 - called at once
+
+
+def _remaining(run: Run, position: Position) -> Iterator[tuple[int, Any]]:
+    """The epoch's batches that are still to be done, numbered; each with random numbers of its own for the step."""
+    loader: Any = run.train_loader
+    seed, epoch, process = run.recipe.seed, position.epoch, run.accelerator.process_index
+    loader.set_epoch(epoch)
+    if hasattr(loader.dataset, "set_epoch"):
+        loader.dataset.set_epoch(epoch)
+    if position.batches >= len(loader):
+        return
+    seed_everything(seed, epoch, process)  # for the workers of a streamed data set
+    done = position.batches
+    for index, batch in enumerate(skip_first_batches(loader, done) if done else loader, done):
+        seed_everything(seed, epoch, index, process)
+        yield index, batch
+
+
+def _schedule(run: Run, epoch: int, batch: int) -> float:
+    """Set the learning rate of the step that begins with a batch."""
+    run.schedule.step_update(epoch * run.updates_per_epoch + batch // run.recipe.grad_accum_steps)
+    rate: float = run.optimizer.param_groups[0]["lr"]
+    return rate
+
+
+def _loss(run: Run, batch: Tensor, targets: Tensor) -> Tensor:
+    recipe = run.recipe
+    with run.accelerator.autocast():
+        logits = run.model(batch)
+    loss: Tensor = logits.new_zeros((), dtype=torch.float32)
+    if recipe.task_loss_weight:
+        task = cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
+        loss = loss + recipe.task_loss_weight * task
+    if run.teacher is not None:
+        with run.accelerator.autocast():
+            expected = run.teacher(batch)
+        loss = loss + recipe.distill_loss_weight * distillation_loss(logits, expected, recipe.kd_temperature)
+    return loss
+
+
+def _step(
+    run: Run, position: Position, statistics: KeptStatistics, loss: Tensor, images: int, stop: StopRequest
+) -> bool:
+    """Clip and step, the adaptive rate acting in between; or skip. Whether any process was asked to stop."""
+    norm = _gradient_norm(run)
+    total = float(loss)
+    broken, wanted = any_process(run.accelerator, not math.isfinite(total + float(norm)), stop.requested)
+    if broken:
+        if run.accelerator.scaler is not None:
+            run.optimizer.step()  # the scaler skips it by itself and must learn of it to lower its scale
+        run.optimizer.zero_grad()
+        statistics.put_back()
+        position.skipped += 1
+        position.in_a_row += 1
+        if position.in_a_row >= run.recipe.skip_limit:
+            raise not_finite(run, position)
+    else:
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        position.loss += total
+        position.images += images
+        position.in_a_row = 0
+    return wanted
+
+
+def _gradient_norm(run: Run) -> Tensor:
+    """The norm of the whole gradient, unscaled and summed over processes; clipped where the recipe says so."""
+    parameters = list(run.model.parameters())
+    if run.recipe.clip_grad:
+        clipped: Tensor = run.accelerator.clip_grad_norm_(parameters, run.recipe.clip_grad)
+        return clipped
+    run.accelerator.unscale_gradients()
+    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+
+
+def not_finite(run: Run, position: Position) -> AdderkitError:
+    """The error that ends a run which no longer learns."""
+    recipe = run.recipe
+    return AdderkitError(
+        f"loss or gradient was not finite in the last {position.in_a_row} steps, up to epoch {position.epoch}; "
+        f"the last good state is in last/ of the run folder: start anew from it with a lower --lr (now {recipe.lr:g}), "
+        f"with clip_grad (now {recipe.clip_grad:g}) or with amp=no (now {recipe.amp})"
+    )
+
+
+def _save_and_stop(run: Run, position: Position, save: Callable[[], None], wanted: bool) -> None:
+    every, last = run.recipe.save_every, position.batches >= len(run.train_loader)
+    step = position.epoch * run.updates_per_epoch + math.ceil(position.batches / run.recipe.grad_accum_steps)
+    due = every and step % every == 0 and not last  # the end of an epoch is saved with its evaluation
+    if wanted or (due and position.in_a_row == 0):
+        save()
+        run.model.train()
+    if wanted:
+        raise Interrupted
+
+
+def _status(position: Position, rate: float) -> str:
+    skipped = f" skipped {position.skipped}" if position.skipped else ""
+    return f"{rate:.0f} images/s loss {position.loss / max(1, position.images):.4f} lr {position.lr:.3g}{skipped}"

@@ -1,0 +1,123 @@
+"""Steps whose loss or gradient is not finite."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import adderkit
+from adderkit.convert.errors import AdderkitError
+from adderkit.recipes import finetune, steps
+from adderkit.recipes.setup import Job
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Give some of a run's batches, counted from 0, images of NaN, or let their loss or gradient be infinite."""
+
+    def patch(kind, *which):
+        loss, count = steps._loss, iter(range(1000))
+
+        def poisoned(run, batch, targets):
+            if next(count) not in which:
+                return loss(run, batch, targets)
+            if kind == "images":
+                return loss(run, batch * math.nan, targets)
+            value = loss(run, batch, targets)
+            return value * math.inf if kind == "loss" else Steep.apply(value)
+
+        monkeypatch.setattr(steps, "_loss", poisoned)
+
+    return patch
+
+
+class Steep(torch.autograd.Function):
+    """The identity, with an infinite gradient."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.inf
+
+
+@pytest.fixture
+def after_each_step():
+    """The weights after each step of any optimizer."""
+    kept = []
+
+    def keep(optimizer, *_):
+        kept.append([value.detach().clone() for group in optimizer.param_groups for value in group["params"]])
+
+    handle = register_optimizer_step_post_hook(keep)
+    yield kept
+    handle.remove()
+
+
+def report(folder):
+    return json.loads((folder.last / "adder_report.json").read_text())["training"]
+
+
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["images", "loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(kind, clip_grad, poison, train, after_each_step):
+    """The second of two steps: weights, momentum and BatchNorm are those after the first, and so is the mean loss."""
+    poison(kind, 1)
+    rows, folder = train(clip_grad=clip_grad, hflip=0.0)
+    assert len(after_each_step) == 1
+    saved = adderkit.load(folder.last)
+    sizes = sorted(value.sum().item() for value in after_each_step[0])
+    assert sorted(value.sum().item() for value in saved.parameters()) == sizes
+    assert saved.features[0][1].num_batches_tracked.item() == 1
+    assert all(value.isfinite().all() for value in saved.state_dict().values())
+    assert math.isfinite(rows[0]["train_loss"])
+    assert report(folder)["skipped_steps"] == 1
+
+
+def test_a_whole_accumulation_window_is_skipped(poison, train, after_each_step):
+    poison("loss", 2)  # of 0 1 2 | 3
+    _, folder = train(batch_size=16, grad_accum_steps=3)
+    assert len(after_each_step) == 1
+    assert report(folder)["skipped_steps"] == 1
+    assert adderkit.load(folder.last).features[0][1].num_batches_tracked.item() == 1
+
+
+def test_an_adder_network_goes_on_after_a_skipped_step(poison, train, adder_folder, after_each_step):
+    poison("images", 1)
+    rows, folder = train("distill", job=Job(str(adder_folder)), batch_size=16)
+    assert len(after_each_step) == 3
+    assert report(folder)["skipped_steps"] == 1
+    assert math.isfinite(rows[0]["eval_loss"])
+
+
+def test_too_many_in_a_row_end_the_run(poison, train, tmp_path):
+    """The save of the epoch before stays: the run stops in the second epoch, after one good step in it."""
+    poison("images", 3, 5, 6, 7)
+    with pytest.raises(
+        AdderkitError, match=r"not finite in the last 3 steps, up to epoch 1; .*last/.*lower --lr \(now 0.1\)"
+    ):
+        train(epochs=3, batch_size=16, skip_limit=3)
+    saved = json.loads((tmp_path / "run" / "last" / "adder_report.json").read_text())
+    assert saved["training"]["epoch"] == 0
+    assert saved["training"]["skipped_steps"] == 1
+
+
+def test_a_run_that_breaks_is_not_saved(train, tmp_path):
+    """Weights of 1e30 after the first step; the limit is never reached, and the evaluation tells."""
+    with pytest.raises(AdderkitError, match=r"not finite in the last 3 steps, .*\(now 1e\+30\)"):
+        train(lr=1e30, warmup_epochs=0, batch_size=16)
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_broken_save_within_an_epoch_is_left_out(poison, train, monkeypatch):
+    saves = []
+    monkeypatch.setattr(
+        finetune, "_save_within_epoch", lambda run, job, folder, position: saves.append(position.batches)
+    )
+    poison("loss", 1)
+    train(batch_size=16, save_every=1)
+    assert saves == [1, 3]
