@@ -10,7 +10,6 @@ end a training step of the whole `cifar_resnet20`.
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adderkit
+from adderkit.convert.files import write_json
 
 from .issue_limit import issue_limit
 from .layers import CIFAR_BATCH, Layer, layers_of, providers
@@ -91,27 +91,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    device = arguments.device
-    limit = issue_limit(device)
-    rows = []
+    device, rows = arguments.device, []
+    result: dict[str, Any] = {"hardware": hardware(device), "issue_limit": issue_limit(device)}
     for layer in (layer for name in arguments.models for layer in layers_of(name, device)):
         rows.append(measure_layer(layer, device, arguments.rounds))
         print(_line(rows[-1]), flush=True)
+        _write(arguments.json, {**result, "rows": rows})  # a run that is cut off keeps what it has
     network = measure_network(device, arguments.rounds)
-    print(
-        "training step of cifar_resnet20: " + ", ".join(f"{name} {value[1]:.3f} s" for name, value in network.items())
-    )
+    print("training step of cifar_resnet20: " + ", ".join(f"{name} {time[1]:.3f} s" for name, time in network.items()))
     # The clock may have risen since: the best the units did is the limit.
-    limit = {name: max(rate, issue_limit(device)[name]) for name, rate in limit.items()}
+    again = issue_limit(device)
+    limit = {name: max(rate, again[name]) for name, rate in result["issue_limit"].items()}
     summary = {name: summarise([row for row in rows if row["model"] == name], limit) for name in arguments.models}
     resnets = [row for row in rows if row["model"] in ("resnet18", "resnet50")]
     summary |= {"resnet18 and resnet50": summarise(resnets, limit)} if resnets else {}
     for name, means in summary.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items()))
-    result = {"hardware": hardware(device), "issue_limit": limit, "summary": summary, "training_step": network}
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
+    result |= {"issue_limit": limit, "summary": summary, "training_step": network}
+    _write(arguments.json, {**result, "rows": rows})
+
+
+def _write(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        write_json(path, result)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ def test_distinct_layers_of_a_network():
 def test_slow_functions_are_called_less_often_and_all_take_turns(monkeypatch):
     calls = []
     monkeypatch.setattr("benchmarks.timing._seconds", lambda function, _: function())
-    durations = {"quick": 0.1, "slow": 2.0, "slowest": 9.0}
+    durations = {"quick": 0.1, "slow": 1.0, "slowest": 9.0}
     timed = {name: lambda name=name, value=value: calls.append(name) or value for name, value in durations.items()}
     seconds = interleaved(timed, "cpu", 5)
     assert {name: len(values) for name, values in seconds.items()} == {"quick": 5, "slow": 3, "slowest": 1}
