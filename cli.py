@@ -128,6 +128,7 @@ def finetune(
     in_chans: InChans = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder; default runs/TIME-MODEL.")] = None,
     resume: Annotated[str | None, typer.Option(help="Run folder to continue; takes no other option.")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, help="Processes of this machine, one a GPU.")] = None,
     json: Json = False,
 ) -> None:
     """Fine-tune a converted model by distillation, or train a CNN."""
@@ -139,6 +140,10 @@ def finetune(
 
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
+    if num_processes is not None and num_processes > 1:
+        from adderkit.recipes.launch import launch
+
+        sys.exit(launch(sys.argv[1:], num_processes))
     flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
     flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
     given = {key: value for key, value in flags.items() if value is not None}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from timm.utils import distribute_bn
 
 from ..convert.batchnorm import batch_norms, reestimate_batchnorm_
@@ -43,6 +44,8 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
         Interrupted: A signal asked to stop; the run is saved.
     """
     accelerator = make_accelerator(recipe)
+    # Each process named the folder by its own clock.
+    folder = RunFolder(broadcast_object_list([str(folder.path)])[0])
     model = build_student(job, recipe)
     job = dataclasses.replace(
         job,

@@ -84,6 +84,8 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         seed=recipe.seed,
     )
     eval_loader = make_loader(eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False)
+    # A data set of its own: its transform is not the training one.
+    norm_images = open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
     run = Run(
         recipe=recipe,
@@ -94,8 +96,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         schedule=None,
         train_loader=train_loader,
         eval_loader=eval_loader,
-        # A data set of its own: its transform is not the training one.
-        norm_images=open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None,
+        norm_images=norm_images,
     )
     return dataclasses.replace(run, schedule=_schedule(recipe, optimizer, run.updates_per_epoch))
 

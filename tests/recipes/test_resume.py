@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,11 +141,10 @@ def test_killed_again_and_again(kind, straight, same_run, tmp_path):
     folder = RunFolder(tmp_path / "run")
     job, recipe = straight.arguments(kind, save_every=1)
     folder.start({"job": {**job.__dict__}, "recipe": recipe.to_dict()})
-    environment = {**os.environ, "PYTHONPATH": str(Path(finetune.__file__).parents[2])}
     command = [sys.executable, "-m", "adderkit", "finetune", "--resume", str(folder.path)]
     kills = 0
     for attempt in range(60):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             _, errors = process.communicate(timeout=9 + 0.37 * (attempt % 11) + attempt / 4)
         except subprocess.TimeoutExpired:

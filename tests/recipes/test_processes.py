@@ -1,0 +1,128 @@
+"""Several processes are one with the same batch: gradient, augmentation, statistics, saves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adderkit.convert.errors import RecipeError
+from adderkit.recipes import finetune, launch
+from adderkit.recipes.run_folder import RunFolder
+from adderkit.recipes.setup import Job
+from adderkit.recipes.verification import evaluate_model
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+
+
+def environment():
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def python(*words, cwd=None):
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(
+        command,
+        env=environment(),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, adder_folder):
+    """Folder of runs on one process, and on two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    python(SCRIPT, adder_folder, one)
+    python(*LAUNCHER, SCRIPT, adder_folder, two)
+    return one, two
+
+
+def saved(folder):
+    return load_file(folder / "last" / "model.safetensors")
+
+
+def distance(folder, other):
+    """Largest difference of a weight, relative to the largest weight of its layer."""
+    ours, theirs = saved(folder), saved(other)
+    return max(((value - theirs[name]).abs().max() / theirs[name].abs().max()).item() for name, value in ours.items())
+
+
+def losses(folder):
+    rows = json.loads((folder / "last" / "state" / "position.json").read_text())["rows"]
+    return [(row["train_loss"], row["eval_loss"], row["eval_top1"]) for row in rows]
+
+
+def test_two_processes_are_one_with_the_same_batch(runs, adder_folder):
+    one, two = runs
+    assert distance(two / "step", one / "step") < 2e-4
+    assert losses(two / "step")[0] == pytest.approx(losses(one / "step")[0], rel=1e-3)
+    start = load_file(adder_folder / "model.safetensors")["features.4.conv1.weight"]
+    assert (saved(one / "step")["features.4.conv1.weight"] - start).abs().max() > 0.05  # they have moved
+
+
+def test_accumulation_is_one_larger_batch(runs):
+    one, _ = runs
+    assert distance(one / "accumulated", one / "step") < 2e-4
+
+
+def test_the_adaptive_rate_within_backward_is_another_step_on_two_processes(runs):
+    """Where each process rescales its own part of the gradient, as published, two are not one."""
+    one, two = runs
+    assert distance(two / "backward", one / "backward") > 0.05
+
+
+def test_killed_and_resumed_on_two_processes(runs):
+    _, two = runs
+    straight, resumed = saved(two / "step"), saved(two / "resumed")
+    assert [name for name, value in straight.items() if not value.equal(resumed[name])] == []
+    assert losses(two / "resumed") == losses(two / "step")
+
+
+def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):
+    """Evaluated afresh by one process, the saved CNN has the loss that two recorded."""
+    _, two = runs
+    metrics = evaluate_model(Job(str(two / "batchnorm" / "last")), "digits", None, "validation", 32, 0)
+    _, loss, top1 = losses(two / "batchnorm")[0]
+    assert metrics.top1 == pytest.approx(top1)
+    assert metrics.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_resuming_with_other_processes_is_refused(runs):
+    _, two = runs
+    with pytest.raises(RecipeError, match=r"had 2 processes, and there are 1 now; .*--num-processes 2"):
+        finetune.resume(RunFolder(two / "batchnorm"))
+
+
+@pytest.mark.parametrize("words", [["--num-processes", "2"], ["--num-processes=2"]])
+def test_the_option_is_left_out_for_the_processes(words):
+    assert launch.without_option(["finetune", *words, "net", "--epochs", "2"]) == ["finetune", "net", "--epochs", "2"]
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RecipeError, match="--num-processes is 2, expected at most 1, the number of GPUs"):
+        launch.launch([], 2)
+
+
+def test_the_command_line_starts_its_processes(adder_folder, tmp_path):
+    """Once as a user would; the first of the processes speaks for both."""
+    settings = ["train_images=64", "batch_size=16", "bn_images=32", "workers=0", "epochs=1"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    words = ["finetune", adder_folder, "--dataset", "digits", *changes, "--num-processes", "2", "--json"]
+    printed = json.loads(python("-m", "adderkit", *words, cwd=tmp_path))
+    assert len(printed["rows"]) == 1
+    report = json.loads((tmp_path / printed["output"] / "last" / "adder_report.json").read_text())
+    assert report["training"]["processes"] == 2
+    assert report["training"]["batches"] == 2

@@ -1,0 +1,99 @@
+"""Runs that ``test_processes.py`` compares; started by accelerate's launcher, or as it is for one process."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from adderkit.recipes import finetune, prepare
+from adderkit.recipes.adaptive_rate import rescale_
+from adderkit.recipes.progress import ProgressBar
+from adderkit.recipes.recipe import load_recipe
+from adderkit.recipes.run_folder import RunFolder
+from adderkit.recipes.setup import Job, build_student
+
+# 20 steps of 16 images in all, augmented.
+SETTINGS = {
+    "dataset": "digits",
+    "epochs": 1,
+    "train_images": 320,
+    "bn_images": 0,
+    "workers": 0,
+    "crop_padding": 1,
+    "opt": "momentum",
+    "lr": 0.02,
+    "eta": 0.2,
+}
+
+
+def batch_independent(job, recipe):
+    """The student with GroupNorm for BatchNorm, so that the gradient of a batch is the mean of its parts' gradients."""
+    model = build_student(job, recipe)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, nn.GroupNorm(1, module.num_features))
+    return model
+
+
+class RateInBackward:
+    """AdderNet's published way: each process rescales its own gradient within backward, before the all-reduce."""
+
+    def __init__(self, optimizer, model, eta):
+        for module in model.modules():
+            if type(module).__name__ == "AdderConv2d":
+                module.weight.register_hook(lambda grad: self.rescaled(grad, eta))
+
+    def rescaled(self, grad, eta):
+        grad = grad.clone()
+        rescale_(grad, eta)
+        return grad
+
+
+def train(kind, adder, place, processes, **more):
+    """One run of a kind, its global batch the same for any number of processes."""
+    recipe = load_recipe("distill").changed({**SETTINGS, "batch_size": 16 // processes, **more})
+    finetune.build_student = batch_independent
+    prepare.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
+    finetune.start(Job(adder), recipe, RunFolder(Path(place) / kind))
+
+
+AdaptiveRate = prepare.AdaptiveRate
+
+
+def killed_and_resumed(adder, place, processes):
+    """Cut off in the seventh step on all processes, saved after every third, and resumed."""
+    step = ProgressBar.step
+
+    def stopping(self, *args, **kwargs):
+        if self.done == 7:
+            raise KeyboardInterrupt
+        step(self, *args, **kwargs)
+
+    ProgressBar.step = stopping
+    try:
+        train("resumed", adder, place, processes, clip_grad=1.0, save_every=3)
+    except KeyboardInterrupt:
+        ProgressBar.step = step
+    # The saved model has GroupNorm, which a saved configuration does not tell.
+    finetune.load = lambda folder: batch_independent(Job(adder), load_recipe("distill").changed(SETTINGS))
+    finetune.resume(RunFolder(Path(place) / "resumed"))
+
+
+if __name__ == "__main__":
+    adder, place = sys.argv[1:]
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    torch.set_num_threads(1)
+    Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
+    train("step", adder, place, processes, clip_grad=1.0)
+    train("backward", adder, place, processes)
+    if processes == 1:
+        train("accumulated", adder, place, 2, clip_grad=1.0, grad_accum_steps=2)
+    else:
+        killed_and_resumed(adder, place, processes)
+        finetune.build_student = build_student
+        recipe = load_recipe("cnn").changed({**SETTINGS, "train_images": 64, "batch_size": 16})
+        finetune.start(Job("cifar_resnet20", pretrained=False), recipe, RunFolder(Path(place) / "batchnorm"))
