@@ -250,7 +250,7 @@ def recipes_ls(json: Json = False) -> None:
         _print_json(found)
     else:
         for name, description in found.items():
-            print(f"{name:<12}{description}")
+            print(f"{name:<20}{description}")
 
 
 @recipes_app.command("show")
@@ -260,6 +260,17 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML f
 
     load_recipe(name)
     print(recipe_text(name), end="")
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")],
+    file: Annotated[str | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
+) -> None:
+    """Write a recipe, header included, to a file of your own to change; an existing file is not overwritten."""
+    from adderkit.recipes.recipe import copy_recipe
+
+    print(f"recipe written: {copy_recipe(name, file)}")
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from .position import Position, Row, gather_sums
 from .prepare import Run, make_accelerator, prepare
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .setup import Job, absolute_source, build_student, teacher_of
+from .setup import Job, absolute_source, build_student, draw_adder_weights, teacher_of
 from .steps import not_finite, train_epoch
 
 
@@ -47,6 +47,8 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     # Each process named the folder by its own clock.
     folder = RunFolder(broadcast_object_list([str(folder.path)])[0])
     model = build_student(job, recipe)
+    if recipe.adder_init == "normal":
+        draw_adder_weights(model)
     job = dataclasses.replace(
         job,
         model=absolute_source(job.model) or job.model,

@@ -72,6 +72,8 @@ class Recipe:
         smoothing: Label smoothing.
         clip_grad: Largest gradient norm, clipped before the adaptive rate; 0 means no clipping.
         eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
+        adder_init: ``keep`` the weights that the model comes with, or draw those of the adder layers from N(0, 1) with
+            ``normal``, as AdderNet does for training from scratch.
         sharpness: Of the adder layers' input gradient in training, see ``AdderConv2d``; 1 is AdderNet's.
         kd_temperature: Softens both predictions in distillation.
         distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
@@ -113,6 +115,7 @@ class Recipe:
     smoothing: float = 0.0
     clip_grad: float = 0.0
     eta: float = 0.2
+    adder_init: str = "keep"
     sharpness: float = 1.0
     kd_temperature: float = 2.0
     distill_loss_weight: float = 0.0
@@ -134,6 +137,8 @@ class Recipe:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
         if self.amp not in ("no", "bf16", "fp16"):
             raise RecipeError(f"amp is {self.amp!r}, expected no, bf16 or fp16")
+        if self.adder_init not in ("keep", "normal"):
+            raise RecipeError(f"adder_init is {self.adder_init!r}, expected keep or normal")
         for name in ("kd_temperature", "sharpness"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected a positive number")
@@ -220,6 +225,24 @@ def recipe_text(name: str) -> str:
     near = get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "expected a shipped one or the path of a .yaml file;"
     raise RecipeError(f"there is no recipe {name!r}; {hint} shipped: {', '.join(shipped)}")
+
+
+def copy_recipe(name: str, file: str | None) -> Path:
+    """Write a recipe's YAML text to a new file, by default ``<name>.yaml`` in the working directory.
+
+    Raises:
+        RecipeError: There is no such recipe, or the file exists or cannot be written.
+    """
+    load_recipe(name)
+    target = Path(file or f"{Path(name).stem}.yaml")
+    try:
+        with target.open("x", encoding="utf-8") as opened:
+            opened.write(recipe_text(name))
+    except FileExistsError as error:
+        raise RecipeError(f"{target} exists already; name another file: adderkit recipes copy {name} FILE") from error
+    except OSError as error:
+        raise RecipeError(f"{target} cannot be written: {error.strerror or error}") from error
+    return target
 
 
 def read_text(path: Path) -> str:

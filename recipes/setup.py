@@ -9,7 +9,7 @@ from torch import nn
 
 from ..convert.checkpoint import read_report
 from ..convert.errors import DatasetError, ModelSourceError, RecipeError
-from ..convert.rewrite import is_converted
+from ..convert.rewrite import adder_layers, is_converted
 from ..convert.source import build_model, is_folder
 from .data import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
 from .distillation import Teacher
@@ -140,6 +140,19 @@ def check_norms(model: nn.Module) -> None:
                 f"{path} is a {type(module).__name__}, expected a BatchNorm that can follow: adder weights move far, "
                 "and stored statistics go stale until training diverges; build the model without frozen normalisation"
             )
+
+
+def draw_adder_weights(model: nn.Module) -> None:
+    """Draw the weights of all adder layers from N(0, 1), as AdderNet's code does (huawei-noah/AdderNet, adder.py).
+
+    Raises:
+        RecipeError: There is no adder layer.
+    """
+    layers = adder_layers(model)
+    if not layers:
+        raise RecipeError("adder_init is normal, but the model has no adder layer; convert it first, or set it to keep")
+    for layer in layers.values():
+        nn.init.normal_(layer.weight)
 
 
 def absolute_source(name: str | None) -> str | None:

@@ -453,12 +453,19 @@ class TestRecipes:
     def test_ls(self, adder_kit, json_of):
         status, out, _ = adder_kit("recipes", "ls")
         assert status == 0
-        assert [line.split()[0] for line in out.splitlines()] == ["cnn", "distill"]
-        assert set(json_of("recipes", "ls")) == {"cnn", "distill"}
+        names = ["addernet-cifar", "addernet-imagenet", "cnn", "distill"]
+        assert [line.split()[0] for line in out.splitlines()] == names
+        assert list(json_of("recipes", "ls")) == names
 
     @pytest.mark.parametrize("name", ["cnn", "distill"])
     def test_show(self, adder_kit, name):
         assert adder_kit("recipes", "show", name) == (0, recipe_text(name), "")
+
+    def test_copy(self, adder_kit, fails, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert adder_kit("recipes", "copy", "cnn", "mine.yaml") == (0, "recipe written: mine.yaml\n", "")
+        assert (tmp_path / "mine.yaml").read_text() == recipe_text("cnn")
+        assert "exists already" in fails("recipes", "copy", "cnn", "mine.yaml")
 
     def test_show_of_an_unknown_one(self, fails):
         assert "did you mean 'distill'" in fails("recipes", "show", "distil")

@@ -347,3 +347,20 @@ def test_class_folders_from_scratch(train, image_folder):
     assert min(row["train_loss"] for row in rows) < 0.5 * math.log(2)
     assert adderkit.load(folder.best).num_classes == 2
     assert DataConfig.of(adderkit.load(folder.best)).input_size == (3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["addernet-cifar", "addernet-imagenet"])
+def test_training_from_scratch_begins_with_normal_weights_and_no_teacher(name, adder_folder, train):
+    changes = {"lr": 0.0, "warmup_epochs": 0, "weight_decay": 0.0}
+    rows, folder = train(name, job=Job(str(adder_folder), teacher="nowhere"), **changes)
+    for layer in ("features.4.conv1", "features.4.conv2"):
+        weight = weights(folder.last)[f"{layer}.weight"]
+        assert weight.mean().item() == pytest.approx(0, abs=0.1)
+        assert weight.std().item() == pytest.approx(1, abs=0.1)
+    assert folder.arguments()["job"]["teacher"] is None
+    assert math.isfinite(rows[0]["train_loss"])
+
+
+def test_a_cnn_has_no_adder_weights_to_draw(train):
+    with pytest.raises(RecipeError, match="adder_init is normal, but the model has no adder layer; convert it first"):
+        train(adder_init="normal")

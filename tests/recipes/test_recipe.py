@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -13,6 +14,7 @@ from adderkit.convert.errors import RecipeError
 from adderkit.recipes.recipe import (
     Augmentation,
     Recipe,
+    copy_recipe,
     load_recipe,
     parse_settings,
     parse_yaml,
@@ -22,7 +24,7 @@ from adderkit.recipes.recipe import (
 
 
 def test_shipped_recipes():
-    assert recipe_names() == ["cnn", "distill"]
+    assert recipe_names() == ["addernet-cifar", "addernet-imagenet", "cnn", "distill"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -88,7 +90,7 @@ def test_augmentation_is_the_part_of_the_same_names():
     ("name", "message"),
     [
         ("distil", "there is no recipe 'distil'; did you mean 'distill'"),
-        ("resnet", "there is no recipe 'resnet'.*shipped: cnn, distill"),
+        ("resnet", "there is no recipe 'resnet'.*shipped: addernet-cifar, .*cnn, distill"),
         ("no/such.yaml", "there is no recipe 'no/such.yaml'"),
         ("../pyproject.toml", "there is no recipe"),
     ],
@@ -243,3 +245,26 @@ def test_a_file_that_is_not_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(RecipeError, match=r"binary.yaml cannot be read"):
         load_recipe(str(path))
+
+
+class TestCopy:
+    def test_is_the_shipped_text(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert copy_recipe("distill", None) == Path("distill.yaml")
+        assert Path("distill.yaml").read_text() == recipe_text("distill")
+        assert load_recipe(str(copy_recipe("distill.yaml", "mine.yaml"))) == load_recipe("distill")
+
+    def test_never_overwrites(self, tmp_path):
+        (tmp_path / "mine.yaml").write_text("lr: 3")
+        with pytest.raises(RecipeError, match=r"mine\.yaml exists already; name another file"):
+            copy_recipe("cnn", str(tmp_path / "mine.yaml"))
+        assert (tmp_path / "mine.yaml").read_text() == "lr: 3"
+
+    @pytest.mark.parametrize(
+        ("name", "file", "message"), [("cn", None, "did you mean 'cnn'"), ("cnn", "no/x", "no/x cannot")]
+    )
+    def test_refused(self, name, file, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RecipeError, match=message):
+            copy_recipe(name, file)
+        assert list(tmp_path.iterdir()) == []
