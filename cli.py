@@ -161,6 +161,8 @@ def finetune(
     try:
         rows = begin()
     except KeyboardInterrupt:
+        if not loop.is_main_process():
+            sys.exit(1)
         _fail(f"interrupted; continue with: adderkit finetune --resume {folder.path}")
     if not loop.is_main_process():
         return

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,43 @@ def test_new_run_folder_is_named_after_model_and_data(model):
     assert path.parent == Path("runs")
     assert path.name.endswith("birds")
     assert all(sign.isalnum() or sign in "-_" for sign in path.name)
+
+
+class Killed(BaseException):
+    """Nothing that code would catch."""
+
+
+def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_one(folder, model, monkeypatch):
+    """Before the k-th renaming, replacing, removing or writing of a file, for every k there is."""
+    accelerator = saved_twice(folder, model)
+    original = {name: getattr(Path, name) for name in ("rename", "replace", "open", "mkdir", "rmdir")}
+    kept = shutil.copytree(folder.path, folder.path.with_name("kept"))
+    kills = 0
+    while True:
+        shutil.rmtree(folder.path)
+        shutil.copytree(kept, folder.path)
+        left = kills
+
+        def killing(name):
+            def call(self, *args, **kwargs):
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                left -= 1
+                return original[name](self, *args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in original:
+                patch.setattr(Path, name, killing(name))
+            try:
+                folder.save_last(model, accelerator, Position(epoch=3), {})
+            except Killed:
+                kills += 1
+            else:
+                break
+        folder.recover(lambda line: None)
+        assert folder.load_last(accelerator).epoch in (2, 3)
+    assert kills > 15
+    assert folder.load_last(accelerator).epoch == 3
