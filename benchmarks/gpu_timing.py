@@ -1,12 +1,13 @@
 """Timing on a device: medians from events or captured graphs, and the limits that rates are compared with."""
 
-import statistics
 import subprocess
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import triton  # type: ignore[import-untyped]
+
+from .timing import quantiles
 
 # Lanes of an NVIDIA multiprocessor that issue fp32 instructions, and instructions of a term.
 LANES, INSTRUCTIONS_PER_TERM = 128, 2
@@ -74,9 +75,8 @@ def captured(function: Callable[[], Any]) -> Callable[[], Any] | None:
 
 def summary(milliseconds: list[float]) -> dict[str, float]:
     """Median with 20 % and 80 % quantiles."""
-    fifths = statistics.quantiles(milliseconds, n=5, method="inclusive")
-    rounded = {"p20": fifths[0], "median": statistics.median(milliseconds), "p80": fifths[3]}
-    return {name: float(f"{value:.5g}") for name, value in rounded.items()}
+    named = zip(("p20", "median", "p80"), quantiles(milliseconds), strict=True)
+    return {name: float(f"{value:.5g}") for name, value in named}
 
 
 def issue_limit(processors: int, megahertz: float) -> float:

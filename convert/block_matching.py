@@ -112,11 +112,10 @@ def _batch_size(layers: Sequence[Layer], images: int, memory: int) -> int:
 def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, Tensor], Any]) -> Tensor:
     """Mean over blocks of the squared error by the teacher's variance, and the divergence of class probabilities."""
     (blocks, logits), (wanted_blocks, wanted_logits) = outputs, wanted
-    errors = [
-        (value.float() - wanted_blocks[path].float()).square().mean()
-        / wanted_blocks[path].float().var().clamp_min(1e-6)
-        for path, value in blocks.items()
-    ]
+    errors = []
+    for path, value in blocks.items():
+        target = wanted_blocks[path].float()
+        errors.append((value.float() - target).square().mean() / target.var().clamp_min(1e-6))
     loss = torch.stack(errors).mean() if errors else torch.zeros(())
     if isinstance(logits, Tensor) and logits.ndim == 2:
         student, teacher = (values.float().log_softmax(1) for values in (logits, wanted_logits))

@@ -40,7 +40,7 @@ class CalibrationState:
         tensors: The same, as tensors: the images and the teacher's weights.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, object], tensors: Sequence[Tensor] = ()) -> None:
+    def __init__(self, path: Path | None, settings: dict[str, object], tensors: Sequence[Tensor]) -> None:
         self.path = path
         self._fingerprint = _fingerprint(settings, tensors) if path is not None else ""
 

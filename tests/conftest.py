@@ -1,6 +1,7 @@
 """Set-up shared by all tests: no window, no network, and a repository root that is not a test package."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,21 @@ class _PlainRoot:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_PlainRoot(), "plain-root")
+
+
+@pytest.fixture
+def adder_kit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[object, str, str]]:
+    """Run the command line in an empty folder; exit status, stdout and stderr."""
+    from adderkit import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return run

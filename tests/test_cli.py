@@ -30,20 +30,6 @@ def fresh_accelerate():
 
 
 @pytest.fixture
-def adder_kit(capsys, tmp_path, monkeypatch):
-    """Run the command line in an empty folder; exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def fails(adder_kit):
     """The one line that a failing command leaves on stderr."""
 

@@ -1,5 +1,6 @@
 """``adderkit inspect``: tables, JSON and chart of saved and named models, and what wrong input gets."""
 
+import functools
 import json
 import os
 
@@ -7,7 +8,7 @@ import pytest
 import timm
 from PIL import Image
 
-from adderkit import cli, convert_, cost, save
+from adderkit import convert_, cost, save
 from adderkit.recipes import cost_chart, inspection
 from adderkit.recipes.cost_chart import bars, check_chart
 
@@ -15,17 +16,9 @@ PNG, SVG = b"\x89PNG\r\n", b"<?xml"
 
 
 @pytest.fixture
-def inspect(capsys, tmp_path, monkeypatch):
+def inspect(adder_kit):
     """Run the verb in an empty folder; exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["inspect", *map(str, words)])
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return run
+    return functools.partial(adder_kit, "inspect")
 
 
 @pytest.fixture

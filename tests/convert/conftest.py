@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import adderkit  # noqa: F401 - registers the paper's networks with timm
 from adderkit.adder_layers.reference import adder_conv2d_reference
+from adderkit.convert.batchnorm import reestimate_batchnorm_
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,14 @@ def randomise_norms_(model: nn.Module) -> nn.Module:
 def tiny() -> Callable[[], nn.Module]:
     """A fresh ``TinyNet`` in evaluation mode."""
     return lambda: randomise_norms_(TinyNet()).eval()
+
+
+@pytest.fixture
+def teacher(tiny: Callable[[], nn.Module]) -> nn.Module:
+    """A ``TinyNet`` whose statistics fit its images, as a trained network's do: else little passes the activations."""
+    model = tiny()
+    reestimate_batchnorm_(model, [torch.randn(64, 3, 8, 8)])
+    return model
 
 
 @pytest.fixture

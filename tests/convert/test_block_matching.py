@@ -29,13 +29,6 @@ def match(student, teacher, images, steps=30, memory=1 << 30, seed=0):
 
 
 @pytest.fixture
-def teacher(tiny):
-    model = tiny()
-    reestimate_batchnorm_(model, [torch.randn(64, 3, 8, 8)])
-    return model
-
-
-@pytest.fixture
 def student(teacher):
     model = copy.deepcopy(teacher)
     convert_(model, example_input=torch.zeros(1, 3, 8, 8))
