@@ -133,7 +133,7 @@ def finetune(
 ) -> None:
     """Fine-tune a converted model by distillation, or train a CNN."""
     from adderkit.recipes import finetune as loop
-    from adderkit.recipes.recipe import load_recipe, parse_settings
+    from adderkit.recipes.recipe_files import load_recipe, parse_settings
     from adderkit.recipes.run_folder import RunFolder, new_run_folder
     from adderkit.recipes.setup import Job, default_recipe
     from adderkit.recipes.tables import show, summary_table
@@ -245,7 +245,7 @@ def demo(
 @recipes_app.command("ls")
 def recipes_ls(json: Json = False) -> None:
     """List the shipped recipes."""
-    from adderkit.recipes.recipe import load_recipe, recipe_names
+    from adderkit.recipes.recipe_files import load_recipe, recipe_names
 
     found = {name: load_recipe(name).description for name in recipe_names()}
     if json:
@@ -258,7 +258,7 @@ def recipes_ls(json: Json = False) -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")]) -> None:
     """Print a recipe, header included; redirect it to a file to make your own."""
-    from adderkit.recipes.recipe import load_recipe, recipe_text
+    from adderkit.recipes.recipe_files import load_recipe, recipe_text
 
     load_recipe(name)
     print(recipe_text(name), end="")
@@ -270,7 +270,7 @@ def recipes_copy(
     file: Annotated[str | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
 ) -> None:
     """Write a recipe, header included, to a file of your own to change; an existing file is not overwritten."""
-    from adderkit.recipes.recipe import copy_recipe
+    from adderkit.recipes.recipe_files import copy_recipe
 
     print(f"recipe written: {copy_recipe(name, file)}")
 

@@ -14,7 +14,7 @@ from .data import unlabelled_images
 from .evaluate import Metrics
 from .finetune import start
 from .progress import calibration_progress
-from .recipe import load_recipe
+from .recipe_files import load_recipe
 from .run_folder import RunFolder
 from .setup import Job
 from .verification import evaluate_split

@@ -1,19 +1,14 @@
-"""A recipe: every setting of a run as one frozen, flat record, read from YAML and changed by ``--set key=value``."""
+"""A recipe: every setting of a run as one frozen, flat record, checked."""
 
 import dataclasses
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
-
-import yaml
 
 from ..convert.errors import RecipeError
 
 RECIPE_VERSION = 1
-_BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date or number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,86 +191,6 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "eta"), 0),
     **dict.fromkeys(("distill_loss_weight", "task_loss_weight", "color_jitter", "seed"), 0),
 }
-
-
-def load_recipe(name: str) -> Recipe:
-    """Read a shipped recipe by its name, or a YAML file by its path.
-
-    Raises:
-        RecipeError: There is no such recipe, or it is not a mapping of known keys to fitting values.
-    """
-    return Recipe().changed(parse_yaml(recipe_text(name), name))
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(
-        path.name.removesuffix(".yaml") for path in files(__package__).iterdir() if path.name.endswith(".yaml")
-    )
-
-
-def recipe_text(name: str) -> str:
-    """The YAML text of a recipe, header included; see ``load_recipe``."""
-    shipped = recipe_names()
-    if name in shipped:
-        return files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return read_text(path)
-    near = get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "expected a shipped one or the path of a .yaml file;"
-    raise RecipeError(f"there is no recipe {name!r}; {hint} shipped: {', '.join(shipped)}")
-
-
-def copy_recipe(name: str, file: str | None) -> Path:
-    """Write a recipe's YAML text to a new file, by default ``<name>.yaml`` in the working directory.
-
-    Raises:
-        RecipeError: There is no such recipe, or the file exists or cannot be written.
-    """
-    load_recipe(name)
-    target = Path(file or f"{Path(name).stem}.yaml")
-    try:
-        with target.open("x", encoding="utf-8") as opened:
-            opened.write(recipe_text(name))
-    except FileExistsError as error:
-        raise RecipeError(f"{target} exists already; name another file: adderkit recipes copy {name} FILE") from error
-    except OSError as error:
-        raise RecipeError(f"{target} cannot be written: {error.strerror or error}") from error
-    return target
-
-
-def read_text(path: Path) -> str:
-    """A small text file that a user may have written."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
-
-
-def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """A YAML mapping with string keys; nothing in it is executed."""
-    try:
-        values = yaml.safe_load(text)
-    except _BAD_YAML as error:
-        raise RecipeError(f"{name} is not valid YAML: {(str(error) or 'nested too deeply').splitlines()[0]}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values")
-    return values
-
-
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``["lr=0.1", "data_dir=null"]`` as a mapping; values are read as YAML."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"--set got {setting!r}, expected key=value such as lr=0.05")
-        try:
-            values[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except _BAD_YAML as error:
-            raise RecipeError(f"--set {setting!r}: the value is not valid YAML") from error
-    return values
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:

@@ -30,7 +30,8 @@ from ..convert.files import (
     write_text,
 )
 from .position import COLUMNS, Position, Row, gather_sums, read_position, write_position
-from .recipe import Recipe, parse_yaml, read_text
+from .recipe import Recipe
+from .recipe_files import parse_yaml, read_text
 
 _CHECKSUMS = "checksums.json"
 

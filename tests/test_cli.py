@@ -16,7 +16,7 @@ import adderkit
 from adderkit import cli
 from adderkit.recipes import finetune as loop
 from adderkit.recipes import verification
-from adderkit.recipes.recipe import recipe_text
+from adderkit.recipes.recipe_files import recipe_text
 
 VERBS = ("convert", "finetune", "evaluate", "inspect", "demo", "recipes")
 SETTINGS = {"train_images": 64, "batch_size": 32, "workers": 0, "crop_padding": 1, "bn_images": 64, "epochs": 1}

@@ -13,7 +13,7 @@ import adderkit
 from adderkit.recipes import finetune
 from adderkit.recipes.conversion import ConversionJob, run_conversion
 from adderkit.recipes.progress import ProgressBar
-from adderkit.recipes.recipe import load_recipe
+from adderkit.recipes.recipe_files import load_recipe
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
 

@@ -11,9 +11,8 @@ import yaml
 
 from adderkit.cli import app
 from adderkit.convert.errors import RecipeError
-from adderkit.recipes.recipe import (
-    Augmentation,
-    Recipe,
+from adderkit.recipes.recipe import Augmentation, Recipe
+from adderkit.recipes.recipe_files import (
     copy_recipe,
     load_recipe,
     parse_settings,

@@ -11,7 +11,7 @@ from torch import nn
 from adderkit.recipes import finetune, prepare
 from adderkit.recipes.adaptive_rate import rescale_
 from adderkit.recipes.progress import ProgressBar
-from adderkit.recipes.recipe import load_recipe
+from adderkit.recipes.recipe_files import load_recipe
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job, build_student
 
