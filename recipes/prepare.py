@@ -17,7 +17,7 @@ from ..convert.errors import DatasetError, RecipeError
 from ..convert.rewrite import adder_layers, is_converted
 from .adaptive_rate import AdaptiveRate
 from .data import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
-from .distillation import Teacher
+from .objective import Objective
 from .recipe import Recipe
 from .setup import Job, build_teacher, check_norms, open_split
 
@@ -29,7 +29,7 @@ class Run:
     recipe: Recipe
     accelerator: Accelerator
     model: nn.Module
-    teacher: Teacher | None
+    objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
     train_loader: DataLoader[Any]
@@ -91,7 +91,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         recipe=recipe,
         accelerator=accelerator,
         model=model,
-        teacher=None if teacher is None else teacher.to(accelerator.device),
+        objective=Objective(recipe, teacher).to(accelerator.device),
         optimizer=optimizer,
         schedule=None,
         train_loader=train_loader,

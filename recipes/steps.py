@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from accelerate import skip_first_batches
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..convert.errors import AdderkitError
-from .distillation import distillation_loss
 from .interruption import Interrupted, StopRequest, any_process
 from .kept_statistics import KeptStatistics
 from .position import Position
@@ -50,7 +48,8 @@ def train_epoch(run: Run, position: Position, stop: StopRequest, save: Callable[
             # The last window may have fewer batches; its mean is over those there are.
             in_window = min(window, batches - index // window * window)
             with accelerator.accumulate(run.model):
-                loss = _loss(run, batch, targets)
+                with accelerator.autocast():
+                    loss = run.objective(run.model, batch, targets)
                 accelerator.backward(loss * (window / in_window))  # accelerate divides by the window
                 losses.append(loss.detach() * len(targets))
                 images += len(targets)
@@ -84,21 +83,6 @@ def _schedule(run: Run, epoch: int, batch: int) -> float:
     run.schedule.step_update(epoch * run.updates_per_epoch + batch // run.recipe.grad_accum_steps)
     rate: float = run.optimizer.param_groups[0]["lr"]
     return rate
-
-
-def _loss(run: Run, batch: Tensor, targets: Tensor) -> Tensor:
-    recipe = run.recipe
-    with run.accelerator.autocast():
-        logits = run.model(batch)
-    loss: Tensor = logits.new_zeros((), dtype=torch.float32)
-    if recipe.task_loss_weight:
-        task = cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
-        loss = loss + recipe.task_loss_weight * task
-    if run.teacher is not None:
-        with run.accelerator.autocast():
-            expected = run.teacher(batch)
-        loss = loss + recipe.distill_loss_weight * distillation_loss(logits, expected, recipe.kd_temperature)
-    return loss
 
 
 def _step(

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import adderkit
 from adderkit import AdderConv2d
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
-from adderkit.recipes import finetune, prepare, steps
+from adderkit.recipes import finetune, objective, prepare
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, unlabelled_images
 from adderkit.recipes.evaluate import Metrics
 from adderkit.recipes.position import COLUMNS
@@ -295,7 +295,7 @@ def test_learning_rate_follows_the_cosine(train, steps, warmup, min_lr, monkeypa
 @pytest.mark.parametrize(("decay", "shrinks"), [(0.0, False), (0.5, True)])
 def test_weight_decay_spares_normalisations(cnn_folder, train, decay, shrinks, monkeypatch):
     """With gradients of zero, what moves is moved by the decay alone."""
-    monkeypatch.setattr(steps, "cross_entropy", lambda logits, targets, **options: logits.sum() * 0)
+    monkeypatch.setattr(objective, "cross_entropy", lambda logits, targets, **options: logits.sum() * 0)
     _, folder = train(job=Job(str(cnn_folder)), lr=0.1, weight_decay=decay, epochs=1, warmup_epochs=0)
     before, after = weights(cnn_folder), weights(folder.last)
     assert (after["fc.weight"].norm() < 0.99 * before["fc.weight"].norm()) == shrinks

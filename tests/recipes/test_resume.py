@@ -83,15 +83,15 @@ def test_a_signal_saves_and_stops(kind, number, straight, same_run, tmp_path, mo
     """In the middle of an epoch, without ``save_every``; the summary is that of the run through."""
     rows, through = straight(kind)
     folder = RunFolder(tmp_path / "run")
-    loss = steps._loss
+    schedule = steps._schedule
 
-    def signalling(run, batch, targets):
-        if not asked and run.train_loader.iteration == 1:
+    def signalling(run, epoch, batch):
+        if not asked and epoch == 1:
             asked.append(os.kill(os.getpid(), number))
-        return loss(run, batch, targets)
+        return schedule(run, epoch, batch)
 
     asked = []
-    monkeypatch.setattr(steps, "_loss", signalling)
+    monkeypatch.setattr(steps, "_schedule", signalling)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted):
         finetune.start(*straight.arguments(kind), folder)

@@ -9,7 +9,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import adderkit
 from adderkit.convert.errors import AdderkitError
-from adderkit.recipes import finetune, steps
+from adderkit.recipes import finetune
+from adderkit.recipes.objective import Objective
 from adderkit.recipes.setup import Job
 
 
@@ -18,17 +19,17 @@ def poison(monkeypatch):
     """Give some of a run's batches, counted from 0, images of NaN, or let their loss or gradient be infinite."""
 
     def patch(kind, *which):
-        loss, count = steps._loss, iter(range(1000))
+        loss, count = Objective.forward, iter(range(1000))
 
-        def poisoned(run, batch, targets):
+        def poisoned(self, model, batch, targets):
             if next(count) not in which:
-                return loss(run, batch, targets)
+                return loss(self, model, batch, targets)
             if kind == "images":
-                return loss(run, batch * math.nan, targets)
-            value = loss(run, batch, targets)
+                return loss(self, model, batch * math.nan, targets)
+            value = loss(self, model, batch, targets)
             return value * math.inf if kind == "loss" else Steep.apply(value)
 
-        monkeypatch.setattr(steps, "_loss", poisoned)
+        monkeypatch.setattr(Objective, "forward", poisoned)
 
     return patch
 
