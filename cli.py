@@ -224,6 +224,24 @@ def inspect(
         show(table)
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[str, typer.Argument(help="State dict saved by PyTorch, or safetensors.")],
+    model: Annotated[str, typer.Option(help="timm name of the same network, such as resnet50 or cifar_resnet20.")],
+    num_classes: NumClasses = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-adder.")] = None,
+    json: Json = False,
+) -> None:
+    """Import a checkpoint of AdderNet's published code."""
+    from adderkit.recipes.exchange import run_import
+
+    done = run_import(file, model, num_classes, output)
+    if json:
+        _print_json(done.to_dict())
+    else:
+        print(done.summary())
+
+
 @app.command()
 def demo(
     output: Annotated[

@@ -11,9 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import create_model, is_model
 from timm.models._hub import save_config_for_hf  # timm's public save_for_hf writes weights as well
@@ -24,6 +23,7 @@ from .errors import AdderkitError, CheckpointError
 from .files import atomic_path, read_json_object, sha256, write_json, write_text
 from .model_card import model_card
 from .rewrite import is_converted, steps_of
+from .weight_files import safetensors_state
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -185,11 +185,7 @@ def _check_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected the weights beside {CONFIG}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}; copy or save it again") from error
+    state = safetensors_state(path)
     ours = read_json_object(folder / CONFIG).get("adderkit")
     expected = ours.get("sha256") if isinstance(ours, dict) else None
     if expected is not None and sha256(path) != expected:
@@ -209,30 +205,3 @@ def _check_steps(folder: Path, model: nn.Module) -> None:
             f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their steps differ; "
             "copy both again, or save the model again with adderkit.save"
         )
-
-
-def state_dict_from(path: str | Path) -> dict[str, Tensor]:
-    """Weights from a safetensors file, or from a PyTorch file that holds nothing but tensors.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or holds more than tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as weights: {reason}; expected safetensors, or a PyTorch file with tensors only"
-        ) from error
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict; expected a mapping of names to tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}

@@ -8,11 +8,12 @@ from typing import Any
 
 from huggingface_hub import logging as hub_logging
 from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
-from torch import nn
+from torch import Tensor, nn
 
 from . import registry as registry  # so that timm knows our names
-from .checkpoint import CONFIG, base_architecture, load, state_dict_from
+from .checkpoint import CONFIG, base_architecture, load
 from .errors import CheckpointError, ModelSourceError
+from .weight_files import state_dict_from
 
 
 def is_folder(name: str) -> bool:
@@ -55,7 +56,7 @@ def build_model(
         _check_name(name)
     if checkpoint is not None:
         model = _create(name, False, arguments)
-        _load_weights(model, name, checkpoint)
+        load_weights_(model, name, state_dict_from(checkpoint), checkpoint)
         return model
     return _create(name, pretrained, arguments)
 
@@ -120,12 +121,21 @@ def _check_name(name: str) -> None:
     raise ModelSourceError(f"timm knows no model {name!r}{hint}")
 
 
-def _load_weights(model: nn.Module, name: str, path: str | Path) -> None:
-    """Load a file of weights whole: shapes and names are compared before the first tensor is written."""
-    state, own = state_dict_from(path), model.state_dict()
-    for key in own:  # counters that files from old versions of PyTorch lack
-        if key.endswith(".num_batches_tracked"):
-            state.setdefault(key, own[key])
+def load_weights_(model: nn.Module, name: str, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load weights whole: shapes and names are compared before the first tensor is written.
+
+    Args:
+        model: The model to load them into.
+        name: What an error calls it.
+        weights: Tensors by their names in the model.
+        path: The file they are from.
+
+    Raises:
+        CheckpointError: Names or shapes are not the model's.
+    """
+    own = model.state_dict()
+    # Counters, which files from old versions of PyTorch lack.
+    state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | dict(weights)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     differing = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or unexpected or differing:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import adderkit
-from adderkit.convert.checkpoint import base_architecture, read_report, state_dict_from
+from adderkit.convert.checkpoint import base_architecture, read_report
 from adderkit.convert.errors import AdderkitError, CheckpointError
 from adderkit.convert.files import sha256
 from adderkit.convert.rewrite import is_converted, steps_of
@@ -467,83 +467,3 @@ def test_pickle_named_by_the_configuration_is_never_run(saved, tmp_path):
     with pytest.raises(CheckpointError):
         adderkit.load(saved)
     assert not (tmp_path / "pwned").exists()
-
-
-# Files of weights
-
-
-TENSORS = {"a.weight": torch.arange(3.0), "b": torch.ones(2, 2)}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        TENSORS,
-        {"state_dict": TENSORS},
-        {"model": TENSORS},
-        {"state_dict": {"b": torch.zeros(1)}, "state_dict_ema": TENSORS},
-        {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in TENSORS.items()}},
-    ],
-    ids=["plain", "state_dict", "model", "ema-first", "module-prefix"],
-)
-def test_pytorch_file(tmp_path, content):
-    torch.save(content, tmp_path / "weights.pth")
-    state = state_dict_from(tmp_path / "weights.pth")
-    assert set(state) == set(TENSORS)
-    assert all(torch.equal(state[key], TENSORS[key]) for key in TENSORS)
-
-
-def test_safetensors_file(tmp_path):
-    save_file(TENSORS, tmp_path / "weights.safetensors")
-    state = state_dict_from(str(tmp_path / "weights.safetensors"))
-    assert set(state) == set(TENSORS)
-    assert all(torch.equal(state[key], TENSORS[key]) for key in TENSORS)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
-@pytest.mark.parametrize("wrap", [lambda evil: {"a": evil}, lambda evil: evil], ids=["inside", "itself"])
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
-)
-def test_pickled_objects_are_refused_and_not_run(tmp_path, wrap, write):
-    write(wrap(Malicious(tmp_path / "pwned")), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"cannot be read as weights.*tensors only"):
-        state_dict_from(tmp_path / "weights.pth")
-    assert not (tmp_path / "pwned").exists()
-
-
-def test_pickled_module_is_refused(tmp_path):
-    torch.save(nn.Linear(2, 2), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="cannot be read as weights"):
-        state_dict_from(tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("weights.safetensors", b"short", "cannot be read as weights"),
-        ("weights.pth", b"short", "cannot be read as weights"),
-        ("weights.pth", b"", "cannot be read as weights"),
-    ],
-    ids=["safetensors", "pth", "empty"],
-)
-def test_damaged_file(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        state_dict_from(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [[torch.ones(1)], {"a": 1}, torch.ones(1), {"state_dict": {"a": "b"}}],
-    ids=["list", "number", "tensor", "string"],
-)
-def test_file_without_a_state_dict(tmp_path, content):
-    torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="no state dict"):
-        state_dict_from(tmp_path / "weights.pth")
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
-        state_dict_from(tmp_path / "weights.pth")
