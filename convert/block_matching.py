@@ -124,7 +124,14 @@ def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, T
 
 
 def _outputs(model: nn.Module, paths: Sequence[str], batch: Tensor) -> tuple[dict[str, Tensor], Any]:
-    """What the modules give that give a tensor (of several calls, the last), and what the model gives."""
+    """What the modules give, and what the model gives."""
+    with outputs_at(model, paths) as found:
+        return found, model(batch)
+
+
+@contextmanager
+def outputs_at(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, what the modules at ``paths`` give that give a tensor; of several calls, the last."""
     found: dict[str, Tensor] = {}
 
     def hook_for(path: str) -> Callable[..., None]:
@@ -136,7 +143,7 @@ def _outputs(model: nn.Module, paths: Sequence[str], batch: Tensor) -> tuple[dic
 
     handles = [model.get_submodule(path).register_forward_hook(hook_for(path)) for path in paths]
     try:
-        return found, model(batch)
+        yield found
     finally:
         for handle in handles:
             handle.remove()

@@ -29,11 +29,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     )
 
 
-class Teacher(nn.Module):
-    """A frozen network that is given images as *it* expects them, though they were normalised for the student.
+class Renormalised(nn.Module):
+    """A network that is given images as *it* expects them, though they were normalised for the student.
 
     Args:
-        model: The original CNN.
+        model: The network.
         student_data: How the images that arrive were normalised.
 
     Raises:
@@ -51,18 +51,29 @@ class Teacher(nn.Module):
                 f"the teacher takes {teacher_data.input_size[0]} channels, expected {student_data.input_size[0]} "
                 "as the student takes"
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         mean, std = (_channels(values) for values in (student_data.mean, student_data.std))
         teacher_mean, teacher_std = (_channels(values) for values in (teacher_data.mean, teacher_data.std))
         self.same = torch.equal(mean, teacher_mean) and torch.equal(std, teacher_std)
         self.register_buffer("scale", std / teacher_std, persistent=False)
         self.register_buffer("shift", (mean - teacher_mean) / teacher_std, persistent=False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` as the student takes them, to the teacher's logits ``[N, classes]``."""
+        """Images ``[N, C, H, W]`` as the student takes them, to the network's logits ``[N, classes]``."""
         logits: Tensor = self.model(images if self.same else images * self.scale + self.shift)
         return logits
+
+
+class Teacher(Renormalised):
+    """The original CNN, frozen; see ``Renormalised``."""
+
+    def __init__(self, model: nn.Module, student_data: DataConfig) -> None:
+        super().__init__(model.eval().requires_grad_(False), student_data)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """See ``Renormalised``; without a gradient."""
+        return super().forward(images)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode."""

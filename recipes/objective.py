@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .distillation import Teacher, distillation_loss
+from .distillation import Renormalised, distillation_loss
 from .recipe import Recipe
 
 
@@ -18,7 +18,7 @@ class Objective(nn.Module):
         teacher: The network to distil from, or ``None``.
     """
 
-    def __init__(self, recipe: Recipe, teacher: Teacher | None) -> None:
+    def __init__(self, recipe: Recipe, teacher: Renormalised | None) -> None:
         super().__init__()
         self.recipe = recipe
         self.teacher = teacher
@@ -29,18 +29,24 @@ class Objective(nn.Module):
         Args:
             model: The model in training, as accelerate prepared it.
             batch: Images ``[N, C, H, W]``.
-            targets: Labels ``[N]``.
+            targets: Labels ``[N]``, or shares of the classes ``[N, classes]``.
 
         Returns:
             A scalar.
         """
-        logits = model(batch)
+        expected = None if self.teacher is None else self.teacher(batch)
+        return self.student_loss(model(batch), expected, targets)
+
+    def student_loss(self, logits: Tensor, expected: Tensor | None, targets: Tensor) -> Tensor:
+        """The loss of the model's logits ``[N, classes]``, given the teacher's."""
         recipe = self.recipe
         loss: Tensor = logits.new_zeros((), dtype=torch.float32)
         if recipe.task_loss_weight:
-            task = cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
-            loss = loss + recipe.task_loss_weight * task
-        if self.teacher is not None:
-            expected = self.teacher(batch)
+            loss = loss + recipe.task_loss_weight * self.task_loss(logits, targets)
+        if expected is not None:
             loss = loss + recipe.distill_loss_weight * distillation_loss(logits, expected, recipe.kd_temperature)
         return loss
+
+    def task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of logits with the labels, or with shares of classes."""
+        return cross_entropy(logits.float(), targets, label_smoothing=self.recipe.smoothing)
