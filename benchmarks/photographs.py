@@ -43,7 +43,7 @@ CALIBRATION = (
 )
 EVALUATION = ("chelsea.png", "flower.jpg", "camera.png", "brick.png")
 # Shares of the multiplications that are removed.
-REMOVED = (0.25, 0.5, 0.75, 1.0)
+REMOVED = (0.1, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("layers", "layers, then blocks", "layers, then predictions")
 
 

@@ -17,7 +17,7 @@ from .block_matching import match_blocks_
 from .calibration_state import CalibrationState, FittedLayer
 from .errors import AdderkitError
 from .graph import trace_layers
-from .layer_fit import HELD_OUT, Fit, Progress, fit_layers_
+from .layer_fit import HELD_OUT, Fit, Progress, fit_layers_, positions_per_image
 from .modes import evaluation_mode
 from .rewrite import adder_layers
 
@@ -45,7 +45,10 @@ class LayerFidelity:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationReport:
-    """What ``calibrate_`` did: settings, and a row for each adder layer in order of execution."""
+    """What ``calibrate_`` did: settings, and a row for each adder layer in order of execution.
+
+    ``samples`` is the number of windows that a layer was fitted to; where memory was too little, the smallest of them.
+    """
 
     images: int
     samples: int
@@ -121,7 +124,8 @@ def calibrate_(
         reestimate_batchnorm_(student, batches)
     notes.remove()
     rows = tuple(_fidelity(layer, adders[layer.path].weight) for layer in fitted)
-    return CalibrationReport(total, -(-samples // total) * total, steps, matching_steps, seed, rows)
+    windows = total * min(positions_per_image(layer, student, total, fit) for layer in layers)
+    return CalibrationReport(total, windows, steps, matching_steps, seed, rows)
 
 
 def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:

@@ -57,7 +57,7 @@ def fit_layers_(
     total = sum(map(len, batches))
     positions = {}
     for layer in layers:
-        count = _positions_per_image(layer, student, total, fit)
+        count = positions_per_image(layer, student, total, fit)
         positions[layer.path] = draw_positions(layer.output_shape, total, count, generator)
     fitted = state.restore(student, generator)
     report("layers", len(fitted), len(layers))
@@ -72,7 +72,7 @@ def fit_layers_(
     return fitted
 
 
-def _positions_per_image(layer: Layer, student: nn.Module, images: int, fit: Fit) -> int:
+def positions_per_image(layer: Layer, student: nn.Module, images: int, fit: Fit) -> int:
     """As many as ``samples`` asks for, but not more than half of the memory holds."""
     module = student.get_submodule(layer.path)
     assert isinstance(module, nn.Conv2d)

@@ -321,7 +321,8 @@ def test_scaled_copies_lie_beyond(teacher, data):
 def test_little_memory_means_fewer_samples(teacher, data, fitted_windows):
     teacher, student = pair(teacher)
     memory = 64 * 36 * 8 * 4 * 4  # room for two windows of each image in the widest layer, held four times in fp32
-    calibrate_(student, teacher, data, steps=5, samples=1 << 20, matching_steps=0, memory=memory)
+    report = calibrate_(student, teacher, data, steps=5, samples=1 << 20, matching_steps=0, memory=memory)
+    assert report.samples == 2 * 64
     assert fitted_windows[0].shape == (2, 2 * 56, 36)
     assert max(windows.numel() for windows in fitted_windows) * 4 * 4 <= memory
 
