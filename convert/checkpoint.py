@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import create_model, is_model
 from timm.models._hub import save_config_for_hf  # timm's public save_for_hf writes weights as well
@@ -21,18 +20,25 @@ from torch import Tensor, nn
 from . import registry as registry  # so that create_model knows "adder" and the paper's networks
 from .errors import AdderkitError, CheckpointError
 from .files import atomic_path, read_json_object, sha256, write_json, write_text
+from .hub import PREFIX, fetch
 from .model_card import model_card
 from .rewrite import is_converted, steps_of
-from .weight_files import safetensors_state
+from .saved_weights import CONFIG as CONFIG
+from .saved_weights import WEIGHTS as WEIGHTS
+from .saved_weights import check_steps, checked_weights
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 REPORT = "adder_report.json"
 CARD = "README.md"
 FORMAT_VERSION = 1
+_PACKAGES = ("adderkit", "torch", "torchvision", "timm", "accelerate", "safetensors")
 
 
-def save(model: nn.Module, folder: str | Path, report: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    report: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write a timm model, converted or not, to a folder that ``load`` and timm read back bit-equal.
 
     Every file is replaced atomically, the configuration last but one and the report last, so that a kill leaves files
@@ -42,6 +48,7 @@ def save(model: nn.Module, folder: str | Path, report: Mapping[str, Any] | None 
         model: A model made by ``timm.create_model``, perhaps converted.
         folder: Where to write; made if missing.
         report: JSON-ready facts to keep in ``adder_report.json``: plan, fidelity, metrics, teacher.
+        state: The model's ``state_dict``; to be given where the model has only this process's part of it (FSDP2).
 
     Returns:
         The folder.
@@ -55,12 +62,14 @@ def save(model: nn.Module, folder: str | Path, report: Mapping[str, Any] | None 
     config = _config(model, base, converted)
     # One key only: safetensors writes several in any order, and equal models would not be equal files.
     metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in (state or model.state_dict()).items()
+    }
     facts = {
         **(report or {}),
         "architecture": config["architecture"],
         "base": base,
-        "versions": {name: version(name) for name in ("adderkit", "torch", "timm", "safetensors")},
+        "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
     }
     try:
         json.dumps(facts)
@@ -92,36 +101,20 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
         CheckpointError: Files are missing, damaged, altered, or not a checkpoint of this kind; nothing is half-loaded.
     """
     name = str(source).removeprefix("local-dir:")
-    folder = fetch(name) if name.startswith("hf-hub:") else Path(name)
+    folder = fetch(name, (WEIGHTS, CONFIG, REPORT, CARD)) if name.startswith(PREFIX) else Path(name)
     _check_folder(folder)
-    state = _check_weights(folder) if pretrained else None
+    state = checked_weights(folder) if pretrained else None
     try:
         # timm would quietly leave out a classifier of another size, and might take another file: we load strictly.
         model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
-            _check_steps(folder, model)
+            check_steps(folder, model)
             model.load_state_dict(state)
     except AdderkitError:
         raise
     except Exception as error:  # whatever timm makes of a foreign configuration
         raise CheckpointError(f"{folder} does not hold a model that fits its {CONFIG}: {error}") from error
     return model.eval()
-
-
-def fetch(name: str) -> Path:
-    """Download ``hf-hub:user/name[@revision]``, or find it in the Hub's cache; its local folder.
-
-    Raises:
-        CheckpointError: The Hub cannot be reached, or has no such repository.
-    """
-    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG, REPORT, CARD])
-        )
-    except Exception as error:  # the Hub's client raises errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason})") from error
 
 
 def read_report(folder: str | Path) -> dict[str, Any]:
@@ -178,30 +171,3 @@ def _check_folder(folder: Path) -> None:
         )
     if not isinstance(arguments, dict):
         raise CheckpointError(f"model_args is {arguments!r:.80} in {folder / CONFIG}, expected an object")
-
-
-def _check_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights, given that they are whole and unaltered."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected the weights beside {CONFIG}")
-    state = safetensors_state(path)
-    ours = read_json_object(folder / CONFIG).get("adderkit")
-    expected = ours.get("sha256") if isinstance(ours, dict) else None
-    if expected is not None and sha256(path) != expected:
-        raise CheckpointError(
-            f"{path} is not the file that {CONFIG} was written for: its SHA-256 differs from {expected}; "
-            "copy both again, or save the model again with adderkit.save"
-        )
-    return state
-
-
-def _check_steps(folder: Path, model: nn.Module) -> None:
-    """Refuse a model that was built otherwise than its weights say: it would compute another function."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        metadata = (file.metadata() or {}).get("adderkit")
-    if metadata is not None and json.loads(metadata).get("steps") != steps_of(model):
-        raise CheckpointError(
-            f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their steps differ; "
-            "copy both again, or save the model again with adderkit.save"
-        )

@@ -23,3 +23,11 @@ class DatasetError(AdderkitError):
 
 class RecipeError(AdderkitError):
     """A recipe or a setting in it is unknown or has a wrong value."""
+
+
+class PublishError(AdderkitError):
+    """A folder cannot be published, or the Hub refuses it."""
+
+
+class ExportError(AdderkitError):
+    """A model cannot be exported, or what exporting needs is not installed."""

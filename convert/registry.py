@@ -7,6 +7,7 @@ Were the checkpoint to call itself by its base's name, timm would load it as a C
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from timm.models import create_model, is_model, load_pretrained, register_model
@@ -14,7 +15,9 @@ from torch import nn
 
 from . import cifar_models as cifar_models  # registers the paper's networks
 from .errors import CheckpointError
+from .hub import PREFIX, fetch
 from .rewrite import replay_
+from .saved_weights import CONFIG, WEIGHTS, check_steps, checked_weights
 
 
 @register_model
@@ -63,9 +66,14 @@ def adder(
     config = {**model.pretrained_cfg, **saved, **(pretrained_cfg_overlay or {}), "architecture": "adder"}
     model.pretrained_cfg = model.default_cfg = config
     if pretrained:
+        folder = _saved_folder(config, cache_dir)
+        given = {}
+        if folder is not None:
+            given = {"source": "", "state_dict": checked_weights(folder)}
+            check_steps(folder, model)
         load_pretrained(
             model,
-            config,
+            {**config, **given},
             num_classes=model.num_classes,
             in_chans=kwargs.get("in_chans") or config["input_size"][0],
             filter_fn=cifar_models.drop_other_head,
@@ -73,3 +81,13 @@ def adder(
         )
     result: nn.Module = model
     return result
+
+
+def _saved_folder(config: Mapping[str, Any], cache_dir: str | None) -> Path | None:
+    """Where a saved model's files are, fetched from the Hub if need be; ``None`` for weights of another kind.
+
+    timm would take any file of weights that it finds there, and compares no checksum.
+    """
+    if config.get("source") == "hf-hub":
+        return fetch(f"{PREFIX}{config['hf_hub_id']}", (WEIGHTS, CONFIG), cache_dir)
+    return Path(config["file"]) if config.get("source") == "local-dir" else None

@@ -1,18 +1,17 @@
 """From what a user names (a timm model, a Hub repository, a folder, a file) to a model, or one clear line."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import logging as hub_logging
 from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
 from torch import Tensor, nn
 
 from . import registry as registry  # so that timm knows our names
 from .checkpoint import CONFIG, base_architecture, load
 from .errors import CheckpointError, ModelSourceError
+from .hub import quiet_hub
 from .weight_files import state_dict_from
 
 
@@ -82,7 +81,7 @@ def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Mod
             "or take random ones with --no-pretrained"
         )
     try:
-        with _quiet_hub():
+        with quiet_hub():
             model: nn.Module = create_model(name, pretrained=pretrained, **arguments)
     except CheckpointError:
         raise
@@ -95,17 +94,6 @@ def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Mod
             "give yours with --checkpoint FILE|DIR, or take random ones with --no-pretrained"
         ) from error
     return model.eval()
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """The Hub client's own warnings (a line for each retry) stay out of the way of ours."""
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(verbosity)
 
 
 def _check_name(name: str) -> None:

@@ -211,7 +211,8 @@ def test_report(adder_model, tmp_path):
     assert (report["accuracy"], report["teacher"]) == (0.5, "resnet20")
     assert (report["architecture"], report["base"]) == ("adder", "cifar_resnet20")
     assert report["sha256"] == sha256(folder / "model.safetensors")
-    assert set(report["versions"]) == {"adderkit", "torch", "timm", "safetensors"}
+    packages = {"adderkit", "torch", "torchvision", "timm", "accelerate", "safetensors"}
+    assert set(report["versions"]) == {"python", *packages}
     assert read_report(tmp_path) == {}
 
 

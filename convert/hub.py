@@ -1,0 +1,50 @@
+"""The Hugging Face Hub, as far as models are fetched from it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import logging as hub_logging
+from huggingface_hub import snapshot_download
+
+from .errors import CheckpointError
+
+PREFIX = "hf-hub:"
+
+
+def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path:
+    """Download files of ``hf-hub:user/name[@revision]``, or find them in the Hub's cache.
+
+    Args:
+        name: With or without the prefix.
+        files: Those that are wanted, as far as the repository has them; no other file is fetched.
+        cache_dir: Where the Hub's files are kept; by default where huggingface_hub keeps them.
+
+    Returns:
+        The local folder that holds them, all of one commit.
+
+    Raises:
+        CheckpointError: The Hub cannot be reached, or has no such repository or revision.
+    """
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    try:
+        with quiet_hub():
+            return Path(
+                snapshot_download(
+                    repository, revision=revision or None, allow_patterns=list(files), cache_dir=cache_dir
+                )
+            )
+    except Exception as error:  # the Hub's client raises errors of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason})") from error
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """The Hub client's own warnings (a line for each retry, with the address) stay out of the way of ours."""
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
