@@ -1,4 +1,10 @@
-"""The README.md of a saved folder: a Hub model card that begins with a snippet that works as pasted."""
+"""Model cards: front matter for the Hub, and a beginning with a snippet that works as pasted.
+
+A saved folder's card (``model_card``) is no more than that; ``recipes.published_card`` says what else is known.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -10,10 +16,8 @@ output the negative L1 distance between window and filter. Plain timm refuses th
 ```python
 import adderkit, timm
 
-model = timm.create_model("local-dir:{name}", pretrained=True).eval()  # or adderkit.load("{name}")
+model = timm.create_model("{source}", pretrained=True).eval()  # or adderkit.load("{ours}")
 ```
-
-What was converted, how faithful each layer is and what was measured stands in `adder_report.json`.
 """
 
 _CNN = """# {name}
@@ -23,13 +27,15 @@ _CNN = """# {name}
 ```python
 import adderkit, timm  # adderkit registers its own architectures with timm
 
-model = timm.create_model("local-dir:{name}", pretrained=True).eval()
+model = timm.create_model("{source}", pretrained=True).eval()
 ```
 """
 
+_REPORT = "\nWhat was converted, how faithful each layer is and what was measured stands in `adder_report.json`.\n"
+
 
 def model_card(base: str, converted: bool, name: str) -> str:
-    """A card with front matter for a saved model.
+    """The card of a saved folder.
 
     Args:
         base: Architecture in timm's registry.
@@ -37,8 +43,32 @@ def model_card(base: str, converted: bool, name: str) -> str:
         name: What the folder is called.
 
     Returns:
-        Markdown.
+        Markdown with front matter.
     """
-    tags = ["timm", "image-classification", *(["adder", "addernet"] if converted else [])]
-    data = ModelCardData(library_name="timm", tags=tags, pipeline_tag="image-classification")
-    return f"---\n{data.to_yaml()}\n---\n\n" + (_ADDER if converted else _CNN).format(base=base, name=name)
+    return front_matter(converted) + beginning(base, converted, name, f"local-dir:{name}") + _REPORT * converted
+
+
+def front_matter(converted: bool, tags: Sequence[str] = (), **facts: Any) -> str:
+    """What the Hub reads: the files and their loader are timm's, so ``library_name`` is, too.
+
+    Args:
+        converted: Whether the model is an adder network.
+        tags: Besides the usual ones.
+        **facts: More of ``huggingface_hub.ModelCardData``, such as ``license``; those that are ``None`` are left out.
+    """
+    usual = ["timm", "image-classification", "adderkit", *(["adder", "addernet"] if converted else [])]
+    data = ModelCardData(library_name="timm", tags=[*usual, *tags], pipeline_tag="image-classification", **facts)
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def beginning(base: str, converted: bool, name: str, source: str) -> str:
+    """Title, one sentence, and how to load the model.
+
+    Args:
+        base: Architecture in timm's registry.
+        converted: Whether the model is an adder network.
+        name: The title.
+        source: What timm loads it by: ``local-dir:FOLDER`` or ``hf-hub:user/name``.
+    """
+    ours = source.removeprefix("local-dir:")
+    return (_ADDER if converted else _CNN).format(base=base, name=name, source=source, ours=ours)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..convert.batchnorm import reestimate_batchnorm_
 from ..convert.block_matching import match_blocks_
 from ..convert.calibrate import CalibrationReport, batches_of, calibrate_
-from ..convert.checkpoint import base_architecture, save
+from ..convert.checkpoint import base_architecture, read_report, save
 from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
 from ..convert.errors import AdderkitError, ModelSourceError
@@ -22,6 +22,7 @@ from ..convert.rewrite import convert_, is_converted
 from ..convert.source import build_model, is_folder
 from .data import unlabelled_images
 from .progress import calibration_progress
+from .provenance import command_line, commands_of, weights_source
 from .setup import absolute_source
 
 
@@ -149,6 +150,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         "plan": done.to_dict(),
         "calibration": calibration.to_dict() if calibration else None,
         "teacher": _teacher_source(job, model),
+        "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
+        "commands": commands_of(_report_of(job.model), command_line()),
     }
     save(student, job.folder, report)
     return ConversionResult(done, calibration, job.folder)
@@ -194,6 +197,10 @@ def _calibrate(
         )
         reestimate_batchnorm_(student, batches_of(images, 64))
     return kept_plan(done, kept), dataclasses.replace(report, matching_steps=job.matching_steps)
+
+
+def _report_of(name: str) -> dict[str, Any]:
+    return read_report(name.removeprefix("local-dir:")) if is_folder(name) else {}
 
 
 def _teacher_source(job: ConversionJob, model: Any) -> str | None:
