@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,8 +44,16 @@ def evaluate(
     loader: DataLoader[Any] | Iterable[Any],
     accelerator: Accelerator,
     title: str = "evaluating",
+    note: Callable[[str], None] | None = None,
 ) -> Metrics:
     """Measure a model on a loader, both prepared by the accelerator; duplicates that even out processes are dropped.
+
+    Args:
+        model: In any mode, which it keeps.
+        loader: Of ``(images, targets)``.
+        accelerator: Of the run.
+        title: Of the progress bar.
+        note: See ``ProgressBar``.
 
     Returns:
         The same metrics on every process.
@@ -53,7 +61,8 @@ def evaluate(
     right = torch.zeros(3, dtype=torch.float64)  # top-1, top-5, loss
     images = 0
     started = time.perf_counter()
-    with evaluation_mode(model), ProgressBar(title, _length(loader), accelerator.is_main_process) as bar:
+    bar = ProgressBar(title, _length(loader), accelerator.is_main_process, note=note)
+    with evaluation_mode(model), bar:
         for batch, targets in loader:
             with accelerator.autocast():
                 logits = model(batch)

@@ -17,13 +17,22 @@ class ProgressBar:
         total: Number of steps.
         enabled: Off on every process but the first.
         log_interval: Steps between lines where there is no terminal; 0 means only the last.
+        note: Also gets these lines, on a terminal too.
     """
 
-    def __init__(self, title: str, total: int, enabled: bool = True, log_interval: int = 0) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        enabled: bool = True,
+        log_interval: int = 0,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self.title = title
         self.total = total
         self.done = 0
         self.log_interval = log_interval
+        self.note = note
         self.console = Console(stderr=True, quiet=not enabled)
         self.started = time.perf_counter()
         self._shown = 0.0
@@ -63,15 +72,15 @@ class ProgressBar:
             if self.done == self.total or time.perf_counter() - self._shown > 0.2:
                 self._shown = time.perf_counter()
                 self._bar.update(self._task, status=status())
-        elif self.done == self.total or (self.log_interval and self.done % self.log_interval == 0):
+        due = self.done == self.total or (self.log_interval and self.done % self.log_interval == 0)
+        if due and (self.note is not None or not self.live):
             seconds = time.perf_counter() - self.started
             share = 100 * self.done // max(1, self.total)
-            self.console.print(
-                f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s {status()}".rstrip(),
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            line = f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s {status()}".rstrip()
+            if self.note is not None:
+                self.note(line)
+            if not self.live:
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
