@@ -1,7 +1,8 @@
 """adderkit: convolutional timm models become adder networks, and come back to accuracy.
 
 Importing the package is cheap: a public name is imported when it is first used. As soon as timm is imported too,
-our models are registered with it, so that ``timm.create_model("local-dir:…", pretrained=True)`` knows them.
+our models are registered with it, so that ``timm.create_model("local-dir:…", pretrained=True)`` knows them. As soon as
+torch is, it knows our operators, so that ``torch.export.load`` reads programs that hold them.
 """
 
 from importlib import import_module
@@ -66,4 +67,9 @@ def _register_models(_timm: ModuleType) -> None:
     import_module(".convert.registry", __name__)
 
 
+def _register_operator(_torch: ModuleType) -> None:
+    import_module(".adder_layers.conv", __name__)
+
+
 register_post_import_hook(_register_models, "timm")
+register_post_import_hook(_register_operator, "torch")

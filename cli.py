@@ -243,6 +243,24 @@ def import_checkpoint(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
+    form: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default MODEL.onnx or .pt2.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default 18.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a model as ONNX, with adder layers as functions that any runtime runs, or as a torch.export program."""
+    from adderkit.recipes.exchange import run_export
+
+    done = run_export(model, form, output, opset)
+    if json:
+        _print_json(done.to_dict())
+    else:
+        print(done.summary())
+
+
+@app.command()
 def demo(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Folder to keep; default: a temporary one.")
