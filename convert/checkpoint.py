@@ -79,7 +79,7 @@ def save(
         write_json(folder / CONFIG, {**config, "adderkit": {"version": FORMAT_VERSION, "sha256": digest}})
         write_json(folder / REPORT, {**facts, "sha256": digest})
         if not (folder / CARD).exists():
-            write_text(folder / CARD, model_card(base, converted, folder.name))
+            write_text(folder / CARD, model_card(base, is_converted(model), folder.name))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
     except TypeError as error:
