@@ -1,4 +1,4 @@
-"""One adder layer is fitted to what a convolution gives: best scale, clamp to the input's range, then Adam.
+"""One adder layer is fitted to what a convolution gives: best scales, clamp to the input's range, then Adam.
 
 The aim is correlation, channel by channel: the BatchNorm that follows makes any offset and any positive slope good.
 """
@@ -11,9 +11,10 @@ from torch import Tensor
 from ..adder_layers.conv import adder_conv2d
 
 # From nearly linear in x (every weight beyond the input's range, where -|x - w| is x or -x plus a constant) to weights
-# in the middle of it: which is best depends on the layer.
+# in the middle of it: which is best depends on the layer, and on the filter.
 SCALES = tuple(4.0 * 2 ** (step / 2) for step in range(17))  # 4 … 1024
-BATCH = 1024
+# Windows in a step of Adam; with groups, where each filter sees few channels, fewer do as well.
+BATCH, GROUPED_BATCH = 1024, 256
 LEARNING_RATE = 0.12
 SIGN_SCALE = 1e4
 
@@ -80,8 +81,8 @@ def input_ranges(windows: Tensor, taps: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def best_scale(windows: Tensor, target: Tensor, weight: Tensor) -> tuple[float, Tensor]:
-    """The factor for a convolution's weights whose distances correlate best with its outputs.
+def best_scales(windows: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Each filter's own factor, with which its distances correlate best with the convolution's outputs.
 
     Args:
         windows: ``[G, S, K]``.
@@ -89,12 +90,11 @@ def best_scale(windows: Tensor, target: Tensor, weight: Tensor) -> tuple[float, 
         weight: The convolution's filters, ``[G, O, K]``.
 
     Returns:
-        The factor, and the scaled filters.
+        The factors, out of ``SCALES``, ``[G, O, 1]``.
     """
     few = slice(0, 2 * BATCH)
-    scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]).mean() for scale in SCALES]
-    scale = SCALES[int(torch.stack(scores).argmax())]
-    return scale, scale * weight
+    scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]) for scale in SCALES]
+    return torch.tensor(SCALES, device=weight.device)[torch.stack(scores).argmax(0)][..., None]
 
 
 @torch.enable_grad()
@@ -108,21 +108,22 @@ def reconstruct(
         target: ``[G, S, O]``, what the convolution gave there.
         weight: ``[G, O, K]``, the convolution's filters.
         taps: ``kh · kw``.
-        steps: Adam steps; with 0 only the scale is chosen.
+        steps: Adam steps; with 0 only the scales are chosen.
         generator: Source of the mini-batches.
 
     Returns:
         The filters ``[G, O, K]``.
     """
-    _, fitted = best_scale(windows, target, weight)
+    fitted = best_scales(windows, target, weight) * weight
     if steps == 0:
         return fitted
     low, high = input_ranges(windows, taps)
     fitted = fitted.clamp(low, high).requires_grad_()
     optimizer = torch.optim.Adam([fitted], lr=LEARNING_RATE * float(windows.std()))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    batch = BATCH if len(weight) == 1 else GROUPED_BATCH
     for _ in range(steps):
-        chosen = torch.randint(windows.shape[1], (BATCH,), generator=generator)
+        chosen = torch.randint(windows.shape[1], (batch,), generator=generator)
         loss = (
             1 - correlation(distances(windows.index_select(1, chosen), fitted), target.index_select(1, chosen)).mean()
         )

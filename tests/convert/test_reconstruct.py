@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adderkit.convert.reconstruct import SCALES, best_scale, correlation, distances, input_ranges, reconstruct
+from adderkit.convert.reconstruct import SCALES, best_scales, correlation, distances, input_ranges, reconstruct
 
 
 def problem(groups=2, samples=600, channels=3, taps=4, filters=5):
@@ -88,17 +88,27 @@ def test_clamping_to_the_range_adds_a_constant_to_each_filter():
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference))
 
 
-def test_best_scale_is_the_best_of_all():
-    windows, target, weight = problem()
-    scale, scaled = best_scale(windows, target, weight)
-    scores = {candidate: score(windows, target, candidate * weight) for candidate in SCALES}
-    assert scores[scale] == pytest.approx(max(scores.values()), abs=1e-6)
-    assert torch.equal(scaled, scale * weight)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_each_filter_gets_the_best_of_all_scales(groups):
+    windows, target, weight = problem(groups)
+    scales = best_scales(windows, target, weight)
+    assert scales.shape == (*weight.shape[:2], 1)
+    for group in range(groups):
+        for output in range(weight.shape[1]):
+            wanted = target[group, :, output]
+            scores = []
+            for candidate in SCALES:
+                distance = -(windows[group] - candidate * weight[group, output]).abs().sum(1)
+                scores.append(torch.corrcoef(torch.stack([distance, wanted]))[0, 1].item())
+            chosen = SCALES.index(pytest.approx(scales[group, output].item()))
+            assert scores[chosen] == pytest.approx(max(scores), abs=1e-5)
 
 
 def test_no_steps_only_scale():
     windows, target, weight = problem()
-    assert torch.equal(reconstruct(windows, target, weight, 4, 0, seeded()), best_scale(windows, target, weight)[1])
+    assert torch.equal(
+        reconstruct(windows, target, weight, 4, 0, seeded()), best_scales(windows, target, weight) * weight
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -106,15 +116,18 @@ def test_fitting_raises_the_correlation(groups):
     windows, target, weight = problem(groups)
     fitted = reconstruct(windows, target, weight, 4, 60, seeded())
     assert fitted.shape == weight.shape
-    before, after = score(windows, target, best_scale(windows, target, weight)[1]), score(windows, target, fitted)
+    before, after = (
+        score(windows, target, best_scales(windows, target, weight) * weight),
+        score(windows, target, fitted),
+    )
     assert after > before + 0.01
 
 
 @pytest.mark.parametrize("steps", [1, 5, 30])
-def test_fitting_never_ends_much_below_the_best_scale(steps):
+def test_fitting_never_ends_much_below_the_best_scales(steps):
     windows, target, weight = problem()
     fitted = reconstruct(windows, target, weight, 4, steps, seeded())
-    assert score(windows, target, fitted) > score(windows, target, best_scale(windows, target, weight)[1]) - 0.01
+    assert score(windows, target, fitted) > score(windows, target, best_scales(windows, target, weight) * weight) - 0.01
 
 
 def test_fitted_weights_lie_in_the_range_of_the_input():
