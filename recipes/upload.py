@@ -7,6 +7,7 @@ that reached it before a break are not sent again. So after an error that may pa
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -121,12 +122,13 @@ def upload(
                 return dataclasses.replace(done, sent=tuple(name for name in files if name in sent))
             except AdderkitError:
                 raise
-            except Exception as error:  # the Hub's client raises errors of many kinds
+            except Exception as raised:  # the Hub's client raises errors of many kinds
+                error = _origin(raised)
                 explained = _explain(error, api, target)
                 if wait is None or not _may_pass(error):
                     # A server may repeat the token in what it says, so a traceback must not show that either.
                     raise PublishError(explained) from None
-                announce(f"{explained.partition(';')[0]}; trying again in {wait} s")
+                announce(f"{explained.rpartition(';')[0]}; trying again in {wait} s")
                 time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
@@ -165,11 +167,12 @@ def _upload(
             create_pr=target.create_pr,
             parent_commit=info.sha,  # what is compared above is what the commit is made on
         )
-    except Exception as error:
+    except Exception as raised:
+        error = _origin(raised)
         if target.create_pr and _may_pass(error):
             raise PublishError(
-                f"{_explain(error, api, target).partition(';')[0]}; the pull request may be open all the same: look at "
-                f"{api.endpoint}/{target.repository}/discussions before another try"
+                f"{_explain(error, api, target).rpartition(';')[0]}; the pull request may be open all the same: "
+                f"look at {api.endpoint}/{target.repository}/discussions before another try"
             ) from None
         raise
     return Upload(commit.pr_url or commit.commit_url, commit.oid, (), card_kept)
@@ -194,6 +197,11 @@ def _same(there: RepoSibling, path: Path) -> bool:
     return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def _origin(error: Exception) -> Exception:
+    """What the Hub's client met while it uploaded a file, which it wraps."""
+    return error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+
+
 def _may_pass(error: Exception) -> bool:
     """Whether another try may succeed: not where the Hub said no, or where what was asked is wrong."""
     if isinstance(error, HfHubHTTPError):
@@ -205,10 +213,10 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _explain(error: Exception, api: HfApi, target: Target) -> str:
-    """One line with the remedy behind its semicolon, without the token."""
+    """One line with the remedy behind its last semicolon, without the token."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    # What follows an address's question mark may be a signature that lets anybody write.
+    reason = re.sub(r"(https?://[^\s'?]+)\?[^\s']*", r"\1", " ".join(str(error).split()) or type(error).__name__)[:400]
     if isinstance(error, OfflineModeIsEnabled):
         return "the Hub is switched off by HF_HUB_OFFLINE; unset it to publish"
     if status == 401:
@@ -221,7 +229,7 @@ def _explain(error: Exception, api: HfApi, target: Target) -> str:
         line = f"the Hub refuses {target.repository} ({reason}); mend that and publish again"
     else:
         line = (
-            f"the upload to {api.endpoint}/{target.repository} broke off ({type(cause).__name__}: {reason}); "
+            f"the upload to {api.endpoint}/{target.repository} broke off ({type(error).__name__}: {reason}); "
             "publish again: what has arrived is not sent twice"
         )
     token = get_token()

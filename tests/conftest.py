@@ -1,8 +1,10 @@
 """Set-up shared by all tests: no window, no network, and a repository root that is not a test package."""
 
+import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,18 @@ class _PlainRoot:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_PlainRoot(), "plain-root")
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    """A Hugging Face Hub on this machine, see ``hub_server.py``."""
+    spec = importlib.util.spec_from_file_location("hub_server", ROOT / "tests" / "hub_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.Hub() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A small Hugging Face Hub on this machine: the endpoints that publishing and loading use, and faults on demand.
 
-It keeps everything in memory and writes down every request. Run as a program it prints its address and serves until its
-standard input is closed.
+It keeps everything in memory and writes down every request.
 """
 
 import base64
@@ -63,6 +62,8 @@ class Fault:
 class Hub:
     """The server; use it in a ``with``."""
 
+    repository = Repository
+
     def __init__(self, token="hf_right", user="ann"):
         self.token, self.user = token, user
         self.repositories, self.objects, self.faults, self.requests = {}, {}, [], []
@@ -84,9 +85,17 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
+    def fault(self, method, pattern, what, times=1, body=None):
+        """Have the next requests that match fail, see ``Fault``."""
+        self.faults.append(Fault(method, pattern, what, times, body))
+
     def files(self, name, revision="main"):
         """What a repository holds: contents by path."""
         return self.repositories[name].at(revision)[2]
+
+    def history(self, name, branch="main"):
+        """The commits' messages after the one that a repository begins with."""
+        return [message for _, message, _ in self.repositories[name].branches[branch]][1:]
 
     def seen(self, method, pattern):
         """The requests that match, as ``METHOD path``."""
