@@ -185,6 +185,7 @@ def evaluate(
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
     in_chans: InChans = None,
+    record: Annotated[bool, typer.Option("--record", help="Keep it in the folder's report, for publish.")] = False,
     json: Json = False,
 ) -> None:
     """Measure top-1, top-5, loss and images per second."""
@@ -193,7 +194,7 @@ def evaluate(
     from adderkit.recipes.verification import evaluate_model
 
     job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
-    metrics = evaluate_model(job, dataset, data_dir, split, batch_size or 128, workers)
+    metrics = evaluate_model(job, dataset, data_dir, split, batch_size or 128, workers, record=record)
     if json:
         _print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
     else:
@@ -258,6 +259,33 @@ def export(
         _print_json(done.to_dict())
     else:
         print(done.summary())
+
+
+@app.command()
+def publish(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Saved folder, such as runs/mine/best.")],
+    repo: Annotated[str, typer.Option(help="user/name on the Hub; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you and your organisation see it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the folder, send nothing.")] = False,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="To build; default NAME-published.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a README.md, here and on the Hub.")] = False,
+    licence: Annotated[str | None, typer.Option("--license", help="Such as mit; default: the base model's.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Its CNN on the Hub; default: as recorded.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Publish with adderkit",
+    json: Json = False,
+) -> None:
+    """Build a folder with model card, costs and measurements, and upload it to the Hugging Face Hub."""
+    from adderkit.recipes.publishing import PublishJob, run_publish
+    from adderkit.recipes.upload import Target
+
+    target = Target(repo, private, revision, create_pr, message)
+    result = run_publish(PublishJob(folder, target, output, licence, base_model, force, dry_run), _announce)
+    if json:
+        _print_json(result.to_dict())
+    else:
+        print(result.summary())
 
 
 @app.command()

@@ -22,6 +22,7 @@ from .evaluate import Metrics, evaluate
 from .interruption import Interrupted, StopRequest, any_process
 from .position import Position, Row, gather_sums
 from .prepare import Run, make_accelerator, prepare
+from .provenance import command_line, commands_of, weights_source
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .setup import Job, absolute_source, build_student, draw_adder_weights, teacher_of
@@ -54,6 +55,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
         model=absolute_source(job.model) or job.model,
         teacher=absolute_source(teacher_of(job)) if recipe.distill_loss_weight else None,
         checkpoint=str(Path(job.checkpoint).resolve()) if job.checkpoint else None,
+        command=command_line(),
     )
     if recipe.data_dir:
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
@@ -181,7 +183,9 @@ def _refresh_batchnorm(run: Run) -> None:
 def _report(run: Run, job: Job, position: Position, metrics: Metrics | None) -> dict[str, Any]:
     """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
     before = read_report(job.model) if is_folder(job.model) else {}
-    kept: dict[str, Any] = {key: before[key] for key in ("plan", "calibration", "teacher", "source") if key in before}
+    kept: dict[str, Any] = {key: before[key] for key in ("plan", "calibration", "teacher", "imported") if key in before}
+    kept["source"] = weights_source(job.model, run.bare_model, pretrained=job.pretrained, checkpoint=job.checkpoint)
+    kept["commands"] = commands_of(before, job.command)
     if job.teacher is not None:
         kept["teacher"] = job.teacher
     training = {

@@ -27,6 +27,7 @@ class Job:
         checkpoint: File or folder of weights to start from instead.
         num_classes: For a model named by architecture; by default what the data set has.
         in_chans: Likewise.
+        command: The command line that began the run, for the record.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Job:
     checkpoint: str | None = None
     num_classes: int | None = None
     in_chans: int | None = None
+    command: str | None = None
 
 
 def build_student(job: Job, recipe: Recipe) -> nn.Module:
