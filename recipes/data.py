@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from ..convert.errors import DatasetError
 from .recipe import Augmentation
-from .reproducible import EpochImages, EpochOrder
+from .reproducible import EpochImages, EpochOrder, EpochStream
 from .small_datasets import SMALL_DATASETS, SmallDataset
 
 # Folders that timm takes for a split.
@@ -80,20 +80,10 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
     Raises:
         DatasetError: The data set is unknown or missing; the message says how to get it.
     """
-    if not spec:
-        raise DatasetError("no data set is given; name one with --dataset, such as digits, fashion-mnist or folder")
+    check_name(spec, data_dir)
     small = SMALL_DATASETS.get(spec)
     if small is not None:
         return cast(ImageSource, small.open(data_dir, split, in_chans))
-    if spec == "folder" and not data_dir:
-        raise DatasetError(
-            "--dataset folder needs --data-dir, a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg"
-        )
-    if spec != "folder" and "/" not in spec:
-        raise DatasetError(
-            f"--dataset is {spec!r}, expected {', '.join(SMALL_DATASETS)}, folder (with --data-dir), "
-            "or a timm reader such as hfds/NAME, wds/NAME or torch/NAME"
-        )
     if data_dir and spec == "folder":
         _check_split_folder(Path(data_dir), split)
     try:
@@ -111,6 +101,25 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
             f"data set {spec!r}, split {split!r}, cannot be opened: {reason}; check --data-dir and the split names"
         ) from error
     return cast(ImageSource, dataset)
+
+
+def check_name(spec: str, data_dir: str | None) -> None:
+    """Whether a spec is one that ``open_dataset`` understands, which it may be where there are no images yet.
+
+    Raises:
+        DatasetError: It is not.
+    """
+    if not spec:
+        raise DatasetError("no data set is given; name one with --dataset, such as digits, fashion-mnist or folder")
+    if spec == "folder" and not data_dir:
+        raise DatasetError(
+            "--dataset folder needs --data-dir, a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg"
+        )
+    if spec not in (*SMALL_DATASETS, "folder") and "/" not in spec:
+        raise DatasetError(
+            f"--dataset is {spec!r}, expected {', '.join(SMALL_DATASETS)}, folder (with --data-dir), "
+            "or a timm reader such as hfds/NAME, wds/NAME or torch/NAME"
+        )
 
 
 def _check_split_folder(root: Path, split: str) -> None:
@@ -195,16 +204,17 @@ def make_loader(
     accelerate's ``set_epoch`` sets for the order and ``EpochImages.set_epoch`` for the images.
     """
     dataset.transform = transform
-    workers = min(workers, _processors())
-    streamed = isinstance(dataset, IterableDataset)  # shuffled by timm's reader
-    if streamed:
-        cast(Any, dataset).set_loader_cfg(num_workers=workers)
-    indexed = training and not streamed
+    workers = loader_workers(workers)
+    images, order = cast(Dataset[Any], dataset), None
+    if isinstance(dataset, IterableDataset):
+        images = _stream(dataset, batch_size, workers, training=training, seed=seed)
+    elif training:
+        images, order = EpochImages(dataset, seed), EpochOrder(len(dataset), seed)
     return DataLoader(
-        EpochImages(dataset, seed) if indexed else cast(Dataset[Any], dataset),
+        images,
         batch_size=batch_size,
-        sampler=EpochOrder(len(dataset), seed) if indexed else None,
-        drop_last=training and len(dataset) > batch_size,
+        sampler=order,
+        drop_last=training and order is not None and len(dataset) > batch_size,
         num_workers=workers,
         # Fresh workers each epoch: they are told its number when they start.
         persistent_workers=False,
@@ -212,9 +222,24 @@ def make_loader(
     )
 
 
-def _processors() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _stream(dataset: Any, batch_size: int, workers: int, *, training: bool, seed: int) -> EpochStream:
+    """A streamed data set set up as timm does: shuffled by its reader, which fills the last batch of every worker up.
+
+    For training, each process reads shards of its own; otherwise each reads all of them, since their images do not
+    divide evenly.
+    """
+    reader = dataset.reader
+    reader.batch_size, reader.common_seed = batch_size, seed
+    if not training:
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+    dataset.set_loader_cfg(num_workers=workers)
+    return EpochStream(dataset, seed)
+
+
+def loader_workers(wanted: int) -> int:
+    """As many loader processes as are wanted, but not more than this process may use processors."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted, processors)
 
 
 def subset(dataset: ImageSource, count: int, seed: int) -> ImageSource:

@@ -2,9 +2,10 @@
 
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 
@@ -14,6 +15,7 @@ from .plots import draw_plots
 from .position import Position
 from .prepare import Run
 from .run_folder import RunFolder
+from .run_plan import RunPlan, device_name
 from .trackers import start_trackers
 
 _SECONDS_BETWEEN_PLOTS = 60.0
@@ -32,7 +34,6 @@ class Journal:
         self.folder = folder
         self.accelerator: Accelerator = run.accelerator
         self.layers = list(watched_layers(run.bare_model))
-        self.images_per_second: float | None = None  # of the last epoch that was trained, all processes together
         self._log: TextIO | None = None
         self._drawn = time.monotonic()
 
@@ -43,8 +44,10 @@ class Journal:
         self._log = _open_log(self.folder.path / "log.txt")
         if position.rows:
             self.write_tables(position)  # a kill may have come between the save and the tables
-        step = self.run.steps_done(position)
-        start_trackers(self.accelerator, self.run.recipe, self.folder.path, self.folder.arguments(), step)
+        step, arguments = self.run.steps_done(position), self.folder.arguments()
+        for line in self._plan(arguments["job"]) if step == 0 else [f"resumed behind step {step}"]:
+            self.note(line)
+        start_trackers(self.accelerator, self.run.recipe, self.folder.path, arguments, step)
 
     def __enter__(self) -> "Journal":
         return self
@@ -87,7 +90,7 @@ class Journal:
             images_per_second: Of the epoch so far, all processes together.
             skipped: Whether the step was, since loss or gradient was not finite.
         """
-        self.images_per_second = images_per_second
+        self.run.images_per_second = images_per_second
         step = self.run.steps_done(position)
         if skipped:
             self.note(f"step {step} skipped, loss or gradient is not finite; {position.skipped} skipped in all")
@@ -120,6 +123,25 @@ class Journal:
         if position.epoch == self.run.recipe.epochs or time.monotonic() - self._drawn > _SECONDS_BETWEEN_PLOTS:
             self._drawn = time.monotonic()
             draw_plots(position.rows, self.layers, position.scales, self.folder.path / "plots")
+
+    def _plan(self, job: dict[str, Any]) -> list[str]:
+        """What is begun, and with what."""
+        run = self.run
+        train_set: Any = run.train_loader.dataset
+        eval_set: Any = run.eval_loader.dataset
+        plan = RunPlan.of(
+            run.bare_model,
+            model=job["model"],
+            teacher=job["teacher"],
+            recipe=run.recipe,
+            processes=self.accelerator.num_processes,
+            images=getattr(train_set, "images", len(train_set)),
+            evaluation_images=len(eval_set),
+            steps_per_epoch=run.updates_per_epoch,
+        )
+        used = ", ".join(f"{name} {version(name)}" for name in ("adderkit", "torch", "timm", "accelerate"))
+        device = f"{self.accelerator.num_processes} x {device_name(self.accelerator.device)}"
+        return [f"{used} on {device}", *(f"{title}: {text}" for title, text in plan.lines().items())]
 
     def _track(self, values: dict[str, float], step: int) -> None:
         if self.accelerator.is_main_process:

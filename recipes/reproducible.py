@@ -5,13 +5,14 @@ and the order of images from (seed, epoch). Neither the number of loader process
 two processes draw the augmentations that one would.
 """
 
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 
 def seed_everything(*key: int) -> None:
@@ -53,6 +54,46 @@ class EpochImages(Dataset[Any]):
         _seed_cpu(self.seed, self.epoch, index)
         item: tuple[Any, int] = self.dataset[index]
         return item
+
+
+class EpochStream(IterableDataset[Any]):
+    """A streamed data set that is the same in epoch e of every run with the same seed, processes and workers.
+
+    Every epoch is read by a reader of its own, since timm's goes on shuffling from where the last epoch left it.
+
+    Args:
+        dataset: timm's ``IterableImageDataset``; its reader deals shards out among processes and loader workers, and
+            its transform may be random.
+        seed: Of the run.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = 0
+
+    @property
+    def images(self) -> int:
+        """Of all processes together, each counted once."""
+        count: int = self.dataset.reader.num_samples
+        return count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Read as in that epoch; before loader processes start."""
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        worker = get_worker_info()
+        reader = copy.copy(self.dataset.reader)
+        key = (self.seed, self.epoch, reader.dist_rank, worker.id if worker else 0)
+        reader.worker_seed = random.Random(str(key)).getrandbits(32)  # workers have one of torch's instead
+        for index, (image, target) in enumerate(reader):
+            _seed_cpu(*key, index)
+            yield self.dataset.transform(image), target
 
 
 class EpochOrder(Sampler[int]):
