@@ -6,8 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import logging as hub_logging
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
 
-from .errors import CheckpointError
+from .errors import CheckpointError, PublishError
 
 PREFIX = "hf-hub:"
 
@@ -37,6 +39,24 @@ def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path
     except Exception as error:  # the Hub's client raises errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason})") from error
+
+
+def check_repository(name: str, option: str) -> None:
+    """Refuse what cannot be the name of somebody's repository.
+
+    Args:
+        name: Expected to be ``user/name``.
+        option: Where it was given, for the message.
+
+    Raises:
+        PublishError: It is another.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise PublishError(f"{option} {name!r} is no name of a repository: {error}") from error
+    if name.count("/") != 1:
+        raise PublishError(f"{option} is {name!r}, expected user/name or organisation/name")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from ..convert.checkpoint import CONFIG, REPORT, WEIGHTS, read_report
 from ..convert.errors import AdderkitError
 from ..convert.files import sha256, write_json
 from .evaluate import Metrics
-from .provenance import command_line
+from .provenance import command_line, part_of
 
 # The Hub's names of the data sets that have another one here; "imagefolder" is what it calls any folder of classes.
 _ON_THE_HUB = {"fashion-mnist": "zalando-datasets/fashion_mnist"}
@@ -93,12 +93,21 @@ def evaluations_of(report: Mapping[str, Any], digest: str) -> list[Evaluation]:
     """
     recorded = entries_of(report, digest)
     if not recorded:
-        training = report.get("training") or {}
-        dataset = (training.get("recipe") or {}).get("dataset")
-        measured = report.get("metrics") or {}
-        recorded = [{"dataset": dataset, "split": split, **each} for split, each in measured.items()]
-    fields = [field.name for field in dataclasses.fields(Evaluation)]
-    return [Evaluation(**{name: each.get(name) for name in fields}) for each in recorded if each.get("dataset")]
+        dataset = part_of(part_of(report, "training"), "recipe").get("dataset")
+        measured = part_of(report, "metrics")
+        recorded = [{**part_of(measured, split), "dataset": dataset, "split": split} for split in measured]
+    return [found for each in recorded if (found := _evaluation(each)) is not None]
+
+
+def _evaluation(entry: Mapping[str, Any]) -> Evaluation | None:
+    """An entry as it was recorded; ``None`` for what somebody else made of it."""
+    dataset, split, images, command = (entry.get(key) for key in ("dataset", "split", "images", "command"))
+    top1, top5 = entry.get("top1"), entry.get("top5")
+    if not isinstance(dataset, str) or not dataset or not isinstance(split, str) or not isinstance(images, int):
+        return None
+    if not isinstance(top1, (int, float)) or not isinstance(top5, (int, float)):
+        return None
+    return Evaluation(dataset, split, images, top1, top5, command if isinstance(command, str) else None)
 
 
 def entries_of(report: Mapping[str, Any], digest: str) -> list[dict[str, Any]]:

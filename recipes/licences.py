@@ -4,12 +4,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg
 
 from ..convert.errors import PublishError
-from ..convert.hub import PREFIX
+from ..convert.hub import PREFIX, check_repository
+from .provenance import part_of
 
 # Identifiers that the Hub knows (huggingface.co/docs/hub/repositories-licenses); others are "other" with a name.
 _KNOWN = """
@@ -47,7 +46,7 @@ def licence_of(given: str | None, report: Mapping[str, Any], config: Mapping[str
     """
     if given is not None:
         return _given(given)
-    inherited = (config.get("pretrained_cfg") or {}).get("license")
+    inherited = part_of(config, "pretrained_cfg").get("license")
     own_weights = "imported" in report or report.get("source", "") is None  # not those that timm offers
     if own_weights or not isinstance(inherited, str) or inherited.lower() in ("", "unknown", "other"):
         raise PublishError(
@@ -78,10 +77,7 @@ def base_model_of(given: str | None, report: Mapping[str, Any]) -> str | None:
         PublishError: The name given is none of a repository.
     """
     if given is not None:
-        try:
-            validate_repo_id(given)
-        except HFValidationError as error:
-            raise PublishError(f"--base-model {given!r} is no name of a repository: {error}") from error
+        check_repository(given, "--base-model")
         return given
     source = report.get("source")
     if not isinstance(source, str):

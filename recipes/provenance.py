@@ -12,6 +12,7 @@ from torch import nn
 from ..convert.checkpoint import base_architecture, read_report
 from ..convert.hub import PREFIX
 from ..convert.source import is_folder
+from .setup import absolute_source
 
 _PROGRAMS = ("adderkit", "convert")
 
@@ -59,6 +60,32 @@ def weights_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint:
     return f"{base_architecture(model)}.{tag}" if tag else name
 
 
+def teacher_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint: str | None) -> str | None:
+    """What distillation can build a CNN from that a model was made of; ``None`` where only a file of weights was given.
+
+    Args:
+        name: As the CNN was named.
+        model: As it was built.
+        pretrained: Whether it has pretrained weights.
+        checkpoint: File or folder of weights that was given.
+    """
+    if checkpoint is not None:
+        return absolute_source(checkpoint) if is_folder(checkpoint) else None
+    if not pretrained:
+        return None
+    if is_folder(name) or name.startswith(PREFIX):
+        return absolute_source(name)
+    timm_model: Any = model
+    tag = timm_model.pretrained_cfg.get("tag")
+    return f"{base_architecture(model)}.{tag}" if tag else name
+
+
+def part_of(report: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object within a JSON object that somebody else may have written; empty where there is none."""
+    found = report.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def without_local_paths(value: Any) -> Any:
     """JSON in which absolute paths, which tell of somebody's machine, are cut down to their last part."""
     if isinstance(value, Mapping):
@@ -70,7 +97,11 @@ def without_local_paths(value: Any) -> Any:
 
 def command_without_local_paths(command: str) -> str:
     """A command line, word by word, likewise."""
-    return shlex.join("=".join(map(_last_part, word.split("="))) for word in shlex.split(command))
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that does not close
+        words = command.split()
+    return shlex.join("=".join(map(_last_part, word.split("="))) for word in words)
 
 
 def _last_part(text: str) -> str:

@@ -8,6 +8,7 @@ from ..convert.cost import Cost
 from ..convert.model_card import beginning, front_matter
 from .evaluations import Evaluation, eval_results, hub_dataset
 from .licences import Licence
+from .provenance import part_of
 
 _LIMITS = """
 ## Limits
@@ -79,7 +80,7 @@ def published_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts, name: str) -> str:
-    training = _mapping(_mapping(facts.report, "training"), "recipe").get("dataset")
+    training = part_of(part_of(facts.report, "training"), "recipe").get("dataset")
     used = [training, *(each.dataset for each in facts.evaluations)]
     datasets = list(dict.fromkeys(found for each in used if isinstance(each, str) and (found := hub_dataset(each))))
     results = [result for each in facts.evaluations for result in eval_results(each)]
@@ -98,7 +99,7 @@ def _front_matter(facts: CardFacts, name: str) -> str:
     )
 
 
-def _image(shape: tuple[int, int, int]) -> str:
+def _image(shape: tuple[int, ...]) -> str:
     size = ", ".join(map(str, shape))
     return (
         "\n```python\nimport torch\n\n"
@@ -141,7 +142,7 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
 
 def _making(facts: CardFacts) -> str:
     report, lines = facts.report, ["\n## How it was made\n"]
-    plan, calibration, training = (_mapping(report, key) for key in ("plan", "calibration", "training"))
+    plan, calibration, training = (part_of(report, key) for key in ("plan", "calibration", "training"))
     if facts.base_model:
         lines.append(f"- Made from [`{facts.base_model}`](https://huggingface.co/{facts.base_model}).")
     if plan.get("converted") is not None:
@@ -151,12 +152,12 @@ def _making(facts: CardFacts) -> str:
             f"- Calibrated on {calibration.get('images')} unlabelled images: {calibration.get('steps')} steps for each "
             f"layer, {calibration.get('matching_steps')} for all together, seed {calibration.get('seed')}."
         )
-    if recipe := _mapping(training, "recipe"):
+    if recipe := part_of(training, "recipe"):
         lines.append(
             f"- Trained on {recipe.get('dataset')}, epoch {training.get('epoch')} of a run of {recipe.get('epochs')}, "
             f"batch size {recipe.get('batch_size')}, learning rate {recipe.get('lr')}, seed {recipe.get('seed')}."
         )
-    versions = ", ".join(f"{name} {version}" for name, version in _mapping(report, "versions").items())
+    versions = ", ".join(f"{name} {version}" for name, version in part_of(report, "versions").items())
     lines.append(f"- Saved with {versions}.")
     lines.append(f"- SHA-256 of the weights: `{report['sha256']}`.")
     lines.append("- Everything else, layer by layer: `adder_report.json`.\n")
@@ -164,8 +165,3 @@ def _making(facts: CardFacts) -> str:
         lines.append("```bash\n" + "\n".join(commands) + "\n```\n")
     lines += [f"![{picture.rpartition('/')[2].removesuffix('.png')}]({picture})\n" for picture in facts.pictures]
     return "\n".join(lines)
-
-
-def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = value.get(key)
-    return found if isinstance(found, Mapping) else {}

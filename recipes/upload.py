@@ -16,17 +16,15 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import validate_repo_id
 
 from ..convert.errors import AdderkitError, PublishError
 from ..convert.files import sha256
-from ..convert.hub import quiet_hub
+from ..convert.hub import check_repository, quiet_hub
 
 CARD = "README.md"
 _WAITS = (1, 4, 10)  # seconds before another try
@@ -56,12 +54,7 @@ class Target:
     message: str = "Publish with adderkit"
 
     def __post_init__(self) -> None:
-        try:
-            validate_repo_id(self.repository)
-        except HFValidationError as error:
-            raise PublishError(f"--repo {self.repository!r} is no name for a repository: {error}") from error
-        if self.repository.count("/") != 1:
-            raise PublishError(f"--repo is {self.repository!r}, expected user/name or organisation/name")
+        check_repository(self.repository, "--repo")
         if self.create_pr and self.revision not in (None, "main"):
             raise PublishError(
                 f"--create-pr opens a pull request to main, not to {self.revision!r}; give --create-pr or --revision"

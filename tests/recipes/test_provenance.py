@@ -154,6 +154,7 @@ def test_commands_are_handed_on():
 def test_paths_of_a_machine_are_cut():
     command = "adderkit finetune /home/ann/my net --data-dir=/data/x --lr 1/3 -o C:\\\\runs\\\\mine"
     assert command_without_local_paths(command) == "adderkit finetune my net --data-dir=x --lr 1/3 -o mine"
+    assert command_without_local_paths("adderkit 'convert /home/ann/x") == "adderkit ''\"'\"'convert' x"
     facts = {"a": ["/home/ann/x", 1, None], "b": {"c": "relative/y"}, "d": "/", "e": True}
     assert without_local_paths(facts) == {"a": ["x", 1, None], "b": {"c": "relative/y"}, "d": "/", "e": True}
 
@@ -184,7 +185,9 @@ def test_metrics_of_the_training_stand_in():
     assert evaluations_of({"metrics": {"test": METRICS.to_dict()}}, "0" * 64) == []
 
 
-@pytest.mark.parametrize("entries", [None, 7, "x", [7, None], [{}], {}], ids=str)
+@pytest.mark.parametrize(
+    "entries", [None, 7, "x", [7, None], [{}], {}, [{"dataset": "digits", "sha256": "0" * 64, "top1": "99"}]], ids=str
+)
 def test_evaluations_of_another_form(entries):
     assert evaluations_of({"evaluations": entries}, "0" * 64) == []
 
