@@ -3,6 +3,8 @@
 import sys
 from functools import partial
 from json import dumps, loads
+from os import environ
+from time import sleep
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -27,6 +29,8 @@ NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes."
 InChans = Annotated[int | None, typer.Option(min=1, help="Channels of the images.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", min=1, help="Images in a forward pass.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Loader processes.")]
+
+_PATIENCE = 20.0  # seconds; on a busy machine a process takes some to end
 
 
 @app.callback()
@@ -129,10 +133,13 @@ def finetune(
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder; default runs/TIME-MODEL.")] = None,
     resume: Annotated[str | None, typer.Option(help="Run folder to continue; takes no other option.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, help="Processes of this machine, one a GPU.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, steps and memory; write nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Fine-tune a converted model by distillation, or train a CNN."""
     from adderkit.recipes import finetune as loop
+    from adderkit.recipes.dry_run import dry_run as plan_run
+    from adderkit.recipes.going_on import carry_out
     from adderkit.recipes.recipe_files import load_recipe, parse_settings
     from adderkit.recipes.run_folder import RunFolder, new_run_folder
     from adderkit.recipes.setup import Job, default_recipe
@@ -140,7 +147,7 @@ def finetune(
 
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
-    if num_processes is not None and num_processes > 1:
+    if num_processes is not None and num_processes > 1 and not dry_run:
         from adderkit.recipes.launch import launch
 
         sys.exit(launch(sys.argv[1:], num_processes))
@@ -148,22 +155,22 @@ def finetune(
     flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
     given = {key: value for key, value in flags.items() if value is not None}
     if resume is not None:
-        if given or recipe or set_ or teacher or checkpoint or output or not pretrained or num_classes or in_chans:
+        others = (dry_run, given, recipe, set_, teacher, checkpoint, output, not pretrained, num_classes, in_chans)
+        if any(others):
             raise typer.BadParameter("a run continues as it was begun; give no other option", param_hint="--resume")
         folder = RunFolder(resume)
         begin = partial(loop.resume, folder)
     else:
         assert model is not None
         settings = load_recipe(recipe or default_recipe(model)).changed({**given, **parse_settings(set_ or ())})
-        folder = new_run_folder(output, model, settings)
         job = Job(model, teacher, pretrained, checkpoint, num_classes, in_chans)
+        if dry_run:
+            planned = plan_run(job, settings, num_processes or 1)
+            _print_json(planned.to_dict()) if json else print(planned.text(), end="")
+            return
+        folder = new_run_folder(output, model, settings)
         begin = partial(loop.start, job, settings, folder)
-    try:
-        rows = begin()
-    except KeyboardInterrupt:
-        if not loop.is_main_process():
-            sys.exit(1)
-        _fail(f"interrupted; continue with: adderkit finetune --resume {folder.path}")
+    rows = carry_out(begin, folder)
     if not loop.is_main_process():
         return
     if json:
@@ -225,6 +232,50 @@ def inspect(
         show(table)
 
 
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="Saved folder, adder network or CNN, or a timm name.")],
+    ratio: Annotated[float | None, typer.Option(help="Share of the channels to remove, such as 0.3.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="What is to be left: mults=N%, adds=N%, params=N% or energy=N%.")
+    ] = None,
+    importance: Annotated[
+        str, typer.Option(help="variance or taylor (with --dataset), batchnorm, magnitude or random.")
+    ] = "variance",
+    global_: Annotated[bool, typer.Option("--global", help="Compare channels across layers.")] = False,
+    round_to: Annotated[int, typer.Option(min=1, help="Leave a multiple of this many channels.")] = 1,
+    iterative: Annotated[int, typer.Option(min=1, help="Rounds, importance measured again in each.")] = 1,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layers that keep their channels: path, glob, re:…")] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to measure on.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of images, positions and the random importance.")] = 0,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-pruned.")] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go and write nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove whole channels from an adder network or a CNN."""
+    from adderkit.convert.prune_config import PruneConfig
+    from adderkit.recipes.pruning import PruningJob, pruning_tables, run_pruning
+    from adderkit.recipes.tables import show
+
+    kept = tuple(ignore or ())
+    config = PruneConfig(ratio, target, importance, global_, round_to, iterative, kept, seed)  # type: ignore[arg-type]
+    source = (checkpoint, pretrained, num_classes, in_chans)
+    job = PruningJob(model, config, output, dataset, data_dir, calibration_images, *source)
+    result = run_pruning(job, dry_run=dry_run, announce=_announce)
+    if json:
+        _print_json(result.to_dict())
+        return
+    for table in pruning_tables(result.report):
+        show(table)
+    print(result.summary())
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[str, typer.Argument(help="State dict saved by PyTorch, or safetensors.")],
@@ -237,24 +288,6 @@ def import_checkpoint(
     from adderkit.recipes.exchange import run_import
 
     done = run_import(file, model, num_classes, output)
-    if json:
-        _print_json(done.to_dict())
-    else:
-        print(done.summary())
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
-    form: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
-    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default MODEL.onnx or .pt2.")] = None,
-    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default 18.")] = None,
-    json: Json = False,
-) -> None:
-    """Write a model as ONNX, with adder layers as functions that any runtime runs, or as a torch.export program."""
-    from adderkit.recipes.exchange import run_export
-
-    done = run_export(model, form, output, opset)
     if json:
         _print_json(done.to_dict())
     else:
@@ -286,6 +319,24 @@ def publish(
         _print_json(result.to_dict())
     else:
         print(result.summary())
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
+    form: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default MODEL.onnx or .pt2.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default 18.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a model as ONNX, with adder layers as functions that any runtime runs, or as a torch.export program."""
+    from adderkit.recipes.exchange import run_export
+
+    done = run_export(model, form, output, opset)
+    if json:
+        _print_json(done.to_dict())
+    else:
+        print(done.summary())
 
 
 @app.command()
@@ -376,5 +427,10 @@ def _line(error: Exception) -> str:
 
 
 def _fail(message: str) -> NoReturn:
+    """Of several processes the first of a machine speaks at once; where the others' error is the same, it ends them."""
+    process = int(environ.get("LOCAL_RANK", 0))
+    if process:
+        sleep(_PATIENCE)  # the launcher ends all of them as soon as one has failed
+        message = f"process {process}: {message}"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

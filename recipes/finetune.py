@@ -5,13 +5,16 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from timm.utils import distribute_bn
+from torch import nn
 
 from ..convert.batchnorm import batch_norms, reestimate_batchnorm_
 from ..convert.checkpoint import load, read_report
@@ -19,14 +22,18 @@ from ..convert.errors import RecipeError
 from ..convert.source import is_folder
 from .data import DataConfig, plain_batches
 from .evaluate import Metrics, evaluate
+from .going_on import LoaderError, begun_before
 from .interruption import Interrupted, StopRequest, any_process
-from .position import Position, Row, gather_sums
+from .journal import Journal
+from .position import AVERAGE_COLUMNS, Position, Row, gather_sums
 from .prepare import Run, make_accelerator, prepare
 from .provenance import command_line, commands_of, weights_source
 from .recipe import Recipe
 from .run_folder import RunFolder
+from .run_plan import device_name
 from .setup import Job, absolute_source, build_student, draw_adder_weights, teacher_of
 from .steps import not_finite, train_epoch
+from .synced_batchnorm import each_process_alone
 
 
 def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
@@ -44,12 +51,10 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
         AdderkitError: Something does not fit, is missing, or the loss is no longer finite.
         Interrupted: A signal asked to stop; the run is saved.
     """
-    accelerator = make_accelerator(recipe)
+    accelerator = make_accelerator(recipe, folder.path)
     # Each process named the folder by its own clock.
     folder = RunFolder(broadcast_object_list([str(folder.path)])[0])
-    model = build_student(job, recipe)
-    if recipe.adder_init == "normal":
-        draw_adder_weights(model)
+    model = _first_model(job, recipe)
     job = dataclasses.replace(
         job,
         model=absolute_source(job.model) or job.model,
@@ -59,9 +64,12 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     )
     if recipe.data_dir:
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
+    arguments = {"job": dataclasses.asdict(job), "recipe": recipe.to_dict()}
+    if broadcast_object_list([begun_before(folder, arguments)])[0]:
+        return resume(folder)
     run = prepare(job, recipe, accelerator, model)
     if accelerator.is_main_process:
-        folder.start({"job": dataclasses.asdict(job), "recipe": recipe.to_dict()})
+        folder.start({"id": token_hex(4), **arguments})
     accelerator.wait_for_everyone()
     return _train(run, job, folder, Position())
 
@@ -83,13 +91,18 @@ def resume(folder: RunFolder) -> list[Row]:
         folder.recover(_say)
     PartialState().wait_for_everyone()
     job, recipe = _read_arguments(folder)
-    accelerator = make_accelerator(recipe)
-    model = load(folder.last) if folder.last.is_dir() else build_student(job, recipe)
+    accelerator = make_accelerator(recipe, folder.path)
+    model = load(folder.last) if folder.last.is_dir() else _first_model(job, recipe)
     run = prepare(job, recipe, accelerator, model)
-    position = folder.load_last(accelerator)
-    if position.rows and accelerator.is_main_process:
-        folder.write_summary(position.rows)  # a kill may have come between the state and the summary
-    return _train(run, job, folder, position)
+    return _train(run, job, folder, folder.load_last(accelerator))
+
+
+def _first_model(job: Job, recipe: Recipe) -> nn.Module:
+    """The model that a run begins with."""
+    model = build_student(job, recipe)
+    if recipe.adder_init == "normal":
+        draw_adder_weights(model)
+    return model
 
 
 def is_main_process() -> bool:
@@ -112,20 +125,28 @@ def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
 
 def _train(run: Run, job: Job, folder: RunFolder, position: Position) -> list[Row]:
     """From a position to the end of the last epoch, or until a signal asks to stop."""
-    with StopRequest(run.accelerator) as stop:
+    with Journal(run, folder) as journal, StopRequest(run.accelerator) as stop:
+        journal.open(position)
         while position.epoch < run.recipe.epochs:
-            train_epoch(run, position, stop, lambda: _save_within_epoch(run, job, folder, position))
-            _finish_epoch(run, job, folder, position)
+            save_now = partial(_save_within_epoch, run, job, folder, position)
+            try:
+                train_epoch(run, position, stop, journal, save_now)
+            except LoaderError:
+                if run.accelerator.num_processes == 1:  # several would wait for the one that has no images
+                    save_now()
+                raise
+            _finish_epoch(run, job, folder, journal, position)
             if any_process(run.accelerator, stop.requested)[0] and position.epoch < run.recipe.epochs:
                 raise Interrupted
     run.accelerator.end_training()
     return position.rows
 
 
-def _finish_epoch(run: Run, job: Job, folder: RunFolder, position: Position) -> None:
+def _finish_epoch(run: Run, job: Job, folder: RunFolder, journal: Journal, position: Position) -> None:
     """Evaluate, and save last and perhaps best; but not a model whose steps and evaluation are not finite any more."""
-    _refresh_batchnorm(run)
-    metrics = evaluate(run.model, run.eval_loader, run.accelerator, f"epoch {position.epoch} evaluation")
+    title = f"epoch {position.epoch} evaluation"
+    _refresh_batchnorm(run, run.bare_model)
+    metrics = evaluate(run.model, run.eval_loader, run.accelerator, title, journal.note)
     lost = position.in_a_row > 0 and not math.isfinite(metrics.loss)
     if lost and position.epoch + 1 == run.recipe.epochs:
         raise not_finite(run, position)
@@ -138,16 +159,25 @@ def _finish_epoch(run: Run, job: Job, folder: RunFolder, position: Position) -> 
         "eval_top5": metrics.top5,
         "lr": position.lr,
     }
-    best = all(metrics.top1 > before["eval_top1"] for before in position.rows)
-    report = _report(run, job, position, metrics)
+    best, best_metrics, column = run.bare_model, metrics, "eval_top1"
+    if run.average is not None:
+        best, column = run.average.module, "eval_top1_ema"
+        _refresh_batchnorm(run, best, reduce=False)
+        best_metrics = evaluate(best, run.eval_loader, run.accelerator, f"{title}, moving average", journal.note)
+        found = (best_metrics.loss, best_metrics.top1, best_metrics.top5)
+        row |= dict(zip(AVERAGE_COLUMNS, found, strict=True))
+    better = all(row[column] > before[column] for before in position.rows)
+    report, best_report = (_report(run, job, position, each) for each in (metrics, best_metrics))
     position.next_epoch(row)
+    journal.epoch(position)
     if lost:
         return
-    if run.accelerator.is_main_process and best:
-        folder.save_best(run.bare_model, report)
+    if better:
+        state = run.accelerator.get_state_dict(best)
+        if run.accelerator.is_main_process:
+            folder.save_best(best, best_report, state)
     folder.save_last(run.bare_model, run.accelerator, position, report)
-    if run.accelerator.is_main_process:
-        folder.write_summary(position.rows)
+    journal.write_tables(position)
 
 
 def _save_within_epoch(run: Run, job: Job, folder: RunFolder, position: Position) -> None:
@@ -161,7 +191,7 @@ def _as_evaluated(run: Run) -> Iterator[None]:
     """Inside, BatchNorm has the statistics of an evaluation; afterwards those from before."""
     buffers = [buffer for norm in batch_norms(run.bare_model) for buffer in norm.buffers()]
     before = [buffer.clone() for buffer in buffers]
-    _refresh_batchnorm(run)
+    _refresh_batchnorm(run, run.bare_model)
     try:
         yield
     finally:
@@ -169,15 +199,22 @@ def _as_evaluated(run: Run) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _refresh_batchnorm(run: Run) -> None:
-    """Before evaluation and saving: measure an adder network's statistics afresh, and make all processes agree."""
-    model, recipe = run.bare_model, run.recipe
+def _refresh_batchnorm(run: Run, model: nn.Module, *, reduce: bool = True) -> None:
+    """Before evaluation and saving: measure an adder network's statistics afresh, and make all processes agree.
+
+    Args:
+        run: It has the images to measure on.
+        model: The model in training, or its moving average.
+        reduce: Take the mean over processes; else those of the first, which are what its saved state continues from.
+    """
+    recipe = run.recipe
     if run.norm_images is not None:
         config = DataConfig.of(model)
         batches = plain_batches(run.norm_images, config, recipe.bn_images, recipe.seed, recipe.batch_size)
-        reestimate_batchnorm_(model, batches)
+        with each_process_alone(model):
+            reestimate_batchnorm_(model, batches)
     if run.accelerator.num_processes > 1:
-        distribute_bn(model, run.accelerator.num_processes, reduce=True)
+        distribute_bn(model, run.accelerator.num_processes, reduce=reduce)
 
 
 def _report(run: Run, job: Job, position: Position, metrics: Metrics | None) -> dict[str, Any]:
@@ -193,6 +230,8 @@ def _report(run: Run, job: Job, position: Position, metrics: Metrics | None) -> 
         "epoch": position.epoch,
         "batches": position.batches,
         "processes": run.accelerator.num_processes,
+        "device": device_name(run.accelerator.device),
+        "images_per_second": run.images_per_second,
         "skipped_steps": position.skipped,
     }
     measured = {} if metrics is None else {"metrics": {run.recipe.val_split: metrics.to_dict()}}

@@ -9,8 +9,10 @@ from accelerate import Accelerator
 
 from ..convert.errors import RecipeError
 from ..convert.files import read_json_object, write_json
+from .layer_scales import LayerScales, is_sample
 
 COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")  # as timm's summary.csv
+AVERAGE_COLUMNS = ("eval_loss_ema", "eval_top1_ema", "eval_top5_ema")  # where a moving average is evaluated too
 Row = dict[str, float]
 
 
@@ -27,6 +29,7 @@ class Position:
         skipped: Steps of the whole run that were skipped since loss or gradient was not finite.
         in_a_row: Number of those since the last step that was taken.
         rows: Of ``summary.csv``, one a finished epoch.
+        scales: Of ``layers.csv``, one an epoch of which a step was taken.
     """
 
     epoch: int = 0
@@ -37,6 +40,7 @@ class Position:
     skipped: int = 0
     in_a_row: int = 0
     rows: list[Row] = dataclasses.field(default_factory=list)
+    scales: list[LayerScales] = dataclasses.field(default_factory=list)
 
     def next_epoch(self, row: Row) -> None:
         """Finish the epoch with its row."""
@@ -71,14 +75,16 @@ def read_position(path: Path, accelerator: Accelerator) -> Position:
         RecipeError: The file is damaged, or the run had another number of processes.
     """
     values = read_json_object(path)
-    sums, rows = values.pop("sums", None), values.get("rows")
+    sums, rows, scales = values.pop("sums", None), values.get("rows"), values.get("scales")
     counts = {"epoch", "batches", "skipped", "in_a_row"}
     if (
-        set(values) != counts | {"lr", "rows"}
+        set(values) != counts | {"lr", "rows", "scales"}
         or not all(type(values[name]) is int and values[name] >= 0 for name in counts)
         or not _is_number(values["lr"])
         or not isinstance(rows, list)
         or not all(map(_is_row, rows))
+        or not isinstance(scales, list)
+        or not all(map(is_sample, scales))
         or not isinstance(sums, list)
         or not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in sums)
     ):
@@ -94,7 +100,9 @@ def read_position(path: Path, accelerator: Accelerator) -> Position:
 
 
 def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and set(row) == set(COLUMNS) and all(map(_is_number, row.values()))
+    return (
+        isinstance(row, dict) and set(row) - set(AVERAGE_COLUMNS) == set(COLUMNS) and all(map(_is_number, row.values()))
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -2,24 +2,34 @@
 
 import dataclasses
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import ProjectConfiguration, set_seed
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..convert.errors import DatasetError, RecipeError
 from ..convert.rewrite import adder_layers, is_converted
 from .adaptive_rate import AdaptiveRate
 from .data import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
+from .mixing import Mixing
+from .moving_average import make_average
 from .objective import Objective
+from .position import Position
+from .progressive_distillation import make_objective, prepare_teacher
 from .recipe import Recipe
 from .setup import Job, build_teacher, check_norms, open_split
+from .sharding import check_sharding
+from .synced_batchnorm import synchronise_batchnorm_
+from .trackers import tracker_names
 
 
 @dataclasses.dataclass
@@ -29,34 +39,55 @@ class Run:
     recipe: Recipe
     accelerator: Accelerator
     model: nn.Module
+    average: ModelEmaV3 | None
     objective: Objective
+    mixing: Mixing
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
     train_loader: DataLoader[Any]
     eval_loader: DataLoader[Any]
     norm_images: ImageSource | None
+    images_per_second: float | None = None  # in training, of the last epoch, all processes together
 
     @property
     def bare_model(self) -> nn.Module:
-        """The model without accelerate's wrapper."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        """The model without the wrappers of accelerate and the compiler."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model
+
+    @property
+    def in_training(self) -> list[nn.Module]:
+        """What has gradients: the model, and the objective where its teacher trains too."""
+        return [self.model, self.objective] if self.recipe.teacher_lr else [self.model]
 
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer steps in an epoch; a last window of fewer batches counts."""
         return math.ceil(len(self.train_loader) / self.recipe.grad_accum_steps)
 
+    def steps_done(self, position: Position) -> int:
+        """Optimizer steps of the whole run up to a position, skipped ones included."""
+        return position.epoch * self.updates_per_epoch + math.ceil(position.batches / self.recipe.grad_accum_steps)
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Seed everything and set accelerate up as the recipe says."""
+
+def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    """Seed everything and set accelerate up as the recipe says; trackers that write files do it in the run's folder.
+
+    Raises:
+        RecipeError: A tracker is unknown or not installed, or weights are to be divided as the loop cannot.
+    """
     set_seed(recipe.seed)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=recipe.amp,
         gradient_accumulation_steps=recipe.grad_accum_steps,
         step_scheduler_with_optimizer=False,
-        project_config=ProjectConfiguration(automatic_checkpoint_naming=False),
+        log_with=tracker_names(recipe.log_with) or None,
+        project_config=ProjectConfiguration(
+            str(folder), logging_dir=str(folder / "trackers"), automatic_checkpoint_naming=False
+        ),
     )
+    check_sharding(recipe, accelerator)
+    return accelerator
 
 
 def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> Run:
@@ -66,39 +97,84 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         AdderkitError: Something is missing, unknown or does not fit.
     """
     check_norms(model)
+    _check_backend(recipe)
     teacher = build_teacher(job, recipe, model)
-    data = DataConfig.of(model)
     train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
     _check_classes(train_set, eval_set)
-    optimizer = _optimizer(recipe, model)
-    for layer in adder_layers(model).values():
-        layer.sharpness = recipe.sharpness
-    if recipe.eta and is_converted(model):
-        AdaptiveRate(optimizer, model, recipe.eta)
-    train_loader = make_loader(
-        train_set,
-        training_transform(data, recipe.augmentation),
-        recipe.batch_size,
-        recipe.workers,
-        training=True,
-        seed=recipe.seed,
-    )
-    eval_loader = make_loader(eval_set, evaluation_transform(data), recipe.batch_size, recipe.workers, training=False)
+    mixing = Mixing(recipe, model, train_set)
     # A data set of its own: its transform is not the training one.
     norm_images = open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    objective = make_objective(recipe, teacher, model).to(accelerator.device)
+    _set_up_layers(model, objective, recipe, accelerator)
+    if recipe.channels_last:
+        for each in (model, objective):
+            each.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(recipe, model, accelerator.num_processes)
+    if recipe.eta and is_converted(model):
+        AdaptiveRate(optimizer, model, recipe.eta)
+    train_loader, eval_loader = _loaders(recipe, DataConfig.of(model), train_set, eval_set)
+    model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
+    train_loader = _dealt_out(accelerator, train_loader)
+    if recipe.teacher_lr:
+        objective = prepare_teacher(recipe, accelerator, objective, optimizer)
+    average = make_average(recipe, accelerator, accelerator.unwrap_model(model))
     run = Run(
         recipe=recipe,
         accelerator=accelerator,
-        model=model,
-        objective=Objective(recipe, teacher).to(accelerator.device),
+        model=_compiled(model, recipe),
+        average=average,
+        objective=objective,
+        mixing=mixing,
         optimizer=optimizer,
         schedule=None,
         train_loader=train_loader,
         eval_loader=eval_loader,
         norm_images=norm_images,
     )
-    return dataclasses.replace(run, schedule=_schedule(recipe, optimizer, run.updates_per_epoch))
+    return dataclasses.replace(run, schedule=make_schedule(recipe, optimizer, run.updates_per_epoch))
+
+
+def _set_up_layers(model: nn.Module, objective: Objective, recipe: Recipe, accelerator: Accelerator) -> None:
+    """What the recipe says of the layers' training."""
+    for layer in adder_layers(model).values():
+        layer.sharpness = recipe.sharpness
+    if recipe.sync_bn and accelerator.num_processes > 1:
+        synchronise_batchnorm_(model)
+        if recipe.teacher_lr:  # a frozen one computes as in evaluation
+            synchronise_batchnorm_(objective)
+
+
+def _loaders(
+    recipe: Recipe, data: DataConfig, train_set: ImageSource, eval_set: ImageSource
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    transform = training_transform(data, recipe.augmentation)
+    size, workers = recipe.batch_size, recipe.workers
+    return (
+        make_loader(train_set, transform, size, workers, training=True, seed=recipe.seed),
+        make_loader(eval_set, evaluation_transform(data), size, workers, training=False),
+    )
+
+
+def _dealt_out(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The training batches of this process; a streamed data set's reader has dealt its shards out already."""
+    if not isinstance(loader.dataset, IterableDataset):
+        return accelerator.prepare(loader)
+    return prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    )
+
+
+def _compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Accelerate does not learn of it, so that saved names are those of the model alone."""
+    compiled: Any = torch.compile(model, backend=recipe.torchcompile) if recipe.torchcompile else model
+    return cast(nn.Module, compiled)
+
+
+def _check_backend(recipe: Recipe) -> None:
+    if recipe.torchcompile:
+        known = torch.compiler.list_backends(exclude_tags=())
+        if recipe.torchcompile not in known:
+            raise RecipeError(f"torchcompile is {recipe.torchcompile!r}, expected one of {', '.join(known)}")
 
 
 def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
@@ -109,17 +185,28 @@ def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
         raise DatasetError(f"the training and evaluation splits differ in their classes: {', '.join(differing)}")
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, model: nn.Module, processes: int) -> torch.optim.Optimizer:
+    """An optimizer of timm's, its rate scaled to the images of a step.
+
+    Raises:
+        RecipeError: timm cannot build it.
+    """
+    rate = recipe.scaled_lr(processes)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+            model, opt=recipe.opt, lr=rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum
         )
     except (ValueError, TypeError, AssertionError) as error:
         raise RecipeError(f"opt is {recipe.opt!r}, expected an optimizer that timm can build: {error}") from error
     return optimizer
 
 
-def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
+def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
+    """A schedule of timm's for the learning rate, by optimizer steps.
+
+    Raises:
+        RecipeError: timm cannot build it.
+    """
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,

@@ -58,6 +58,8 @@ class Recipe:
         grad_accum_steps: Batches per optimizer step.
         opt: timm's optimizer name; ``momentum`` is plain SGD with momentum, ``sgd`` has Nesterov's.
         lr: Learning rate at the top of the schedule.
+        lr_base_size: Images of an optimizer step that ``lr`` is meant for; a step of more or fewer takes a rate in
+            proportion. 0 means that ``lr`` is taken as it is.
         momentum: Of SGD.
         weight_decay: Not applied to biases and normalisations.
         sched: timm's schedule name.
@@ -65,6 +67,12 @@ class Recipe:
         warmup_lr: Learning rate at the start.
         min_lr: Learning rate at the end.
         smoothing: Label smoothing.
+        mixup: Alpha of mixup, which blends pairs of images and their labels; 0 means none.
+        cutmix: Alpha of cutmix, which pastes a rectangle of one image into another; 0 means none.
+        mixup_prob: Probability that a batch, or an image, is mixed.
+        mixup_switch_prob: Probability of cutmix where both are on.
+        mixup_mode: Drawn anew for each ``batch``, ``pair`` of images or ``elem``, one image.
+        mixup_off_epoch: No mixing from that epoch on; 0 means always.
         clip_grad: Largest gradient norm, clipped before the adaptive rate; 0 means no clipping.
         eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
         adder_init: ``keep`` the weights that the model comes with, or draw those of the adder layers from N(0, 1) with
@@ -73,10 +81,23 @@ class Recipe:
         kd_temperature: Softens both predictions in distillation.
         distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
         task_loss_weight: Weight of the cross-entropy with the labels.
+        teacher_lr: Learning rate, at the top of the schedule, of a teacher that trains alongside; 0 means a frozen one.
+        kernel_loss_weight: Weight of the difference between the features of such a teacher and the student's, see
+            ``progressive_distillation``.
+        kernel_temperature: Of the kernels that those features go through.
         bn_images: Training images to measure BatchNorm statistics on before each evaluation of an adder network.
+        sync_bn: BatchNorm normalises the batch of all processes together.
+        model_ema: Keep a moving average of the weights as well; it is then what is evaluated as ``eval_…_ema``, and
+            what ``best/`` holds.
+        model_ema_decay: What the average keeps of itself in a step.
+        model_ema_warmup: Lower decay in the first steps.
         amp: Mixed precision: ``no``, ``bf16`` or ``fp16``.
+        channels_last: Lay weights and activations out with the channels last.
+        torchcompile: Compile the model with that backend of ``torch.compile``, such as ``inductor``; empty for none.
         seed: Of weights, order and augmentation.
-        log_interval: Steps between log lines where there is no terminal.
+        log_interval: Steps between lines of ``log.txt`` (on standard error too where there is no terminal), and between
+            numbers for trackers.
+        log_with: Trackers by accelerate's names, separated by commas: ``tensorboard``, ``trackio``, ``wandb``, …
         save_every: Optimizer steps between saves within an epoch; 0 means one save, after the epoch.
         skip_limit: Steps in a row that may be skipped since loss or gradient is not finite; that many end the run.
     """
@@ -101,6 +122,7 @@ class Recipe:
     grad_accum_steps: int = 1
     opt: str = "sgd"
     lr: float = 0.1
+    lr_base_size: int = 0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     sched: str = "cosine"
@@ -108,6 +130,12 @@ class Recipe:
     warmup_lr: float = 1e-5
     min_lr: float = 0.0
     smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: str = "batch"
+    mixup_off_epoch: int = 0
     clip_grad: float = 0.0
     eta: float = 0.2
     adder_init: str = "keep"
@@ -115,10 +143,20 @@ class Recipe:
     kd_temperature: float = 2.0
     distill_loss_weight: float = 0.0
     task_loss_weight: float = 1.0
+    teacher_lr: float = 0.0
+    kernel_loss_weight: float = 0.0
+    kernel_temperature: float = 1.0
     bn_images: int = 2048
+    sync_bn: bool = False
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
+    model_ema_warmup: bool = False
     amp: str = "no"
+    channels_last: bool = False
+    torchcompile: str = ""
     seed: int = 0
     log_interval: int = 50
+    log_with: str = ""
     save_every: int = 0
     skip_limit: int = 10
 
@@ -127,14 +165,13 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RecipeError(f"{name} is {value}, expected at least {least}")
-        for name in ("hflip", "scale", "smoothing", "reprob"):
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
-        if self.amp not in ("no", "bf16", "fp16"):
-            raise RecipeError(f"amp is {self.amp!r}, expected no, bf16 or fp16")
-        if self.adder_init not in ("keep", "normal"):
-            raise RecipeError(f"adder_init is {self.adder_init!r}, expected keep or normal")
-        for name in ("kd_temperature", "sharpness"):
+        for name, known in _ONE_OF.items():
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, expected {', '.join(known[:-1])} or {known[-1]}")
+        for name in ("kd_temperature", "kernel_temperature", "sharpness"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected a positive number")
         policy = self.auto_augment
@@ -147,10 +184,26 @@ class Recipe:
                 f"crop_padding is {self.crop_padding}, expected 0 with color_jitter, auto_augment or reprob: "
                 "padded crops come without them"
             )
+        if self.mixes and self.batch_size % 2:
+            raise RecipeError(
+                f"batch_size is {self.batch_size}, expected an even number with mixup or cutmix, which mix pairs"
+            )
         if self.task_loss_weight == 0 and self.distill_loss_weight == 0:
             raise RecipeError(
                 "task_loss_weight and distill_loss_weight are both 0, expected one above: nothing to learn"
             )
+        if self.teacher_lr and not self.distill_loss_weight:
+            raise RecipeError(f"teacher_lr is {self.teacher_lr}, expected 0 where distill_loss_weight is 0: no teacher")
+        if self.kernel_loss_weight and not self.teacher_lr:
+            raise RecipeError(
+                f"kernel_loss_weight is {self.kernel_loss_weight}, expected 0 where teacher_lr is 0: "
+                "features are compared with a teacher that trains alongside"
+            )
+
+    def scaled_lr(self, processes: int) -> float:
+        """The learning rate for the images that an optimizer step of that many processes has."""
+        images = self.batch_size * processes * self.grad_accum_steps
+        return self.lr * images / self.lr_base_size if self.lr_base_size else self.lr
 
     @property
     def augmentation(self) -> Augmentation:
@@ -158,6 +211,11 @@ class Recipe:
         return Augmentation(
             self.crop_padding, self.hflip, self.scale, self.color_jitter, self.auto_augment, self.reprob
         )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in some epoch."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def changed(self, values: Mapping[str, Any]) -> "Recipe":
         """A copy with some settings replaced, checked.
@@ -185,11 +243,20 @@ class Recipe:
 
 
 _AUTO_AUGMENT = ("original", "originalr", "v0", "v0r", "3a")
+_SHARES = ("hflip", "scale", "smoothing", "reprob", "mixup_prob", "mixup_switch_prob", "model_ema_decay")
+_ONE_OF = {
+    "amp": ("no", "bf16", "fp16"),
+    "adder_init": ("keep", "normal"),
+    "mixup_mode": ("batch", "pair", "elem"),
+}
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("train_images", "crop_padding", "workers", "warmup_epochs", "bn_images", "save_every"), 0),
+    "lr_base_size": 0,
     **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval", "skip_limit"), 1),
     **dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "eta"), 0),
+    **dict.fromkeys(("teacher_lr", "kernel_loss_weight"), 0),
     **dict.fromkeys(("distill_loss_weight", "task_loss_weight", "color_jitter", "seed"), 0),
+    **dict.fromkeys(("mixup", "cutmix", "mixup_off_epoch"), 0),
 }
 
 

@@ -3,32 +3,39 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
 from accelerate import skip_first_batches
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..convert.errors import AdderkitError
+from .going_on import LoaderError, loader_reason
 from .interruption import Interrupted, StopRequest, any_process
+from .journal import Journal
 from .kept_statistics import KeptStatistics
+from .layer_scales import measure
 from .position import Position
 from .prepare import Run
 from .progress import ProgressBar
 from .reproducible import seed_everything
+from .sharding import whole
 
 
-def train_epoch(run: Run, position: Position, stop: StopRequest, save: Callable[[], None]) -> None:
+def train_epoch(run: Run, position: Position, stop: StopRequest, journal: Journal, save: Callable[[], None]) -> None:
     """Train from a position to the end of its epoch.
 
     Args:
         run: What a step needs.
         position: Where to begin; moved on after every optimizer step.
         stop: Asked after every step.
+        journal: Is told what happens.
         save: Saves the run as it is; called every ``save_every`` steps of the run and before stopping.
 
     Raises:
         AdderkitError: Loss or gradient was not finite in too many steps in a row.
+        LoaderError: There are no more images; the model is as after its last step.
         Interrupted: A signal asked to stop; the run is saved.
     """
     recipe, accelerator, window = run.recipe, run.accelerator, run.recipe.grad_accum_steps
@@ -39,30 +46,33 @@ def train_epoch(run: Run, position: Position, stop: StopRequest, save: Callable[
     title = f"epoch {position.epoch}/{recipe.epochs - 1}"
     losses: list[Tensor] = []  # of the window, each times its images
     images = 0
-    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval) as bar:
-        for index, (batch, targets) in _remaining(run, position):
+    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval, journal.note) as bar:
+        for index, (batch, targets) in _remaining(run, position, statistics):
             if index % window == 0:
                 losses, images = [], 0
                 statistics.keep()
                 position.lr = _schedule(run, position.epoch, index)
             # The last window may have fewer batches; its mean is over those there are.
             in_window = min(window, batches - index // window * window)
-            with accelerator.accumulate(run.model):
+            batch, targets = run.mixing(position.epoch, batch, targets)
+            with accelerator.accumulate(*run.in_training):
                 with accelerator.autocast():
                     loss = run.objective(run.model, batch, targets)
                 accelerator.backward(loss * (window / in_window))  # accelerate divides by the window
                 losses.append(loss.detach() * len(targets))
                 images += len(targets)
                 if accelerator.sync_gradients:
+                    skipped = position.skipped
                     wanted = _step(run, position, statistics, torch.stack(losses).sum(), images, stop)
+            rate = accelerator.num_processes * (position.images - before) / (time.perf_counter() - started)
             if accelerator.sync_gradients:
                 position.batches = index + 1
+                journal.step(position, rate, skipped=position.skipped > skipped)
                 _save_and_stop(run, position, save, wanted)
-            rate = accelerator.num_processes * (position.images - before) / (time.perf_counter() - started)
             bar.step(lambda: _status(position, rate), done=index + 1)  # noqa: B023 - called at once
 
 
-def _remaining(run: Run, position: Position) -> Iterator[tuple[int, Any]]:
+def _remaining(run: Run, position: Position, statistics: KeptStatistics) -> Iterator[tuple[int, Any]]:
     """The epoch's batches that are still to be done, numbered; each with random numbers of its own for the step."""
     loader: Any = run.train_loader
     seed, epoch, process = run.recipe.seed, position.epoch, run.accelerator.process_index
@@ -73,7 +83,17 @@ def _remaining(run: Run, position: Position) -> Iterator[tuple[int, Any]]:
         return
     seed_everything(seed, epoch, process)  # for the workers of a streamed data set
     done = position.batches
-    for index, batch in enumerate(skip_first_batches(loader, done) if done else loader, done):
+    batches = iter(skip_first_batches(loader, done) if done else loader)
+    for index in count(done):
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            # A window may have begun, of which accelerate saves how far it is.
+            statistics.put_back()
+            run.accelerator.step = position.batches
+            raise LoaderError(loader_reason(error)) from error
         seed_everything(seed, epoch, index, process)
         yield index, batch
 
@@ -89,12 +109,12 @@ def _step(
     run: Run, position: Position, statistics: KeptStatistics, loss: Tensor, images: int, stop: StopRequest
 ) -> bool:
     """Clip and step, the adaptive rate acting in between; or skip. Whether any process was asked to stop."""
-    norm = _gradient_norm(run)
+    norm = _gradient_norm(run) + _norm(run.objective)  # a teacher that trains too is not clipped
     total = float(loss)
     broken, wanted = any_process(run.accelerator, not math.isfinite(total + float(norm)), stop.requested)
     if broken:
         if run.accelerator.scaler is not None:
-            run.optimizer.step()  # the scaler skips it by itself and must learn of it to lower its scale
+            run.accelerator.scaler.update()  # it has seen the gradient, and lowers its scale
         run.optimizer.zero_grad()
         statistics.put_back()
         position.skipped += 1
@@ -102,8 +122,12 @@ def _step(
         if position.in_a_row >= run.recipe.skip_limit:
             raise not_finite(run, position)
     else:
+        if not position.scales or position.scales[-1]["epoch"] < position.epoch:
+            position.scales = [*position.scales, measure(run.bare_model, position.epoch)]
         run.optimizer.step()
         run.optimizer.zero_grad()
+        if run.average is not None:
+            run.average.update(run.bare_model, run.steps_done(position) + 1)
         position.loss += total
         position.images += images
         position.in_a_row = 0
@@ -111,13 +135,17 @@ def _step(
 
 
 def _gradient_norm(run: Run) -> Tensor:
-    """The norm of the whole gradient, unscaled and summed over processes; clipped where the recipe says so."""
-    parameters = list(run.model.parameters())
+    """The norm of the model's whole gradient, unscaled and summed over processes; clipped where the recipe says so."""
     if run.recipe.clip_grad:
-        clipped: Tensor = run.accelerator.clip_grad_norm_(parameters, run.recipe.clip_grad)
-        return clipped
+        clipped: Tensor = run.accelerator.clip_grad_norm_(list(run.model.parameters()), run.recipe.clip_grad)
+        return whole(clipped)
     run.accelerator.unscale_gradients()
-    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    return _norm(run.model)
+
+
+def _norm(module: nn.Module) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    return whole(norm)
 
 
 def not_finite(run: Run, position: Position) -> AdderkitError:
@@ -131,9 +159,9 @@ def not_finite(run: Run, position: Position) -> AdderkitError:
 
 
 def _save_and_stop(run: Run, position: Position, save: Callable[[], None], wanted: bool) -> None:
-    every, last = run.recipe.save_every, position.batches >= len(run.train_loader)
-    step = position.epoch * run.updates_per_epoch + math.ceil(position.batches / run.recipe.grad_accum_steps)
-    due = every and step % every == 0 and not last  # the end of an epoch is saved with its evaluation
+    every = run.recipe.save_every
+    last = position.batches >= len(run.train_loader)  # saved with its evaluation
+    due = every and run.steps_done(position) % every == 0 and not last
     if wanted or (due and position.in_a_row == 0):
         save()
         run.model.train()

@@ -44,7 +44,8 @@ class SyncedBatchNorm(_BATCH_NORM):
                 input, self.weight, self.bias, *running, self.eps, momentum or 0.0, group, processes
             )
             return fused
-        output: Tensor = _Normalisation.apply(input.float(), *running, self.eps, momentum or 0.0)
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        output: Tensor = _Normalisation.apply(wide, *running, self.eps, momentum or 0.0)
         if self.affine:
             output = output * _beside(self.weight, input) + _beside(self.bias, input)
         return output.to(input.dtype)
@@ -109,7 +110,8 @@ def _over_processes(*values: Tensor) -> tuple[Tensor, ...]:
     """Vectors summed over all processes, in one exchange."""
     joined = torch.cat(values)
     dist.all_reduce(joined)
-    return joined.split([len(each) for each in values])
+    parts: tuple[Tensor, ...] = joined.split([len(each) for each in values])
+    return parts
 
 
 _TWINS = {

@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import multiprocessing
+import runpy
+import socket
 
 import pytest
 import timm
@@ -98,6 +101,7 @@ RUNS = {
     "cnn-workers": {"recipe": "cnn", "workers": 1},
     "cnn-accumulation": {"recipe": "cnn", "batch_size": 16, "grad_accum_steps": 3},
     "adder": {"recipe": "distill", "opt": "momentum", "clip_grad": 1.0},
+    "average-mixed": {"recipe": "distill", "opt": "momentum", "model_ema": True, "model_ema_decay": 0.5, "mixup": 0.5},
     "adder-adamw": {"recipe": "distill", "opt": "adamw", "lr": 1e-3, "warmup_epochs": 1},
 }
 
@@ -137,6 +141,9 @@ def same_run():
             actual, expected = (adderkit.load(run.path / name).state_dict() for run in (folder, other))
             assert actual.keys() == expected.keys()
             assert [key for key in actual if not actual[key].equal(expected[key])] == []
+        average, expected = (run.last / "state" / "model_ema.safetensors" for run in (folder, other))
+        assert average.exists() == expected.exists()
+        assert not expected.exists() or average.read_bytes() == expected.read_bytes()
 
     return compare
 
@@ -156,3 +163,37 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(ProgressBar, "step", interrupting)
 
     return stop
+
+
+@pytest.fixture(scope="session")
+def run_processes():
+    """``run_processes(script, count, *arguments)`` runs a script's ``main`` in processes that know each other.
+
+    Their server has imported torch and adderkit once, so that each starts in no time.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["adderkit.recipes.finetune"])
+
+    def run(script, count, *arguments):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        children = []
+        for rank in range(count):
+            environment = {"ACCELERATE_USE_CPU": "true"}
+            if count > 1:
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+                environment |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+            known = {"arguments": (environment, *map(str, arguments))}
+            child = context.Process(target=runpy.run_path, args=(str(script), known, "process"))
+            child.start()
+            children.append(child)
+        try:
+            for child in children:
+                child.join(150)
+            assert [child.exitcode for child in children] == [0] * count
+        finally:
+            for child in children:
+                child.kill()
+
+    return run

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adderkit import cli
 from adderkit.convert.errors import RecipeError
 from adderkit.recipes import finetune, launch
 from adderkit.recipes.run_folder import RunFolder
@@ -17,35 +18,37 @@ from adderkit.recipes.setup import Job
 from adderkit.recipes.verification import evaluate_model
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
-LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 
 
 def environment():
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def python(*words, cwd=None):
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(
-        command,
+def run(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
         env=environment(),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
+
+
+def python(*words, cwd=None):
+    done = run(*words, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, adder_folder):
+def runs(tmp_path_factory, adder_folder, run_processes):
     """Folder of runs on one process, and on two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    python(SCRIPT, adder_folder, one)
-    python(*LAUNCHER, SCRIPT, adder_folder, two)
+    run_processes(SCRIPT, 1, adder_folder, one)
+    run_processes(SCRIPT, 2, adder_folder, two)
     return one, two
 
 
@@ -70,6 +73,15 @@ def test_two_processes_are_one_with_the_same_batch(runs, adder_folder):
     assert losses(two / "step")[0] == pytest.approx(losses(one / "step")[0], rel=1e-3)
     start = load_file(adder_folder / "model.safetensors")["features.4.conv1.weight"]
     assert (saved(one / "step")["features.4.conv1.weight"] - start).abs().max() > 0.05  # they have moved
+
+
+def test_two_processes_are_one_with_synchronised_batchnorm(runs):
+    """The very model, running statistics and moving average included; what is saved is a plain model."""
+    one, two = (run / "synced" for run in runs)
+    assert distance(two, one) < 2e-5
+    average, expected = (load_file(run / "last" / "state" / "model_ema.safetensors") for run in (two, one))
+    assert all((average[name] - value).abs().max() <= 2e-5 * value.abs().max() for name, value in expected.items())
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
 
 
 def test_accumulation_is_one_larger_batch(runs):
@@ -103,6 +115,26 @@ def test_resuming_with_other_processes_is_refused(runs):
     _, two = runs
     with pytest.raises(RecipeError, match=r"had 2 processes, and there are 1 now; .*--num-processes 2"):
         finetune.resume(RunFolder(two / "batchnorm"))
+
+
+@pytest.mark.parametrize(("process", "spoken"), [("0", "error: no"), ("3", "error: process 3: no")])
+def test_the_first_process_speaks_at_once(process, spoken, monkeypatch, capsys):
+    """The others wait, to be ended by the launcher where their error is the first's."""
+    waited = []
+    monkeypatch.setattr(cli, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
+    monkeypatch.setenv("LOCAL_RANK", process)
+    with pytest.raises(SystemExit):
+        cli._fail("no")
+    assert waited == ([] if process == "0" else [(20.0, "")])
+    assert capsys.readouterr().err == f"{spoken}\n"
+
+
+def test_an_error_of_all_is_told_once(tmp_path):
+    command = ["-m", "adderkit", "finetune", "cifar_resnet20", "--no-pretrained", "--num-processes", "2"]
+    done = run(*command, "--dataset", "folder", "--data-dir", tmp_path / "none", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith(f"error: --data-dir {tmp_path / 'none'} does not exist")
 
 
 @pytest.mark.parametrize("words", [["--num-processes", "2"], ["--num-processes=2"]])

@@ -31,6 +31,8 @@ CASES = [
     ("adder", "second-epoch", 0),
     ("adder", "second-epoch", 1),
     ("adder-adamw", "second-epoch", 1),
+    ("average-mixed", "second-epoch", 0),
+    ("average-mixed", "second-epoch", 1),
 ]
 
 

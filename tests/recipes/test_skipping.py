@@ -27,7 +27,8 @@ def poison(monkeypatch):
             if kind == "images":
                 return loss(self, model, batch * math.nan, targets)
             value = loss(self, model, batch, targets)
-            return value * math.inf if kind == "loss" else Steep.apply(value)
+            broken = {"loss": value * math.inf, "loss alone": value + math.inf, "gradient": Steep.apply(value)}
+            return broken[kind]
 
         monkeypatch.setattr(Objective, "forward", poisoned)
 
@@ -122,3 +123,46 @@ def test_a_broken_save_within_an_epoch_is_left_out(poison, train, monkeypatch):
     poison("loss", 1)
     train(batch_size=16, save_every=1)
     assert saves == [1, 3]
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """``scaled(s)``: the next run scales its loss by s as on a GPU, which accelerate leaves out on the CPU."""
+    make = finetune.make_accelerator
+
+    def patch(scale):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+        def make_scaled(*args):
+            accelerator = make(*args)
+            accelerator.native_amp, accelerator.scaler = True, scaler
+            return accelerator
+
+        monkeypatch.setattr(finetune, "make_accelerator", make_scaled)
+        return scaler
+
+    return patch
+
+
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+@pytest.mark.parametrize(("kind", "scale"), [("gradient", 512), ("images", 512), ("loss alone", 1024)])
+def test_fp16_lowers_the_scale_of_the_loss(kind, scale, clip_grad, scaled, poison, train, after_each_step):
+    """The gradient to blame or not: of three steps the second is not taken."""
+    scaler = scaled(1024.0)
+    poison(kind, 1)
+    _, folder = train(amp="fp16", clip_grad=clip_grad, train_images=96)
+    assert scaler.get_scale() == scale
+    assert report(folder)["skipped_steps"] == 1
+    first, last = after_each_step
+    assert all(value.isfinite().all() for value in last)
+    assert any(not before.equal(after) for before, after in zip(first, last, strict=True))
+
+
+def test_fp16_clips_what_is_unscaled(scaled, train, after_each_step):
+    """Another scale makes steps of the same length; clipped while scaled, they would be a thousand times shorter."""
+    for scale in (1.0, 1024.0):
+        scaled(scale)
+        train(folder=f"scale-{scale}", amp="fp16", clip_grad=1.0)
+    whole = [torch.cat([value.flatten() for value in step]) for step in after_each_step]
+    assert (whole[1] - whole[0]).norm() > 0.01
+    assert (whole[3] - whole[2]).norm() == pytest.approx((whole[1] - whole[0]).norm(), rel=0.05)

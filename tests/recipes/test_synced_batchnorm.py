@@ -5,6 +5,7 @@ two real ones with batches of their own.
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch import nn
 
 from adderkit.convert.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import RecipeError
-from adderkit.recipes.synced_batchnorm import each_process_alone, synchronise_batchnorm_
+from adderkit.recipes import prepare
+from adderkit.recipes.recipe import Recipe
+from adderkit.recipes.synced_batchnorm import SyncedBatchNorm, each_process_alone, synchronise_batchnorm_
 
 NORMS = {
     "flat": (lambda: nn.BatchNorm1d(5), (8, 5)),
@@ -113,6 +116,19 @@ def test_names_and_tensors_stay():
     after = model.state_dict(keep_vars=True)
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("processes", "sync_bn", "teacher_lr"), [(2, True, 0.0), (2, True, 0.1), (1, True, 0.1), (2, False, 0.1)]
+)
+def test_what_trains_is_synchronised(processes, sync_bn, teacher_lr):
+    """On several processes: the model, and a teacher that trains too; a frozen one is left as it is."""
+    model, objective = (nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2))
+    recipe = Recipe(sync_bn=sync_bn, teacher_lr=teacher_lr, distill_loss_weight=1.0)
+    prepare._set_up_layers(model, objective, recipe, SimpleNamespace(num_processes=processes))
+    synced = processes > 1 and sync_bn
+    found = [isinstance(each[0], SyncedBatchNorm) for each in (model, objective)]
+    assert found == [synced, synced and teacher_lr > 0]
 
 
 def test_a_norm_with_a_way_of_its_own_is_refused():

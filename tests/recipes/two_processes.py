@@ -1,7 +1,6 @@
-"""Runs that ``test_processes.py`` compares; started by accelerate's launcher, or as it is for one process."""
+"""Runs that ``test_processes.py`` compares; ``run_processes`` starts it."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -39,6 +38,13 @@ def batch_independent(job, recipe):
     return model
 
 
+def in_double(job, recipe):
+    """The student with its BatchNorms, in fp64: without, rounding grows a thousandfold in 20 steps."""
+    model = build_student(job, recipe).double()
+    model.register_forward_pre_hook(lambda module, images: (images[0].double(),))
+    return model
+
+
 class RateInBackward:
     """AdderNet's published way: each process rescales its own gradient within backward, before the all-reduce."""
 
@@ -53,10 +59,10 @@ class RateInBackward:
         return grad
 
 
-def train(kind, adder, place, processes, **more):
+def train(kind, adder, place, processes, build=batch_independent, **more):
     """One run of a kind, its global batch the same for any number of processes."""
     recipe = load_recipe("distill").changed({**SETTINGS, "batch_size": 16 // processes, **more})
-    finetune.build_student = batch_independent
+    finetune.build_student = build
     prepare.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
     finetune.start(Job(adder), recipe, RunFolder(Path(place) / kind))
 
@@ -83,13 +89,15 @@ def killed_and_resumed(adder, place, processes):
     finetune.resume(RunFolder(Path(place) / "resumed"))
 
 
-if __name__ == "__main__":
-    adder, place = sys.argv[1:]
+def main(environment, adder, place):
+    """All runs of one of the processes."""
+    os.environ.update(environment)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
     train("step", adder, place, processes, clip_grad=1.0)
     train("backward", adder, place, processes)
+    train("synced", adder, place, processes, in_double, clip_grad=1.0, sync_bn=True, model_ema=True)
     if processes == 1:
         train("accumulated", adder, place, 2, clip_grad=1.0, grad_accum_steps=2)
     else:
@@ -97,3 +105,7 @@ if __name__ == "__main__":
         finetune.build_student = build_student
         recipe = load_recipe("cnn").changed({**SETTINGS, "train_images": 64, "batch_size": 16})
         finetune.start(Job("cifar_resnet20", pretrained=False), recipe, RunFolder(Path(place) / "batchnorm"))
+
+
+if __name__ == "process":
+    main(*globals()["arguments"])
