@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``args.yaml``, ``summary.csv``, ``last/``, ``previous/``, ``best/`` and the curves.
+"""What a run leaves behind: ``args.yaml``, ``summary.csv``, ``layers.csv``, ``last/``, ``previous/`` and ``best/``.
 
 ``last/``, ``previous/`` and ``best/`` are checkpoints that ``adderkit.load`` reads. ``last/state`` holds what resuming
 needs besides: accelerate's state and the position of the run. A save is written beside its place, with the checksums of
@@ -8,20 +8,21 @@ disk that lost part of the last one costs the work since the one before.
 
 import csv
 import io
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from ..convert.checkpoint import save
-from ..convert.errors import AdderkitError, RecipeError
+from ..convert.errors import AdderkitError, CheckpointError, RecipeError
 from ..convert.files import (
-    atomic_path,
     read_json_object,
     recover_folder,
     replace_folder,
@@ -29,11 +30,16 @@ from ..convert.files import (
     write_json,
     write_text,
 )
+from .layer_scales import LayerScales, write_scales
 from .position import COLUMNS, Position, Row, gather_sums, read_position, write_position
 from .recipe import Recipe
 from .recipe_files import parse_yaml, read_text
 
 _CHECKSUMS = "checksums.json"
+
+
+class SaveError(AdderkitError):
+    """A save failed; the one before is whole."""
 
 
 class RunFolder:
@@ -116,25 +122,22 @@ class RunFolder:
             as_evaluated: Entered on every process while the model, but not the state, is saved: there the model may
                 have other statistics than training goes on with.
         """
-        partial = self._partial("last")
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial / "state"))
-        sums = gather_sums(position, accelerator)
-        with as_evaluated or nullcontext():
+        with self._partial("last", clear=accelerator.is_main_process) as partial:
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(partial / "state"))
+            sums = gather_sums(position, accelerator)
+            with as_evaluated or nullcontext():
+                state = accelerator.get_state_dict(model)
+                if accelerator.is_main_process:
+                    save(model, partial, report, state)
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                save(model, partial, report)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_position(partial / "state" / "position.json", position, sums)
-            write_json(partial / _CHECKSUMS, _checksums(partial))
-            if self.last.exists():
-                replace_folder(self.previous, self.last)
-            replace_folder(self.last, partial)
-            partial.parent.rmdir()
-        accelerator.wait_for_everyone()
+                write_position(partial / "state" / "position.json", position, sums)
+                write_json(partial / _CHECKSUMS, _checksums(partial))
+                if self.last.exists():
+                    replace_folder(self.previous, self.last)
+                replace_folder(self.last, partial)
+            accelerator.wait_for_everyone()
 
     def load_last(self, accelerator: Accelerator) -> Position:
         """Restore the state that ``save_last`` wrote; the beginning where nothing was saved.
@@ -152,26 +155,46 @@ class RunFolder:
             raise RecipeError(f"{state} cannot be restored: {error}; start again from {self.best}") from error
         return position
 
-    def save_best(self, model: nn.Module, report: dict[str, Any]) -> None:
-        """Keep the model as the best so far."""
-        partial = self._partial("best")
-        shutil.rmtree(partial, ignore_errors=True)
-        save(model, partial, report)
-        replace_folder(self.best, partial)
-        partial.parent.rmdir()
+    def save_best(self, model: nn.Module, report: dict[str, Any], state: dict[str, Tensor] | None = None) -> None:
+        """Keep the model as the best so far; see ``save`` for its state."""
+        with self._partial("best") as partial:
+            save(model, partial, report, state)
+            replace_folder(self.best, partial)
 
-    def _partial(self, name: str) -> Path:
-        """Where a folder is built; it has its final name, since the model card gives it."""
-        return self.path / ".partial" / name
+    @contextmanager
+    def _partial(self, name: str, clear: bool = True) -> Iterator[Path]:
+        """Where a folder is built; it has its final name, since the model card gives it.
+
+        Args:
+            name: Of the folder.
+            clear: Make it, and take it away where it is not finished, so that a full disk has room again.
+        """
+        partial = self.path / ".partial" / name
+        try:
+            if clear:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            yield partial
+        except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:  # what writers make of a full disk
+            reason = " ".join(str(error).split())
+            raise SaveError(
+                f"{self.path / name} cannot be saved ({reason}); free some space, the save before is whole"
+            ) from error
+        finally:
+            if clear:
+                shutil.rmtree(partial.parent, ignore_errors=True)
 
     def write_summary(self, rows: Sequence[Row]) -> None:
-        """Write ``summary.csv`` and ``curves.png`` anew from all rows."""
+        """Write ``summary.csv`` anew from all rows."""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(buffer, rows[0] if rows else COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path / "summary.csv", buffer.getvalue())
-        draw_curves(rows, self.path / "curves.png")
+
+    def write_layers(self, layers: Sequence[str], scales: Sequence[LayerScales]) -> None:
+        """Write ``layers.csv`` anew from all epochs; see ``write_scales``."""
+        write_scales(self.path / "layers.csv", layers, scales)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -195,37 +218,16 @@ def _damage(folder: Path) -> str | None:
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
-def draw_curves(rows: Sequence[Row], target: Path) -> None:
-    """Loss, accuracy and learning rate against epochs, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = (
-        ("loss", {"train_loss": "training", "eval_loss": "validation"}),
-        ("accuracy (%)", {"eval_top1": "top-1", "eval_top5": "top-5"}),
-        ("learning rate", {"lr": ""}),
-    )
-    for axes, (title, lines) in zip(figure.subplots(1, 3), panels, strict=True):
-        for column, label in lines.items():
-            axes.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if len(lines) > 1:
-            axes.legend()
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-
-
 def new_run_folder(output: str | None, model: str, recipe: Recipe) -> RunFolder:
-    """The folder that was asked for, or ``runs/<time>-<model>-<data set>``, as timm names its own."""
+    """The folder that was asked for, or ``runs/<time>-<model>-<data set>``, as timm names its own.
+
+    Raises:
+        RecipeError: The elastic launcher may start the run again, which could not find a folder named by the clock.
+    """
     if output is not None:
         return RunFolder(output)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise RecipeError("--output is not given, expected a folder with --max-restarts, for a restart to find the run")
     from datetime import datetime
 
     name = "".join(sign if sign.isalnum() else "_" for sign in f"{Path(model).name}-{recipe.dataset}")

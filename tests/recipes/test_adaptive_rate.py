@@ -181,6 +181,26 @@ def test_accumulated_gradients_are_rescaled_once(model, batch):
     assert_equal(trained(model, accumulated), trained(model, whole), rtol=1e-4, atol=1e-5)
 
 
+def test_within_autograd_accumulation_would_be_another_step(model, batch):
+    """As published: each part of the batch has its own norm. The parts are given gradients of very different sizes."""
+    images, labels = batch
+    parts = [(images[:4], labels[:4]), (100 * images[4:], labels[4:])]
+
+    def grads(of, rescaled):
+        network = copy.deepcopy(model)
+        if rescaled:
+            for weight in adder_weights(network):
+                weight.register_hook(lambda grad: rescale_(scaled := grad.clone(), ETA) or scaled)
+        for part in of:
+            (loss_of(network, part) * len(part[1]) / 8).backward()
+        return [weight.grad for weight in adder_weights(network)]
+
+    whole = (torch.cat([parts[0][0], parts[1][0]]), labels)
+    assert_equal(grads(parts, False), grads([whole], False), rtol=1e-4, atol=1e-5)
+    for accumulated, once in zip(grads(parts, True), grads([whole], True), strict=True):
+        assert (accumulated - once).norm() > 0.2 * once.norm()
+
+
 def test_behind_accelerate(model, batch):
     expected = copy.deepcopy(model)
     step_by_formula(expected, batch, 0.1)
