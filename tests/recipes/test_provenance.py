@@ -8,6 +8,7 @@ import timm
 
 import adderkit
 from adderkit.convert.errors import AdderkitError, PublishError
+from adderkit.convert.files import sha256
 from adderkit.recipes.evaluate import Metrics
 from adderkit.recipes.evaluations import check_recordable, eval_results, evaluations_of, record_evaluation
 from adderkit.recipes.licences import HUB_LICENCES, base_model_of, licence_of
@@ -18,6 +19,7 @@ from adderkit.recipes.provenance import (
     weights_source,
     without_local_paths,
 )
+from adderkit.recipes.setup import Job
 
 METRICS = Metrics(top1=91.5, top5=99.25, loss=0.3, images=10000, images_per_second=5.0)
 
@@ -122,6 +124,20 @@ def test_conversion_says_what_it_came_from(adder_folder, cnn_folder):
     report = adderkit.convert.checkpoint.read_report(adder_folder)
     assert report["source"] == str(cnn_folder)
     assert report["commands"] == []  # made by Python code
+
+
+def test_run_says_what_it_came_from(train, adder_folder, cnn_folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["adderkit", "finetune", "net-adder"])
+    _, folder = train("distill", job=Job(str(adder_folder)))
+    monkeypatch.setattr(sys, "argv", ["adderkit", "evaluate"])
+    report = adderkit.convert.checkpoint.read_report(folder.best)
+    assert report["source"] == str(cnn_folder)
+    assert report["commands"] == ["adderkit finetune net-adder"]
+    digest = sha256(folder.best / "model.safetensors")
+    (found,) = evaluations_of(report, digest)
+    assert (found.dataset, found.split, found.images) == ("digits", "validation", 360)
+    with pytest.raises(AdderkitError, match="guarded by checksums"):
+        check_recordable(folder.last)
 
 
 # Commands

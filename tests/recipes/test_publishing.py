@@ -180,6 +180,22 @@ def test_options_that_do_not_fit(refused, words, message):
     assert message in refused(*words)
 
 
+def test_offline(quick, adder_kit, saved):
+    """The tests' own process may not reach a Hub: the folder is built, and one line says why nothing was sent."""
+    status, out, err = adder_kit("publish", saved, "--repo", "ann/net")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1] == "error: the Hub is switched off by HF_HUB_OFFLINE; unset it to publish"
+
+
+def test_what_a_person_reads(quick, adder_kit, saved, tmp_path):
+    status, out, err = adder_kit("publish", saved, "--repo", "ann/net", "--dry-run")
+    assert (status, err) == (0, "building net-published/\n")
+    size = (tmp_path / "net-published" / "model.safetensors").stat().st_size
+    assert f"{size:,}  model.safetensors\n" in out
+    assert "evaluate DIR --dataset … --record" in out
+    assert "nothing was sent (--dry-run)" in out
+
+
 def test_a_run_is_not_a_model(refused, saved):
     (saved.parent / "args.yaml").write_text("job: {}\n")
     assert "publish its best model: " in refused(folder=saved.parent)
