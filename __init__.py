@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .convert.config import AdderConfig
     from .convert.cost import cost
     from .convert.plan import plan
+    from .convert.prune_config import PruneConfig
+    from .convert.pruning import prune_
     from .convert.rewrite import convert_, revert_
     from .recipes.adaptive_rate import AdaptiveRate
 
@@ -28,6 +30,8 @@ _HOME = {
     "adder_conv2d": "adder_layers.conv",
     "AdderConfig": "convert.config",
     "plan": "convert.plan",
+    "PruneConfig": "convert.prune_config",
+    "prune_": "convert.pruning",
     "convert_": "convert.rewrite",
     "revert_": "convert.rewrite",
     "calibrate_": "convert.calibrate",
@@ -41,6 +45,7 @@ __all__ = [
     "AdaptiveRate",
     "AdderConfig",
     "AdderConv2d",
+    "PruneConfig",
     "__version__",
     "adder_conv2d",
     "calibrate_",
@@ -48,6 +53,7 @@ __all__ = [
     "cost",
     "load",
     "plan",
+    "prune_",
     "revert_",
     "save",
 ]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .handlers import handler_of
 from .layers import AdderConv2dSame, same_padding
 from .placement import placed
 
@@ -46,7 +47,8 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
         ``[G, N · P, C / G · kh · kw]``, channel-major as ``weight.reshape(O, -1)``.
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    dynamic = isinstance(layer, AdderConv2dSame)
+    handler = handler_of(type(layer))
+    dynamic = isinstance(layer, AdderConv2dSame) or (handler is not None and handler.same(layer))
     sides = same_padding(input.shape[-2:], layer) if dynamic else layer._reversed_padding_repeated_twice
     padded = F.pad(input, sides, mode=mode)
     (height, width), (down, right) = layer.kernel_size, layer.dilation

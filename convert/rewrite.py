@@ -18,6 +18,7 @@ from .errors import CheckpointError, NoModuleMatchedError
 from .handlers import Handler, adder_class, bake_, handler_of, plain_class
 from .layers import AdderConv2dSame, NormalisedAdderConv2d
 from .plan import ConversionPlan, plan
+from .pruned_shapes import PRUNE, replay_shapes_
 
 STEP_VERSION = 1
 ADDER, PLAIN = "adder", "plain"
@@ -115,7 +116,7 @@ def forget_(model: nn.Module, paths: Collection[str]) -> list[str]:
             baked += [path for path in step.get("baked", ()) if path in paths]
             lists = {key: [path for path in step[key] if path not in paths] for key in _LISTS if key in step}
             step = {key: lists.get(key, value) for key, value in step.items() if lists.get(key, True)}
-        if step.get("modules"):
+        if step["step"] == PRUNE or step.get("modules"):
             steps.append(step)
     _set_steps(model, steps)
     return baked
@@ -134,6 +135,11 @@ def adder_layers(model: nn.Module) -> dict[str, AdderConv2d]:
 def steps_of(model: nn.Module) -> list[dict[str, Any]]:
     """What was done to the model, in order; ``replay_`` does it again to a fresh one. JSON-ready."""
     return copy.deepcopy(getattr(model, "_adderkit_steps", []))
+
+
+def add_step_(model: nn.Module, step: Mapping[str, Any]) -> None:
+    """Note one more step that was carried out."""
+    _set_steps(model, [*steps_of(model), dict(step)])
 
 
 def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
@@ -160,7 +166,11 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
             raise CheckpointError(
                 f"baked is {step.get('baked', [])!r:.80} in an 'adder' step, expected {found!r:.80} for this base model"
             )
-    _carry_out(model, [swap for part in swaps for swap in part])
+    for step, part in zip(steps, swaps, strict=True):
+        if step["step"] == PRUNE:
+            replay_shapes_(model, step)
+        else:
+            _carry_out(model, part)
     _set_steps(model, [dict(step) for step in steps])
 
 
@@ -171,11 +181,14 @@ def _step(kind: str, modules: list[str], **lists: list[str]) -> dict[str, Any]:
 
 
 def _checked_swaps(step: Mapping[str, Any]) -> list[_Swap]:
-    """The changes that a recorded step made."""
-    if not isinstance(step, Mapping) or step.get("step") not in (ADDER, PLAIN):
+    """The changes of class that a recorded step made."""
+    if not isinstance(step, Mapping) or step.get("step") not in (ADDER, PLAIN, PRUNE):
         raise CheckpointError(
-            f"unknown step {step!r:.80} in the checkpoint, expected 'adder' or 'plain': install a newer adderkit"
+            f"unknown step {step!r:.80} in the checkpoint, expected 'adder', 'plain' or 'prune': "
+            "install a newer adderkit"
         )
+    if step["step"] == PRUNE:
+        return []
     if step.get("version") != STEP_VERSION:
         raise CheckpointError(
             f"the {step['step']!r} step has version {step.get('version')!r}, expected {STEP_VERSION}: "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..convert.batchnorm import reestimate_batchnorm_
 from ..convert.block_matching import match_blocks_
 from ..convert.calibrate import CalibrationReport, batches_of, calibrate_
-from ..convert.checkpoint import base_architecture, read_report, save
+from ..convert.checkpoint import read_report, save
 from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
 from ..convert.errors import AdderkitError, ModelSourceError
@@ -22,8 +22,7 @@ from ..convert.rewrite import convert_, is_converted
 from ..convert.source import build_model, is_folder
 from .data import unlabelled_images
 from .progress import calibration_progress
-from .provenance import command_line, commands_of, weights_source
-from .setup import absolute_source
+from .provenance import command_line, commands_of, teacher_source, weights_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +148,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     report = {
         "plan": done.to_dict(),
         "calibration": calibration.to_dict() if calibration else None,
-        "teacher": _teacher_source(job, model),
+        "teacher": teacher_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
         "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
         "commands": commands_of(_report_of(job.model), command_line()),
     }
@@ -201,15 +200,3 @@ def _calibrate(
 
 def _report_of(name: str) -> dict[str, Any]:
     return read_report(name.removeprefix("local-dir:")) if is_folder(name) else {}
-
-
-def _teacher_source(job: ConversionJob, model: Any) -> str | None:
-    """What distillation can build the original from; ``None`` where only a file of weights was given."""
-    if job.checkpoint is not None:
-        return absolute_source(job.checkpoint) if is_folder(job.checkpoint) else None
-    if not job.pretrained:
-        return None
-    if is_folder(job.model) or job.model.startswith("hf-hub:"):
-        return absolute_source(job.model)
-    tag = model.pretrained_cfg.get("tag")
-    return f"{base_architecture(model)}.{tag}" if tag else job.model

@@ -326,7 +326,7 @@ GOOD = {"step": "adder", "version": 1, "modules": ["grouped"]}
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([{"step": "prune", "version": 1}], "unknown step"),
+        ([{"step": "quantise", "version": 1}], "unknown step"),
         ([{}], "unknown step"),
         (["adder"], "unknown step"),
         ([None], "unknown step"),
@@ -343,7 +343,7 @@ GOOD = {"step": "adder", "version": 1, "modules": ["grouped"]}
         ([{**GOOD, "modules": ["grouped", "norm1"]}], "'norm1' is a BatchNorm2d"),
         ([{**GOOD, "modules": [""]}], "is a TinyNet"),
         ([GOOD, GOOD], "'grouped' is converted twice"),
-        ([GOOD, {"step": "prune"}], "unknown step"),
+        ([GOOD, {"step": "quantise"}], "unknown step"),
         ([GOOD, {**GOOD, "modules": ["nowhere"]}], "'nowhere' does not exist"),
     ],
     ids=[
