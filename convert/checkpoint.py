@@ -25,7 +25,7 @@ from .model_card import model_card
 from .rewrite import is_converted, steps_of
 from .saved_weights import CONFIG as CONFIG
 from .saved_weights import WEIGHTS as WEIGHTS
-from .saved_weights import check_steps, checked_weights
+from .saved_weights import check_shapes, check_steps, checked_weights
 
 REPORT = "adder_report.json"
 CARD = "README.md"
@@ -109,6 +109,7 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
         model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
             check_steps(folder, model)
+            check_shapes(folder, model, state)
             model.load_state_dict(state)
     except AdderkitError:
         raise

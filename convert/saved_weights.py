@@ -1,6 +1,7 @@
 """The weights of a saved folder, given that they are whole, unaltered, and of the model that was built for them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -33,6 +34,21 @@ def checked_weights(folder: Path) -> dict[str, Tensor]:
             "copy both again, or save the model again with adderkit.save"
         )
     return state
+
+
+def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that have other shapes than the steps, such as a pruning, give the model.
+
+    Raises:
+        CheckpointError: A tensor's shape differs.
+    """
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if name in own and tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in {folder / WEIGHTS}, expected {list(own[name].shape)} by the "
+                f"steps in {CONFIG}: copy both again, or save the model again with adderkit.save"
+            )
 
 
 def check_steps(folder: Path, model: nn.Module) -> None:
