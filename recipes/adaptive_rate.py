@@ -23,9 +23,9 @@ class AdaptiveRate:
 
     ``alpha = eta · sqrt(k) / ||grad||₂``, k the number of elements of the whole layer's weight (AdderNet, arXiv
     1912.13200, equations 12 and 13). So the root mean square of the gradient is ``eta``, whatever the loss scale.
-    Works with any ``torch.optim`` or timm optimizer, also behind accelerate's wrapper and a gradient scaler, with DDP and
-    with FSDP2 (``fully_shard``), before or after which it may be made. Not where weights are flattened into one tensor, as
-    by DeepSpeed's ZeRO and the first FSDP: there is no layer left to take the norm of.
+    Works with any ``torch.optim`` or timm optimizer, also behind accelerate's wrapper and a gradient scaler, with DDP
+    and with FSDP2 (``fully_shard``), before or after which it may be made. Not where weights are flattened into one
+    tensor, as by DeepSpeed's ZeRO and the first FSDP: there is no layer left to take the norm of.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -38,6 +38,7 @@ class AdaptiveRate:
 
     Raises:
         ValueError: ``eta`` is not positive, or there is no adder layer.
+        AdderkitError: At a step, where the optimizer's parameters are not the layers' weights.
     """
 
     def __init__(

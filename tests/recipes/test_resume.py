@@ -24,19 +24,24 @@ from adderkit.recipes.setup import Job
 STOPS = {"first-epoch": ("epoch 0/2", 1), "second-epoch": ("epoch 1/2", 1), "evaluation": ("epoch 1 evaluation", 3)}
 CASES = [
     ("cnn", "first-epoch", 0),
-    ("cnn", "second-epoch", 0),
     ("cnn", "evaluation", 1),
     ("cnn-workers", "second-epoch", 1),
-    ("cnn-accumulation", "second-epoch", 1),
-    ("adder", "second-epoch", 0),
     ("adder", "second-epoch", 1),
-    ("adder-adamw", "second-epoch", 1),
-    ("average-mixed", "second-epoch", 0),
     ("average-mixed", "second-epoch", 1),
 ]
+MORE_CASES = [
+    ("cnn", "second-epoch", 0),
+    ("cnn-accumulation", "second-epoch", 1),
+    ("adder", "second-epoch", 0),
+    ("adder-adamw", "second-epoch", 1),
+    ("average-mixed", "second-epoch", 0),
+]
+SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("kind", "stop", "save_every"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "stop", "save_every"), [*CASES, *(pytest.param(*case, marks=SLOW) for case in MORE_CASES)], ids=str
+)
 def test_stopped_and_resumed_equals_run_through(
     kind, stop, save_every, straight, same_run, tmp_path, stop_at, monkeypatch
 ):
@@ -79,8 +84,15 @@ def test_stopped_while_saving(where, straight, same_run, tmp_path, monkeypatch):
     same_run(folder, through)
 
 
-@pytest.mark.parametrize("kind", ["cnn-accumulation", "adder"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("cnn-accumulation", signal.SIGINT),
+        ("adder", signal.SIGTERM),
+        pytest.param("cnn-accumulation", signal.SIGTERM, marks=SLOW),
+        pytest.param("adder", signal.SIGINT, marks=SLOW),
+    ],
+)
 def test_a_signal_saves_and_stops(kind, number, straight, same_run, tmp_path, monkeypatch, capsys):
     """In the middle of an epoch, without ``save_every``; the summary is that of the run through."""
     rows, through = straight(kind)
