@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batchnorm import batch_norms
+from .errors import AdderkitError
 from .graph import Layer, trace_layers
 from .modes import evaluation_mode
 from .placement import placed
@@ -115,6 +116,11 @@ def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, T
     errors = []
     for path, value in blocks.items():
         target = wanted_blocks[path].float()
+        if value.shape != target.shape:
+            raise AdderkitError(
+                f"{path} gives {list(value.shape)} in the student and {list(target.shape)} in the teacher: a pruned "
+                "network can be matched, block by block, only with the network that was pruned like it"
+            )
         errors.append((value.float() - target).square().mean() / target.var().clamp_min(1e-6))
     loss = torch.stack(errors).mean() if errors else torch.zeros(())
     if isinstance(logits, Tensor) and logits.ndim == 2:

@@ -193,10 +193,15 @@ def _search(work: _Work, choose: Callable[[float], list[Removal]], progress: flo
     name, share = parse_target(work.config.target)
     goal = work.before[name] * (1 - (1 - share) * progress)
 
+    known: dict[tuple[tuple[str, int], ...], float] = {}
+
     def cost_of(removal: Sequence[Removal]) -> float:
-        narrowed = _meta_copy(work.model)
-        narrow_(narrowed, kept_parts(removal))
-        return price(cost(narrowed, work.image))[name]
+        sizes = tuple((group.layers[0], len(channels)) for group, channels in removal)  # which ones costs the same
+        if sizes not in known:
+            narrowed = _meta_copy(work.model)
+            narrow_(narrowed, kept_parts(removal))
+            known[sizes] = price(cost(narrowed, work.image))[name]
+        return known[sizes]
 
     low, high = 0.0, 1.0
     best = choose(high)

@@ -220,7 +220,8 @@ def _refresh_batchnorm(run: Run, model: nn.Module, *, reduce: bool = True) -> No
 def _report(run: Run, job: Job, position: Position, metrics: Metrics | None) -> dict[str, Any]:
     """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
     before = read_report(job.model) if is_folder(job.model) else {}
-    kept: dict[str, Any] = {key: before[key] for key in ("plan", "calibration", "teacher", "imported") if key in before}
+    known = ("plan", "calibration", "pruning", "teacher", "imported")
+    kept: dict[str, Any] = {key: before[key] for key in known if key in before}
     kept["source"] = weights_source(job.model, run.bare_model, pretrained=job.pretrained, checkpoint=job.checkpoint)
     kept["commands"] = commands_of(before, job.command)
     if job.teacher is not None:

@@ -9,6 +9,7 @@ from torch import nn
 
 import adderkit
 from adderkit import PruneConfig, convert_, load, prune_, revert_, save
+from adderkit.convert.block_matching import match_blocks_
 from adderkit.convert.calibrate import calibrate_
 from adderkit.convert.cost import cost
 from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
@@ -183,3 +184,21 @@ def test_calibration_with_the_whole_teacher_is_refused(resnet20, grey):
     prune_(student, BY_WEIGHT)
     with pytest.raises(AdderkitError, match="give the network that was converted"):
         calibrate_(student, teacher, grey)
+
+
+def test_blocks_are_matched_where_both_networks_have_them(resnet20, grey):
+    """Inside its blocks a student may be narrower; where its residual stream is, no block can be compared."""
+    teacher = resnet20()
+    settings = {"steps": 2, "memory": 1 << 28, "generator": torch.Generator(), "progress": lambda *_: None}
+    stream = ("features.0.0", "*.conv2", "*.downsample.*")
+    for ignore in (stream, ()):
+        student = copy.deepcopy(teacher)
+        convert_(student)
+        prune_(student, PruneConfig(ratio=0.5, importance="magnitude", ignore=ignore))
+        before = student.features[4].conv1.weight.detach().clone()
+        if ignore:
+            match_blocks_(student, teacher, grey, **settings)
+            assert not student.features[4].conv1.weight.equal(before)
+        else:
+            with pytest.raises(AdderkitError, match="pruned like it"):
+                match_blocks_(student, teacher, grey, **settings)
