@@ -50,7 +50,7 @@ class AdaptiveRate:
             layers = [layer for layer in model.modules() if isinstance(layer, AdderConv2d)]
             self._weights = lambda: [layer.weight for layer in layers]  # fully_shard gives them other ones
         else:
-            given = list(model)
+            given: list[Tensor] = list(model)
             self._weights = lambda: given
         if not self._weights():
             raise ValueError("the model has no adder layer, so there is no gradient to rescale; convert it first")
