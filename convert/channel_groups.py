@@ -108,7 +108,8 @@ def plain_twin(model: nn.Module) -> nn.Module:
         if isinstance(module, NormalisedAdderConv2d):
             module.remove_normalisation_()
         if isinstance(module, AdderConv2d):
-            module.__class__ = plain_class(isinstance(module, AdderConv2dSame))
+            plain: Any = plain_class(isinstance(module, AdderConv2dSame))
+            module.__class__ = plain
         elif isinstance(module, nn.Conv2d) and handler is not None:
             module.__class__ = plain_class(handler.same(module))
     return twin
@@ -135,10 +136,10 @@ def kept_parts(removed: Sequence[tuple[ChannelGroup, Tensor]]) -> dict[str, Kept
     parts = {}
     for path, sides in gone.items():
         kept: dict[str, Any] = {}
-        for axis, positions in sides.items():
+        for axis, lost in sides.items():
             member = members[path, axis]
             stays = torch.ones(member.size, dtype=torch.bool)
-            stays[torch.cat(positions)] = False
+            stays[torch.cat(lost)] = False
             kept |= {axis: stays.nonzero().flatten(), "axis": member.dim}
         parts[path] = Kept(**kept)
     return parts
@@ -185,8 +186,6 @@ def _member(graph: DependencyGraph, item: Any, path: str) -> Member | None:
         outputs = True
     if isinstance(target, nn.Parameter):
         dim = item.dep.target.pruning_dim
-    elif isinstance(target, nn.LayerNorm) and len(sizes) != 1:
-        return None
     if not sizes or (isinstance(target, nn.PReLU) and sizes == (1,)):
         return None
     side = dim if isinstance(target, nn.Parameter) else 0 if outputs else 1

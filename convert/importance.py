@@ -123,7 +123,8 @@ def _squares(layer: nn.Conv2d | nn.Linear, member: Member) -> Tensor:
     if member.axis == "outputs":
         return weight.flatten(1).sum(1)
     by_input = weight.sum(tuple(range(2, weight.ndim))) if weight.ndim > 2 else weight  # [O, C / G]
-    return by_input.unflatten(0, (getattr(layer, "groups", 1), -1)).sum(1).flatten()
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return torch.flatten(by_input.unflatten(0, (groups, -1)).sum(1))
 
 
 def _changes(model: nn.Module, paths: set[str], images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -58,9 +58,9 @@ class PruneConfig:
                 raise AdderkitError(f"{name} is {value!r}, expected a whole number of at least {least}")
         if not isinstance(self.global_pruning, bool):
             raise AdderkitError(f"global_pruning is {self.global_pruning!r}, expected true or false")
-        if isinstance(self.ignore, str) or not all(isinstance(pattern, str) for pattern in self.ignore):
-            raise AdderkitError(f"ignore is {self.ignore!r}, expected a tuple of patterns such as ('layer4.*',)")
-        object.__setattr__(self, "ignore", tuple(self.ignore))
+        ignore: Any = self.ignore
+        if not isinstance(ignore, tuple) or not all(isinstance(pattern, str) for pattern in ignore):
+            raise AdderkitError(f"ignore is {ignore!r:.80}, expected a tuple of patterns such as ('layer4.*',)")
         for pattern in self.ignore:
             compile_pattern(pattern)
 

@@ -64,7 +64,7 @@ def shape_of(target: Target | None) -> tuple[int, ...]:
     if isinstance(target, nn.modules.batchnorm._BatchNorm):
         return (target.num_features,)
     if isinstance(target, nn.LayerNorm):
-        return tuple(target.normalized_shape)
+        return tuple(target.normalized_shape) if len(target.normalized_shape) == 1 else ()
     if isinstance(target, nn.PReLU):
         return (target.num_parameters,)
     return tuple(target.shape) if isinstance(target, nn.Parameter) else ()
@@ -140,7 +140,7 @@ def _checked(model: nn.Module, path: Any, shape: Any) -> Kept:
         return _checked_convolution(path, target, *shape)
     if isinstance(target, nn.Parameter):
         return _checked_parameter(path, target, shape)
-    return Kept(*(torch.arange(size) for size in shape))
+    return Kept(torch.arange(shape[0]), torch.arange(shape[1]) if len(shape) == 2 else None)
 
 
 def _checked_convolution(path: str, layer: nn.Conv2d, outputs: int, inputs: int, groups: int) -> Kept:
@@ -238,7 +238,8 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _head_inputs(model: nn.Module) -> int | None:
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    timm_model: Any = model
+    classifier = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
     if isinstance(classifier, nn.Conv2d):
         return classifier.in_channels
     return classifier.in_features if isinstance(classifier, nn.Linear) else None

@@ -65,7 +65,8 @@ def removed_terms(
     images = sum(map(len, batches))
     pending = list(layers)
     while pending:
-        chosen, taken = [], 0
+        chosen: list[Layer] = []
+        taken = 0
         while pending and (not chosen or taken + _window_bytes(model, pending[0], images) <= MEMORY):
             taken += _window_bytes(model, pending[0], images)
             chosen.append(pending.pop(0))
