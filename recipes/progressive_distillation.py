@@ -6,17 +6,19 @@ Gaussian kernel, the student's through a Laplacian one, and each through a learn
 training. The paper's constants were not published; where it leaves a choice, the choice is named below.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, mse_loss
 
 from ..convert.block_matching import block_paths, outputs_at
-from ..convert.errors import ModelSourceError, RecipeError
+from ..convert.errors import ModelSourceError
 from ..convert.graph import trace_layers
 from ..convert.modes import evaluation_mode
 from ..convert.rewrite import adder_layers
@@ -26,7 +28,6 @@ from .objective import Objective
 from .recipe import Recipe
 
 Shapes = Mapping[str, torch.Size]
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def gaussian_kernel(features: Tensor, temperature: float) -> Tensor:
@@ -72,13 +73,11 @@ def stage_ends(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[int, i
     theirs = _shapes(teacher, [path for path in paths if path in known])
     common = [path for path in paths if path in ours and path in theirs and ours[path][2:] == theirs[path][2:]]
     ends = [
-        path
-        for path, following in zip(common, [*common[1:], None], strict=True)
-        if following is None or ours[path][2:] != ours[following][2:]
+        path for path, following in pairwise([*common, ""]) if not following or ours[path][2:] != ours[following][2:]
     ]
     if not ends:
         raise ModelSourceError(
-            f"the teacher has none of the modules {', '.join(paths[:3])}, … of the model, which pkkd compares; "
+            f"the teacher has none of the modules that pkkd compares, such as {paths[0]}; "
             "give the CNN that was converted with --teacher NAME|DIR"
         )
     return {path: (ours[path][1], theirs[path][1]) for path in ends}
@@ -108,15 +107,10 @@ def prepare_teacher(
     They join the student's optimizer with a learning rate of their own, since a step that is skipped is then skipped
     for both; what accelerate prepares, it also reduces over processes and saves with the run's state, not with the
     model.
-
-    Raises:
-        RecipeError: Parameters are sharded, which accelerate does for one model only.
     """
-    if accelerator.distributed_type in _SHARDED:
-        kind = accelerator.distributed_type.value
-        raise RecipeError(f"teacher_lr is {recipe.teacher_lr}, expected 0 under {kind}, which shards one model only")
+    rate = dataclasses.replace(recipe, lr=recipe.teacher_lr).scaled_lr(accelerator.num_processes)
     for group in param_groups_weight_decay(objective, recipe.weight_decay):
-        optimizer.add_param_group({**group, "lr": recipe.teacher_lr})
+        optimizer.add_param_group({**group, "lr": rate})
     prepared: Objective = accelerator.prepare(objective)
     return prepared
 

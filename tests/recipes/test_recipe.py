@@ -23,7 +23,7 @@ from adderkit.recipes.recipe_files import (
 
 
 def test_shipped_recipes():
-    assert recipe_names() == ["addernet-cifar", "addernet-imagenet", "cnn", "distill"]
+    assert recipe_names() == ["addernet-cifar", "addernet-imagenet", "cnn", "distill", "imagenet-distill", "pkkd"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
