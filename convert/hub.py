@@ -1,11 +1,12 @@
 """The Hugging Face Hub, as far as models are fetched from it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import get_token, snapshot_download
 from huggingface_hub import logging as hub_logging
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
 
@@ -37,8 +38,19 @@ def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path
                 )
             )
     except Exception as error:  # the Hub's client raises errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason})") from error
+        raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason(error)})") from error
+
+
+def reason(error: Exception) -> str:
+    """What an error of the Hub's client says, in one line and without secrets.
+
+    A server may repeat the token in its answer; what follows an address's question mark may be a signature that lets
+    anybody read or write.
+    """
+    line = " ".join(str(error).split()) or type(error).__name__
+    token = get_token()
+    line = line.replace(token, "***") if token else line
+    return re.sub(r"(https?://[^\s'?]+)\?[^\s']*", r"\1", line)[:400]
 
 
 def check_repository(name: str, option: str) -> None:

@@ -7,13 +7,12 @@ that reached it before a break are not sent again. So after an error that may pa
 import dataclasses
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
 from huggingface_hub.errors import (
     HfHubHTTPError,
     OfflineModeIsEnabled,
@@ -24,7 +23,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from ..convert.errors import AdderkitError, PublishError
 from ..convert.files import sha256
-from ..convert.hub import check_repository, quiet_hub
+from ..convert.hub import check_repository, quiet_hub, reason
 
 CARD = "README.md"
 _WAITS = (1, 4, 10)  # seconds before another try
@@ -208,22 +207,18 @@ def _may_pass(error: Exception) -> bool:
 def _explain(error: Exception, api: HfApi, target: Target) -> str:
     """One line with the remedy behind its last semicolon, without the token."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    # What follows an address's question mark may be a signature that lets anybody write.
-    reason = re.sub(r"(https?://[^\s'?]+)\?[^\s']*", r"\1", " ".join(str(error).split()) or type(error).__name__)[:400]
+    said = reason(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "the Hub is switched off by HF_HUB_OFFLINE; unset it to publish"
     if status == 401:
-        line = f"the Hub asks for a token, or does not know yours ({reason}); log in with: hf auth login"
-    elif status == 403:
-        line = f"your token may not write to {target.repository} ({reason}); take one with the permission to write"
-    elif isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)) or status == 404:
-        line = f"the Hub has no {target.repository}, or hides it from your token ({reason}); check the names"
-    elif status is not None and not _may_pass(error):
-        line = f"the Hub refuses {target.repository} ({reason}); mend that and publish again"
-    else:
-        line = (
-            f"the upload to {api.endpoint}/{target.repository} broke off ({type(error).__name__}: {reason}); "
-            "publish again: what has arrived is not sent twice"
-        )
-    token = get_token()
-    return line.replace(token, "***") if token else line
+        return f"the Hub asks for a token, or does not know yours ({said}); log in with: hf auth login"
+    if status == 403:
+        return f"your token may not write to {target.repository} ({said}); take one with the permission to write"
+    if status == 404 or isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
+        return f"the Hub has no {target.repository}, or hides it from your token ({said}); check the names"
+    if not _may_pass(error):
+        return f"the Hub refuses {target.repository} ({said}); mend that and publish again"
+    return (
+        f"the upload to {api.endpoint}/{target.repository} broke off ({type(error).__name__}: {said}); "
+        "publish again: what has arrived is not sent twice"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -179,7 +180,10 @@ def test_not_found(hub, send):
 def test_front_matter_that_the_hub_refuses(hub, send, folder):
     (folder / "README.md").write_text("---\nlicense: my-own\n---\n")
     refused = send()
-    assert "Invalid metadata" in refused["error"]
+    assert re.search(
+        r"refuses ann/net \(Invalid metadata .* license 'my-own' is unknown\); mend that", refused["error"]
+    )
+    assert refused["notes"] == []
     assert hub.history("ann/net") == []
 
 
