@@ -16,7 +16,7 @@ from .data import DataConfig, ImageSource, check_name, loader_workers, open_data
 from .memory import Memory, estimate_memory
 from .prepare import make_optimizer, make_schedule
 from .recipe import Recipe
-from .run_plan import RunPlan, batches_per_epoch
+from .run_plan import RunPlan, batches_per_epoch, check_batches
 from .setup import Job, build_student, build_teacher, check_class_count, check_norms, teacher_of
 from .trackers import tracker_names
 
@@ -159,7 +159,9 @@ def _steps_per_epoch(recipe: Recipe, images: int | None, processes: int, splits:
         return None
     streamed = splits is not None and isinstance(splits[0], IterableDataset)
     workers = max(1, loader_workers(recipe.workers)) if streamed else 0
-    return math.ceil(batches_per_epoch(images, recipe.batch_size, processes, workers) / recipe.grad_accum_steps)
+    batches = batches_per_epoch(images, recipe.batch_size, processes, workers)
+    check_batches(batches, images, recipe.batch_size, processes)
+    return math.ceil(batches / recipe.grad_accum_steps)
 
 
 def _default_classes(name: str) -> int | None:

@@ -26,6 +26,7 @@ from .objective import Objective
 from .position import Position
 from .progressive_distillation import make_objective, prepare_teacher
 from .recipe import Recipe
+from .run_plan import check_batches
 from .setup import Job, build_teacher, check_norms, open_split
 from .sharding import check_sharding
 from .synced_batchnorm import synchronise_batchnorm_
@@ -115,6 +116,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     train_loader, eval_loader = _loaders(recipe, DataConfig.of(model), train_set, eval_set)
     model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
     train_loader = _dealt_out(accelerator, train_loader)
+    check_batches(len(train_loader), len(train_set), recipe.batch_size, accelerator.num_processes)
     if recipe.teacher_lr:
         objective = prepare_teacher(recipe, accelerator, objective, optimizer)
     average = make_average(recipe, accelerator, accelerator.unwrap_model(model))

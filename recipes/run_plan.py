@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..convert.errors import DatasetError
 from ..convert.rewrite import adder_layers
 from .recipe import Recipe
 
@@ -111,6 +112,19 @@ def batches_per_epoch(images: int, batch_size: int, processes: int, streaming_wo
         each = math.ceil(images / (processes * streaming_workers))
         return math.ceil(each / batch_size) * streaming_workers
     return max(1, images // batch_size) // processes if images > batch_size else 1
+
+
+def check_batches(batches: int, images: int, batch_size: int, processes: int) -> None:
+    """Refuse a training split that has no batch for each process.
+
+    Raises:
+        DatasetError: It has none.
+    """
+    if batches == 0:
+        raise DatasetError(
+            f"there are {images} training images, expected at least {batch_size * processes}, {batch_size} for each of "
+            f"{processes} processes; set a lower batch_size, or fewer processes"
+        )
 
 
 def device_name(device: torch.device) -> str:

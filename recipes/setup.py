@@ -12,7 +12,7 @@ from ..convert.errors import DatasetError, ModelSourceError, RecipeError
 from ..convert.rewrite import adder_layers, is_converted
 from ..convert.source import build_model, is_folder
 from .data import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
-from .distillation import Teacher
+from .distillation import Renormalised, Teacher
 from .recipe import Recipe
 
 
@@ -39,8 +39,13 @@ class Job:
     command: str | None = None
 
 
-def build_student(job: Job, recipe: Recipe) -> nn.Module:
+def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Module:
     """The model to train, with as many classes as the data set has.
+
+    Args:
+        job: What was named.
+        recipe: Data set and image size.
+        weights: Whether its weights are wanted; without them nothing is fetched.
 
     Raises:
         ModelSourceError: See ``source.build_model``; or a saved model's classes do not fit the data set.
@@ -48,7 +53,7 @@ def build_student(job: Job, recipe: Recipe) -> nn.Module:
     known = small_dataset(recipe.dataset)
     if is_folder(job.model):
         wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-        model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **wanted)
+        model = build_model(job.model, pretrained=job.pretrained and weights, checkpoint=job.checkpoint, **wanted)
         _set_image_size(model, recipe.img_size)
         return model
     arguments: dict[str, Any] = {"num_classes": job.num_classes, "in_chans": job.in_chans}
@@ -68,13 +73,13 @@ def build_student(job: Job, recipe: Recipe) -> nn.Module:
         arguments["pretrained_cfg_overlay"] = overlay
         if _has_fixed_size(job.model):
             arguments["img_size"] = size
-    model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **arguments)
+    model = build_model(job.model, pretrained=job.pretrained and weights, checkpoint=job.checkpoint, **arguments)
     _set_image_size(model, recipe.img_size)
     return model
 
 
-def build_teacher(job: Job, recipe: Recipe, student: nn.Module) -> Teacher | None:
-    """The network to distil from, or ``None`` where the recipe distils nothing.
+def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> Renormalised | None:
+    """The network to distil from, or ``None`` where the recipe distils nothing; ``weights`` as for ``build_student``.
 
     Raises:
         ModelSourceError: No teacher is named, or it does not fit the student.
@@ -88,16 +93,28 @@ def build_teacher(job: Job, recipe: Recipe, student: nn.Module) -> Teacher | Non
             "or train on labels alone with --set distill_loss_weight=0 --set task_loss_weight=1"
         )
     try:
-        model = build_model(name)
+        model = _teacher_model(name, job, recipe, student, weights)
     except ModelSourceError as error:
         raise ModelSourceError(f"the teacher cannot be had: {error}; or name another with --teacher") from error
     classes, own = (getattr(each, "num_classes", None) for each in (model, student))
     if classes != own:
         raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
     try:
-        return Teacher(model, DataConfig.of(student))
+        return (Renormalised if recipe.teacher_lr else Teacher)(model, DataConfig.of(student))
     except ValueError as error:
         raise ModelSourceError(f"{name} cannot teach {job.model}: {error}") from error
+
+
+def _teacher_model(name: str, job: Job, recipe: Recipe, student: Any, weights: bool) -> nn.Module:
+    """With its weights; but a teacher that trains alongside may begin at random, as the student then does."""
+    if job.pretrained or not recipe.teacher_lr:
+        return build_model(name, pretrained=weights)
+    if is_folder(name):
+        return build_model(name, pretrained=False)
+    data = DataConfig.of(student)
+    overlay = {"input_size": data.input_size, "mean": data.mean, "std": data.std}
+    arguments = {"num_classes": student.num_classes, "in_chans": data.input_size[0]}
+    return build_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
 
 
 def teacher_of(job: Job) -> str | None:
@@ -117,13 +134,22 @@ def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSour
     channels = get_model_input_config(model)["input_size"][0]
     split = recipe.train_split if training else recipe.val_split
     dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels)
+    check_class_count(dataset, recipe, model)
+    return subset(dataset, recipe.train_images, recipe.seed) if training else dataset
+
+
+def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) -> None:
+    """Compare the classes of a data set that knows them with the model's.
+
+    Raises:
+        DatasetError: There are more or fewer.
+    """
     names, classes = class_names(dataset), getattr(model, "num_classes", None)
     if names is not None and classes is not None and len(names) != classes:
         raise DatasetError(
             f"data set {recipe.dataset!r} has {len(names)} classes, expected {classes} as the model has; "
             "train the model on it first, or name another data set"
         )
-    return subset(dataset, recipe.train_images, recipe.seed) if training else dataset
 
 
 def default_recipe(model: str) -> str:

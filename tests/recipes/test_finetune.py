@@ -65,7 +65,7 @@ class TestTrainedCnn:
     def test_leaves_the_files_that_are_promised(self, trained):
         _, folder = trained
         names = {path.name for path in folder.path.iterdir()}
-        assert names == {"args.yaml", "summary.csv", "curves.png", "best", "last", "previous"}
+        assert names == {"args.yaml", "summary.csv", "layers.csv", "log.txt", "plots", "best", "last", "previous"}
 
     def test_arguments_are_kept(self, trained):
         _, folder = trained

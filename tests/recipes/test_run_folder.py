@@ -11,20 +11,20 @@ import timm
 import torch
 import yaml
 from accelerate import Accelerator
-from PIL import Image
 
 import adderkit
 from adderkit.convert.errors import CheckpointError, RecipeError
 from adderkit.recipes.position import COLUMNS, Position
 from adderkit.recipes.recipe import Recipe
-from adderkit.recipes.run_folder import RunFolder, draw_curves, new_run_folder
+from adderkit.recipes.run_folder import RunFolder, new_run_folder
 
 ROWS = [
     {"epoch": epoch, "train_loss": 2 - epoch / 3, "eval_loss": 1 / (epoch + 1), "eval_top1": 10.0 * epoch,
      "eval_top5": 60.5, "lr": 0.1**epoch}
     for epoch in range(3)
 ]  # fmt: skip
-POSITION = Position(epoch=3, rows=ROWS)
+SCALES = [{"epoch": epoch, "weight_rms": [0.1, 0.2], "gradient_norm": [1e-3, 2.5]} for epoch in range(3)]
+POSITION = Position(epoch=3, rows=ROWS, scales=SCALES)
 HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
 
 
@@ -80,28 +80,6 @@ def test_summary(folder):
     assert found == ROWS
 
 
-def test_curves_are_a_picture(folder):
-    folder.write_summary(ROWS)
-    path = folder.path / "curves.png"
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with Image.open(path) as picture:
-        assert min(picture.size) > 100
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30], ids=str)
-def test_curves_of_odd_values(tmp_path, value):
-    draw_curves([{**ROWS[0], "eval_loss": value}], tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.format == "PNG"
-
-
-def test_curves_follow_the_rows(tmp_path):
-    for name, rows in (("one.png", ROWS[:1]), ("three.png", ROWS)):
-        draw_curves(rows, tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "three.png").read_bytes()
-
-
 def test_last_and_best_are_checkpoints(folder, model):
     folder.save_best(model, {"metrics": {"validation": {"top1": 1.0}}})
     folder.save_last(model, Accelerator(cpu=True), POSITION, {})
@@ -141,7 +119,8 @@ def test_no_epoch_finished(folder):
 
 def position_file(**changes):
     """What a run on one process writes, changed."""
-    whole = {"epoch": 3, "batches": 0, "skipped": 0, "in_a_row": 0, "lr": 0.1, "rows": ROWS, "sums": [[0.0, 0.0]]}
+    whole = {"epoch": 3, "batches": 0, "skipped": 0, "in_a_row": 0, "lr": 0.1, "rows": ROWS, "scales": SCALES,
+             "sums": [[0.0, 0.0]]}  # fmt: skip
     return json.dumps({key: value for key, value in {**whole, **changes}.items() if value is not None})
 
 
@@ -157,6 +136,10 @@ def position_file(**changes):
         (position_file(epoch=-1), "damaged"),
         (position_file(batches=1.5), "damaged"),
         (position_file(lr=None), "damaged"),
+        (position_file(scales=[{**SCALES[0], "weight_rms": [0.1]}]), "damaged"),
+        (position_file(scales=[{**SCALES[0], "weight_rms": ["0.1", 0.2]}]), "damaged"),
+        (position_file(scales=[{"epoch": 0}]), "damaged"),
+        (position_file(scales={}), "damaged"),
         (position_file(sums=[[0.0]]), "damaged"),
         (position_file(more=1), "damaged"),
         (position_file(sums=[[0.0, 0.0]] * 2), "the run had 2 processes, and there are 1 now; .*--num-processes 2"),
@@ -171,7 +154,7 @@ def test_damaged_position(folder, model, text, message):
 
 
 def test_position_is_read_as_written(folder, model):
-    position = Position(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2])
+    position = Position(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2], SCALES)
     folder.save_last(model, Accelerator(cpu=True), position, {})
     assert folder.load_last(Accelerator(cpu=True)) == position
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -106,6 +108,21 @@ def test_a_model_is_evaluated_on_a_stream(streamed, shards, tmp_path):
     metrics = evaluate_model(Job(str(folder.last)), "wds/tiny", str(shards), "validation", 8, 0)
     assert metrics.images == 22
     assert metrics.top1 == rows[-1]["eval_top1"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards(shards, tmp_path):
+    """44 training images in batches of 4: 22 and 22, filled up to 24 and 24; 22 for evaluation, in steps of 8."""
+    words = ["--no-pretrained", "--num-classes", "3", "--dataset", "wds/tiny", "--data-dir", str(shards), "--epochs",
+             "1", "--batch-size", "4", "--set", "img_size=12", "--workers", "0", "--num-processes", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "adderkit", "finetune", "cifar_resnet20", *words, "--output", "run", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "[6/6 (100%)]" in done.stderr
+    assert "evaluation [3/3 (100%)]" in done.stderr
+    report = json.loads((tmp_path / "run" / "last" / "adder_report.json").read_text())
+    assert report["metrics"]["validation"]["images"] == 22
+    planned = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(planned.stdout)["plan"]["steps_per_epoch"] == 6
 
 
 def test_a_part_of_a_stream_cannot_be_chosen(adder_kit, shards):
