@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from accelerate.utils import AutocastKwargs
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import adderkit
@@ -127,7 +128,10 @@ def test_a_broken_save_within_an_epoch_is_left_out(poison, train, monkeypatch):
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """``scaled(s)``: the next run scales its loss by s as on a GPU, which accelerate leaves out on the CPU."""
+    """``scaled(s)``: the next run scales its loss by s as on a GPU, which accelerate leaves out on the CPU.
+
+    It computes in fp32 all the same: half precision is slow here.
+    """
     make = finetune.make_accelerator
 
     def patch(scale):
@@ -136,6 +140,7 @@ def scaled(monkeypatch):
         def make_scaled(*args):
             accelerator = make(*args)
             accelerator.native_amp, accelerator.scaler = True, scaler
+            accelerator.autocast_handler = AutocastKwargs(enabled=False)
             return accelerator
 
         monkeypatch.setattr(finetune, "make_accelerator", make_scaled)
@@ -144,8 +149,9 @@ def scaled(monkeypatch):
     return patch
 
 
-@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
-@pytest.mark.parametrize(("kind", "scale"), [("gradient", 512), ("images", 512), ("loss alone", 1024)])
+@pytest.mark.parametrize(
+    ("kind", "scale", "clip_grad"), [("gradient", 512, 0.0), ("images", 512, 1.0), ("loss alone", 1024, 0.0)]
+)
 def test_fp16_lowers_the_scale_of_the_loss(kind, scale, clip_grad, scaled, poison, train, after_each_step):
     """The gradient to blame or not: of three steps the second is not taken."""
     scaler = scaled(1024.0)
@@ -159,10 +165,10 @@ def test_fp16_lowers_the_scale_of_the_loss(kind, scale, clip_grad, scaled, poiso
 
 
 def test_fp16_clips_what_is_unscaled(scaled, train, after_each_step):
-    """Another scale makes steps of the same length; clipped while scaled, they would be a thousand times shorter."""
+    """Another scale makes the same steps; clipped while scaled, they would be a thousand times shorter."""
     for scale in (1.0, 1024.0):
         scaled(scale)
         train(folder=f"scale-{scale}", amp="fp16", clip_grad=1.0)
-    whole = [torch.cat([value.flatten() for value in step]) for step in after_each_step]
-    assert (whole[1] - whole[0]).norm() > 0.01
-    assert (whole[3] - whole[2]).norm() == pytest.approx((whole[1] - whole[0]).norm(), rel=0.05)
+    before, expected, _, actual = (torch.cat([value.flatten() for value in step]) for step in after_each_step)
+    assert (expected - before).norm() > 0.01
+    torch.testing.assert_close(actual, expected)
