@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types check clean
+.PHONY: help install demo test test-slow fuzz lint types check clean
 
 help:
 	@echo "make install    create .venv and install adderkit with the development tools"
 	@echo "make demo       run 'adderkit demo'"
 	@echo "make test       run the tests, without the slow ones; ARGS='-k conv' passes options to pytest"
 	@echo "make test-slow  run the slow tests"
+	@echo "make fuzz       read damaged and hostile files, 10,000 of each kind; takes hours"
 	@echo "make lint       ruff: rules and formatting"
 	@echo "make types      mypy"
 	@echo "make check      lint and types"
@@ -42,6 +43,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+
+fuzz: $(STAMP)
+	ADDERKIT_FUZZ=nightly $(BIN)/pytest tests/fuzz $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

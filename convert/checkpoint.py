@@ -18,6 +18,7 @@ from timm.models._hub import save_config_for_hf  # timm's public save_for_hf wri
 from torch import Tensor, nn
 
 from . import registry as registry  # so that create_model knows "adder" and the paper's networks
+from .allocation import AllocationLimit, count_elements
 from .errors import AdderkitError, CheckpointError
 from .files import atomic_path, read_json_object, sha256, write_json, write_text
 from .hub import PREFIX, fetch
@@ -30,6 +31,7 @@ from .saved_weights import check_shapes, check_steps, checked_weights
 REPORT = "adder_report.json"
 CARD = "README.md"
 FORMAT_VERSION = 1
+_UNKNOWN_SIZE = 1 << 26  # elements that a structure without weights may have, as far as memory goes
 _PACKAGES = ("adderkit", "torch", "torchvision", "timm", "accelerate", "safetensors")
 
 
@@ -106,7 +108,8 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
     state = checked_weights(folder) if pretrained else None
     try:
         # timm would quietly leave out a classifier of another size, and might take another file: we load strictly.
-        model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
+        with AllocationLimit(_UNKNOWN_SIZE if state is None else count_elements(state), str(folder)):
+            model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
             check_steps(folder, model)
             check_shapes(folder, model, state)

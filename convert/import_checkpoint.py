@@ -12,6 +12,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from .allocation import AllocationLimit, count_elements
 from .cifar_models import CIFAR_MEAN, BasicBlock, CifarNet
 from .config import AdderConfig
 from .errors import CheckpointError, NoModuleMatchedError
@@ -59,7 +60,8 @@ def import_checkpoint(path: str | Path, name: str, num_classes: int | None = Non
         raise CheckpointError(f"{path} has {found} classes, expected the {num_classes} of --num-classes")
     images = _CIFAR_IMAGES if name.startswith("cifar_") else _IMAGENET_IMAGES
     wanted: dict[str, Any] = {"num_classes": num_classes or found, "pretrained_cfg_overlay": {**images, **_FOREIGN}}
-    model = build_model(name, pretrained=False, **wanted)
+    with AllocationLimit(count_elements(weights), str(path)):
+        model = build_model(name, pretrained=False, **wanted)
     weights = _renamed(weights, model)
     adders = sorted(key.removesuffix(".adder") for key in weights if key.endswith(".adder"))
     if not adders:

@@ -30,7 +30,7 @@ def checked_weights(folder: Path) -> dict[str, Tensor]:
     expected = ours.get("sha256") if isinstance(ours, dict) else None
     if expected is not None and sha256(path) != expected:
         raise CheckpointError(
-            f"{path} is not the file that {CONFIG} was written for: its SHA-256 differs from {expected}; "
+            f"{path} is not the file that {CONFIG} was written for: its SHA-256 differs from {expected!s:.64}; "
             "copy both again, or save the model again with adderkit.save"
         )
     return state

@@ -6,12 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..convert.errors import RecipeError
 from .recipe import Recipe
+from .safe_yaml import load_yaml
 
-_BAD_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: an impossible date or number
+_LIMIT = 1 << 18  # bytes of a recipe; the shipped ones have 2 kB
 
 
 def load_recipe(name: str) -> Recipe:
@@ -64,6 +63,8 @@ def copy_recipe(name: str, file: str | None) -> Path:
 def read_text(path: Path) -> str:
     """A small text file that a user may have written."""
     try:
+        if path.stat().st_size > _LIMIT:
+            raise RecipeError(f"{path} has {path.stat().st_size} bytes, expected at most {_LIMIT}")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
@@ -72,9 +73,9 @@ def read_text(path: Path) -> str:
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """A YAML mapping with string keys; nothing in it is executed."""
     try:
-        values = yaml.safe_load(text)
-    except _BAD_YAML as error:
-        raise RecipeError(f"{name} is not valid YAML: {(str(error) or 'nested too deeply').splitlines()[0]}") from error
+        values = load_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{name} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise RecipeError(f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values")
     return values
@@ -88,7 +89,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not separator or not key:
             raise RecipeError(f"--set got {setting!r}, expected key=value such as lr=0.05")
         try:
-            values[key.strip().replace("-", "_")] = yaml.safe_load(value)
-        except _BAD_YAML as error:
+            values[key.strip().replace("-", "_")] = load_yaml(value)
+        except ValueError as error:
             raise RecipeError(f"--set {setting!r}: the value is not valid YAML") from error
     return values
