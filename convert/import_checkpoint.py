@@ -86,9 +86,9 @@ def _classes(weights: Mapping[str, Tensor]) -> int | None:
 
 def _renamed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Names of the published small ResNet as ours; those of its ResNet-50 are timm's already."""
-    if not isinstance(model, CifarNet) or not any(isinstance(module, BasicBlock) for module in model.features):
+    blocks = sum(isinstance(module, BasicBlock) for module in model.modules()) // 3
+    if not isinstance(model, CifarNet) or not blocks:
         return dict(weights)
-    blocks = sum(isinstance(module, BasicBlock) for module in model.features) // 3
     prefixes = {"conv1": "features.0.0", "bn1": "features.0.1", _LOGITS_NORM: "fc_norm"}
     prefixes |= {
         f"layer{stage + 1}.{block}": f"features.{1 + stage * blocks + block}"
@@ -104,12 +104,13 @@ def _renamed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 def _convert(model: nn.Module, adders: Iterable[str], name: str, path: str | Path) -> ConversionPlan:
     """Turn exactly the layers that the checkpoint names into adder layers."""
+    modules = dict(model.named_modules())
     for adder in adders:  # before a name becomes a pattern
-        if not isinstance(dict(model.named_modules()).get(adder), nn.Conv2d):
+        if not isinstance(modules.get(adder), nn.Conv2d):
             raise CheckpointError(f"{path} is not a checkpoint of {name}: {adder:.80} is no convolution there")
-    everything = {"skip_first": False, "skip_last": False, "skip_gates": False}
+    config = AdderConfig(include=tuple(adders), skip_first=False, skip_last=False, skip_gates=False, norm="skip")
     try:
-        plan = convert_(model, AdderConfig(include=tuple(adders), norm="skip", **everything))
+        plan = convert_(model, config)
     except NoModuleMatchedError as error:
         raise CheckpointError(f"{path} is not a checkpoint of {name}: {error}") from error
     left = [row for row in plan.rows if row.path in adders and row.decision != "convert"]
