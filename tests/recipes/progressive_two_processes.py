@@ -20,6 +20,7 @@ SETTINGS = {
     "bn_images": 0,
     "workers": 0,
     "crop_padding": 1,
+    "hflip": 0.0,
     "adder_init": "keep",
     "lr": 0.01,
     "eta": 0.05,
