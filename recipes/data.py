@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,6 +23,8 @@ from .small_datasets import SMALL_DATASETS, SmallDataset
 
 # Folders that timm takes for a split.
 _SPLIT_FOLDERS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test", "testing"))
+# Packages of timm's readers that timm does not install.
+_PACKAGES = {"wds": "webdataset", "hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets"}
 
 Transform = Callable[[Any], Tensor]
 
@@ -86,6 +89,9 @@ def open_dataset(spec: str, data_dir: str | None, split: str, in_chans: int = 3)
         return cast(ImageSource, small.open(data_dir, split, in_chans))
     if data_dir and spec == "folder":
         _check_split_folder(Path(data_dir), split)
+    package = _PACKAGES.get(spec.split("/")[0])
+    if package is not None and find_spec(package) is None:
+        raise DatasetError(f"--dataset {spec} needs the package {package}: pip install {package}")
     try:
         dataset = create_dataset(
             "" if spec == "folder" else spec,

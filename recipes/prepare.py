@@ -159,11 +159,14 @@ def _loaders(
 
 def _dealt_out(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
     """The training batches of this process; a streamed data set's reader has dealt its shards out already."""
-    if not isinstance(loader.dataset, IterableDataset):
-        return accelerator.prepare(loader)
-    return prepare_data_loader(
-        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
-    )
+    own: DataLoader[Any]
+    if isinstance(loader.dataset, IterableDataset):
+        own = prepare_data_loader(
+            loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+    else:
+        own = accelerator.prepare(loader)
+    return own
 
 
 def _compiled(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -73,7 +73,6 @@ def test_a_split_that_is_not_there_is_never_replaced_by_the_rest(image_folder, s
         ("", None, "no data set is given; name one with --dataset"),
         ("folder", None, "--dataset folder needs --data-dir"),
         ("folder", "/no/such/place", "--data-dir /no/such/place does not exist"),
-        ("hfds/none/none", None, "data set 'hfds/none/none', split 'train', cannot be opened"),
         ("wds/none", "/no/such/place", "data set 'wds/none', split 'train', cannot be opened"),
         ("torch/none", "/no/such/place", "data set 'torch/none', split 'train', cannot be opened"),
         ("nonsense/none", "/no/such/place", "data set 'nonsense/none', split 'train', cannot be opened"),

@@ -9,7 +9,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from adderkit.recipes import finetune
+from adderkit.convert.errors import DatasetError
+from adderkit.recipes import data, finetune
 from adderkit.recipes.data import make_loader, open_dataset
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
@@ -123,6 +124,12 @@ def test_two_processes_share_the_shards(shards, tmp_path):
     assert report["metrics"]["validation"]["images"] == 22
     planned = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(planned.stdout)["plan"]["steps_per_epoch"] == 6
+
+
+def test_a_missing_package_is_named(shards, monkeypatch):
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    with pytest.raises(DatasetError, match="--dataset wds/tiny needs the package webdataset: pip install webdataset"):
+        open_dataset("wds/tiny", str(shards), "train")
 
 
 def test_a_part_of_a_stream_cannot_be_chosen(adder_kit, shards):
