@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 from accelerate import PartialState
 
 from ..convert.errors import AdderkitError
@@ -28,6 +29,7 @@ def carry_out(begin: Callable[[], list[Row]], folder: RunFolder) -> list[Row]:
     Raises:
         AdderkitError: The line. A process that has nothing to say beside the first exits silently with status 1.
     """
+    _meet_again()
     try:
         return begin()
     except (KeyboardInterrupt, Exception) as error:
@@ -38,6 +40,24 @@ def carry_out(begin: Callable[[], list[Row]], folder: RunFolder) -> list[Row]:
         if reason is None or not (folder.path / "args.yaml").is_file():
             raise
         raise AdderkitError(f"{reason}; continue with: adderkit finetune --resume {folder.path}") from error
+
+
+def _restarts() -> int:
+    """How often the elastic launcher has started this run again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meet_again() -> None:
+    """After a restart: let the processes find each other under keys of its own.
+
+    The launcher's store may still have the addresses of the processes that are gone, for which gloo would wait.
+    """
+    if _restarts() and not dist.is_initialized():
+        rank, processes, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+        served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=rank == 0 and not served)
+        fresh = dist.PrefixStore(f"restart-{_restarts()}", store)
+        dist.init_process_group(store=fresh, rank=rank, world_size=processes)
 
 
 def _reason(error: BaseException, folder: RunFolder) -> str | None:
@@ -76,7 +96,7 @@ def begun_before(folder: RunFolder, arguments: dict[str, Any]) -> bool:
     Raises:
         RecipeError: What stands there is damaged.
     """
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0 or not (folder.path / "args.yaml").is_file():
+    if _restarts() == 0 or not (folder.path / "args.yaml").is_file():
         return False
     there = folder.arguments()
     return all(there.get(name) == value for name, value in arguments.items())

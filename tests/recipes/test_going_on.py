@@ -183,11 +183,11 @@ def test_torchrun_restarts_a_killed_process(step, adder_folder, tmp_path):
     changes = [word for setting in settings for word in ("--set", setting)]
     words = ["finetune", adder_folder, "--dataset", "digits", *changes, "--output"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     summaries = []
     for killed in (0, step):
         folder = tmp_path / f"run-{killed}"
-        command = [*launcher, "--standalone", SCRIPT, killed, *words, folder]
+        command = [*launcher, SCRIPT, killed, *words, folder]
         done = subprocess.run(
             list(map(str, command)), env=environment, capture_output=True, text=True, check=False, timeout=300
         )
