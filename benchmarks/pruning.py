@@ -39,13 +39,13 @@ def main() -> None:
     result = read(arguments.json, settings)
     if "whole" not in result:
         result["whole"] = evaluated(arguments.runs, arguments.model.resolve())
+        write(arguments.json, result)
     for removed, importance in itertools.product(arguments.removed, arguments.importance):
         done = {(row["removed"], row["importance"]) for row in result["rows"]}
         if (removed, importance) not in done:
             result["rows"].append(measure(arguments, removed, importance))
             result["rows"].sort(key=lambda row: (row["removed"], IMPORTANCES.index(row["importance"])))
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+            write(arguments.json, result)
     print(table(result))
 
 
@@ -56,6 +56,12 @@ def read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if found["settings"] != settings:
         raise SystemExit(f"{path} was measured with {found['settings']}; name another file with --json")
     return found
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Keep what there is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def measure(arguments: argparse.Namespace, removed: int, importance: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ So no dependency graph is needed to load, and no record can ask for more memory 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Kept:
     axis: int = 0
 
 
-def prune_step(model: nn.Module, paths: Iterator[str] | list[str], config: Mapping[str, Any]) -> dict[str, Any]:
+def prune_step(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a pruning: the shapes that the narrowed layers have now."""
     shapes = {path: list(shape_of(target_at(model, path))) for path in paths}
     return {"step": PRUNE, "version": STEP_VERSION, "shapes": shapes, "config": dict(config)}

@@ -29,7 +29,6 @@ from .rewrite import add_step_
 from .selection import Removal, select
 from .verify_pruning import check_pruning
 
-Progress = Callable[[str, int, int], None]
 SEARCH_STEPS = 12
 
 
@@ -97,7 +96,6 @@ def prune_(
     *,
     example_input: Tensor | None = None,
     batch_size: int = 64,
-    progress: Progress | None = None,
 ) -> PruningReport:
     """Remove channels from an adder network or a CNN, in place.
 
@@ -110,7 +108,6 @@ def prune_(
         images: ``[N, C, H, W]`` normalised as the model expects, or batches of such, without labels; some hundreds do.
         example_input: ``[1, C, H, W]``, for models that do not say what images they take.
         batch_size: Images in a forward pass.
-        progress: Called as ``progress(what, done, total)``.
 
     Returns:
         What was removed and what it saves.
@@ -131,16 +128,13 @@ def prune_(
     generator = torch.Generator().manual_seed(config.seed)
     before = price(cost(model, example_input))
     work = _Work(model, config, example_input[:1], batches, generator, before)
-    report = progress or (lambda what, done, total: None)
     first: list[ChannelGroup] = []
     for index in range(config.iterative):
-        report("pruning", index, config.iterative)
         groups = _round(work, (index + 1) / config.iterative)
         first = first or groups
-    report("pruning", config.iterative, config.iterative)
+        reestimate_batchnorm_(model, batches)  # the next round measures a network that works
     if not work.narrowed:
         raise NoModuleMatchedError(f"no channel can be removed: {_why_not(first, config)}")
-    reestimate_batchnorm_(model, batches)
     add_step_(model, prune_step(model, list(work.narrowed), config.to_dict()))
     rows = tuple(_row(model, group) for group in first)
     return PruningReport(config, rows, count, before, price(cost(model, example_input)), tuple(work.not_folded))
@@ -206,7 +200,7 @@ def _search(work: _Work, choose: Callable[[float], list[Removal]], progress: flo
     low, high = 0.0, 1.0
     best = choose(high)
     least = cost_of(best)
-    if least > goal:
+    if least > work.before[name] * share:  # known in the first round, before anything is changed
         raise AdderkitError(
             f"target {work.config.target} cannot be reached: with one channel left of each prunable layer, "
             f"{least / work.before[name]:.1%} of the {name} remain; ignore fewer layers or aim higher"

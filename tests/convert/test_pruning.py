@@ -119,6 +119,14 @@ def test_what_cannot_be_done_is_said(resnet20):
         prune_(resnet20(), PruneConfig(target="adds=1%", importance="random", ignore=("features.1.*",)))
 
 
+def test_a_target_out_of_reach_leaves_the_model_as_it_was(resnet20, snapshot):
+    model = resnet20()
+    before = snapshot(model)
+    with pytest.raises(AdderkitError, match="cannot be reached"):
+        prune_(model, PruneConfig(target="adds=1%", importance="magnitude", iterative=4, ignore=("features.1.*",)))
+    assert snapshot(model) == before
+
+
 class Shuffled(nn.Module):
     """Channels change places between two layers, which no dependency graph of ours sees."""
 
