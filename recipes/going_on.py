@@ -55,8 +55,8 @@ def _meet_again() -> None:
     if _restarts() and not dist.is_initialized():
         rank, processes, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
         served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=rank == 0 and not served)
-        fresh = dist.PrefixStore(f"restart-{_restarts()}", store)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=rank == 0 and not served)  # type: ignore[attr-defined]
+        fresh = dist.PrefixStore(f"restart-{_restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group(store=fresh, rank=rank, world_size=processes)
 
 

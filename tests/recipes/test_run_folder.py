@@ -16,7 +16,7 @@ import adderkit
 from adderkit.convert.errors import CheckpointError, RecipeError
 from adderkit.recipes.position import COLUMNS, Position
 from adderkit.recipes.recipe import Recipe
-from adderkit.recipes.run_folder import RunFolder, new_run_folder
+from adderkit.recipes.run_folder import RunFolder, SaveError, new_run_folder
 
 ROWS = [
     {"epoch": epoch, "train_loss": 2 - epoch / 3, "eval_loss": 1 / (epoch + 1), "eval_top1": 10.0 * epoch,
@@ -224,9 +224,9 @@ def test_the_model_is_saved_as_evaluated(folder, model):
     assert entered == [True]
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize(("error", "told"), [(OSError, SaveError), (KeyboardInterrupt, KeyboardInterrupt)])
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, error):
+def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, error, told):
     """The old folder has been moved away and the new one cannot be moved in."""
     save = {
         "best": lambda: folder.save_best(model, {}),
@@ -241,7 +241,7 @@ def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, 
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(error):
+    with pytest.raises(told):
         save()
     monkeypatch.undo()
     folder.recover(lambda line: None)
