@@ -117,7 +117,10 @@ def _read_idx(folder: Path, prefix: str, rank: int) -> npt.NDArray[np.uint8]:
         size *= length
     if len(data) != header + size:
         raise DatasetError(f"{path} has {len(data)} bytes, expected {header + size} for shape {shape}: get it again")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # no image at all, of a size beyond what an array may have
+        raise DatasetError(f"{path} has shape {shape}, which no array can have: get it again") from error
 
 
 SMALL_DATASETS = {
