@@ -322,6 +322,25 @@ def publish(
 
 
 @app.command()
+def report(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Saved folder, such as runs/mine/best.")],
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default DIR-report.html.")] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    teacher: Annotated[str | None, typer.Option(help="CNN to compare with; default: the one converted.")] = None,
+    json: Json = False,
+) -> None:
+    """Write one HTML page about a saved model; with --dataset also predictions of a few images."""
+    from adderkit.recipes.report import ReportJob, run_report
+
+    result = run_report(ReportJob(folder, output, dataset, data_dir, teacher), _announce)
+    if json:
+        _print_json(result.to_dict())
+    else:
+        print(result.summary())
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
     form: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",

@@ -53,7 +53,12 @@ def check_chart(name: str) -> Path:
 
 
 def bars(cost: Cost) -> list[Bar]:
-    """A bar for each weight layer in order of execution; what comes before the first counts with the first."""
+    """A bar for each weight layer in order of execution."""
+    return [_bar(group) for group in layer_groups(cost)]
+
+
+def layer_groups(cost: Cost) -> list[list[LayerCost]]:
+    """Each weight layer with all that follows it until the next; what comes before the first counts with the first."""
     groups: list[list[LayerCost]] = []
     early: list[LayerCost] = []
     for row in cost.layers:
@@ -62,7 +67,7 @@ def bars(cost: Cost) -> list[Bar]:
             early = []
         else:
             (groups[-1] if groups else early).append(row)
-    return [_bar(group) for group in groups]
+    return groups
 
 
 def _bar(rows: Sequence[LayerCost]) -> Bar:

@@ -10,7 +10,7 @@ from .layer_scales import LayerScales
 from .position import Row
 
 # Colours that colour-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color).
-_LINES = {
+LINES = {
     "loss": {
         "train_loss": ("training", "#0072B2"),
         "eval_loss": ("validation", "#D55E00"),
@@ -24,7 +24,7 @@ _LINES = {
     },
     "learning_rate": {"lr": ("learning rate", "#0072B2")},
 }
-_TITLES = {"loss": "loss", "accuracy": "accuracy (%)", "learning_rate": "learning rate"}
+TITLES = {"loss": "loss", "accuracy": "accuracy (%)", "learning_rate": "learning rate"}
 _SCALES = {
     "weight_scale": ("weight_rms", "root mean square of each layer's weights"),
     "gradient_scale": ("gradient_norm", "norm of each layer's gradient, before the adaptive rate"),
@@ -42,8 +42,8 @@ def draw_plots(rows: Sequence[Row], layers: Sequence[str], samples: Sequence[Lay
         folder: Gets ``loss.png``, ``accuracy.png``, ``learning_rate.png``, ``weight_scale.png``,
             ``gradient_scale.png``.
     """
-    for name, lines in _LINES.items():
-        figure, axes = _figure(_TITLES[name])
+    for name, lines in LINES.items():
+        figure, axes = _figure(TITLES[name])
         for column, (label, colour) in lines.items():
             if rows and column in rows[0]:
                 axes.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=label, color=colour,

@@ -1,0 +1,289 @@
+"""``adderkit report``: all that is known of a saved model, gathered for one page that people read and pass on.
+
+The model is loaded as everywhere, so what it computes is known for certain: its layers and their cost. All else comes
+from ``adder_report.json`` and ``summary.csv``, which somebody else may have written; it is taken as far as it has the
+form that we write, and paths of this machine are left out.
+"""
+
+import csv
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..adder_layers.conv import AdderConv2d
+from ..convert.checkpoint import WEIGHTS, base_architecture, load, read_report
+from ..convert.cost import Cost, cost
+from ..convert.errors import AdderkitError
+from ..convert.files import sha256, write_text
+from ..convert.rewrite import is_converted, steps_of
+from ..convert.source import is_folder
+from .evaluations import Evaluation, evaluations_of
+from .examples import Examples, find_examples
+from .provenance import command_without_local_paths, commands_of, part_of, without_local_paths
+from .recipe_files import read_text
+from .setup import Job, teacher_of
+
+_EXTREME = 1e30  # no loss, rate or accuracy is larger
+_ROWS = 10_000  # of a summary, or measurements: more than any run has
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportJob:
+    """What to report on; see the options of ``adderkit report``."""
+
+    folder: str
+    output: str | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+    teacher: str | None = None
+
+    @property
+    def source(self) -> Path:
+        """The saved folder."""
+        return Path(self.folder.removeprefix("local-dir:"))
+
+    @property
+    def target(self) -> Path:
+        """``--output``, or ``<folder>-report.html`` beside the folder, whose files may be guarded by checksums."""
+        source = self.source.resolve()
+        return Path(self.output) if self.output is not None else source.with_name(f"{source.name}-report.html")
+
+
+class LayerFact(NamedTuple):
+    """A convolution or adder layer of the model.
+
+    Args:
+        path: Module path.
+        layer: The module.
+        reason: Why it was converted or kept, as the plan in the report says; empty where it says nothing.
+        fidelity: Correlation of its output with the convolution's after calibration, and that of its worst channel.
+    """
+
+    path: str
+    layer: nn.Conv2d
+    reason: str
+    fidelity: tuple[float, float] | None
+
+    @property
+    def adder(self) -> bool:
+        """Whether it is an adder layer."""
+        return isinstance(self.layer, AdderConv2d)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportFacts:
+    """All that a page says.
+
+    Args:
+        name: Of the folder, with that of its run.
+        base: Architecture in timm's registry.
+        converted: Whether the model is an adder network.
+        pruned: Whether it lost channels.
+        cost: Of the model, for one image.
+        layers: Its convolutions and adder layers.
+        evaluations: What was measured on these weights.
+        teacher_evaluations: What was measured on the teacher's.
+        epochs: Rows of the run's ``summary.csv``; empty where the model lies in no run.
+        calibration: Settings of the calibration, as noted in ``adder_report.json``; empty where there was none.
+        training: How far the training came, and its recipe, likewise.
+        versions: Of the packages that saved the model.
+        commands: That made the model.
+        digest: SHA-256 of the weights.
+        examples: Predictions, where a data set was given.
+    """
+
+    name: str
+    base: str
+    converted: bool
+    pruned: bool
+    cost: Cost
+    layers: tuple[LayerFact, ...]
+    evaluations: Sequence[Evaluation]
+    teacher_evaluations: Sequence[Evaluation]
+    epochs: Sequence[Mapping[str, float]]
+    calibration: Mapping[str, str | float]
+    training: Mapping[str, str | float]
+    versions: Mapping[str, str | float]
+    commands: Sequence[str]
+    digest: str
+    examples: Examples | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportResult:
+    """The page that was written."""
+
+    facts: ReportFacts
+    target: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        facts, examples = self.facts, self.facts.examples
+        return {
+            "output": str(self.target),
+            "bytes": self.target.stat().st_size,
+            "adder_layers": sum(layer.adder for layer in facts.layers),
+            "convolutions": len(facts.layers),
+            "evaluations": len(facts.evaluations),
+            "epochs": len(facts.epochs),
+            "examples": len(examples.first) + len(examples.differing) if examples else 0,
+            "compared_images": examples.images if examples else 0,
+            "agreeing": examples.agreeing if examples else None,
+        }
+
+    def summary(self) -> str:
+        """What a person wants to know last."""
+        lines = [f"report: {self.target} ({self.target.stat().st_size:,} bytes, opens in any browser)"]
+        if not self.facts.evaluations:
+            lines.append(
+                "accuracy was not measured; adderkit evaluate DIR --dataset … --record puts it into the report"
+            )
+        if self.facts.examples is None:
+            lines.append("without predictions on examples; --dataset NAME shows some")
+        elif self.facts.examples.no_teacher:
+            lines.append(f"without the teacher's predictions: {self.facts.examples.no_teacher}")
+        return "\n".join(lines)
+
+
+def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
+    """Write the page.
+
+    Args:
+        job: What to report on.
+        announce: Called with a line before each slow step.
+
+    Raises:
+        AdderkitError: The folder is no whole checkpoint, the data set or a teacher that was named cannot be had, or the
+            page cannot be written.
+    """
+    from .report_page import page
+
+    _check_places(job)
+    facts = gather(job, announce)
+    try:
+        write_text(job.target, page(facts))
+    except OSError as error:
+        raise AdderkitError(f"--output {job.target} cannot be written: {error.strerror or error}") from error
+    return ReportResult(facts, job.target)
+
+
+def gather(job: ReportJob, announce: Callable[[str], None]) -> ReportFacts:
+    """Load the model, count its cost, read what was noted, and let it predict; see ``run_report``."""
+    source, named = job.source, Job(job.folder, job.teacher)
+    model, saved = load(source), read_report(source)
+    digest, examples = sha256(source / WEIGHTS), None
+    if job.dataset is not None:
+        announce(f"predicting images of {job.dataset}")
+        examples = find_examples(model, named, job.dataset, job.data_dir)
+    return ReportFacts(
+        name=_name(source.resolve()),
+        base=base_architecture(model),
+        converted=is_converted(model),
+        pruned=any(step["step"] == "prune" for step in steps_of(model)),
+        cost=cost(model),
+        layers=_layers(model, saved),
+        evaluations=evaluations_of(saved, digest)[:_ROWS],
+        teacher_evaluations=_evaluations_of_teacher(teacher_of(named)),
+        epochs=_epochs(source.resolve().parent),
+        calibration=_flat(part_of(saved, "calibration")),
+        training=_flat({**part_of(part_of(saved, "training"), "recipe"), **part_of(saved, "training")}),
+        versions=_flat(part_of(saved, "versions")),
+        commands=[command_without_local_paths(each) for each in commands_of(saved, None)[:_ROWS]],
+        digest=digest,
+        examples=examples,
+    )
+
+
+def _name(folder: Path) -> str:
+    """Of the folder; with that of the run, where it lies in one."""
+    run = folder.parent
+    return f"{run.name}/{folder.name}" if (run / "args.yaml").is_file() else folder.name
+
+
+def number(value: object) -> float | None:
+    """A finite number of a size that occurs; ``None`` for anything else that somebody may have written."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if -_EXTREME < value < _EXTREME else None
+
+
+def _check_places(job: ReportJob) -> None:
+    source, target = job.source, job.target
+    if (source / "args.yaml").is_file() and (source / "best").is_dir():
+        raise AdderkitError(f"{source} is a run; report on its best model: {source / 'best'}")
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise AdderkitError(f"--output {target} ends in {target.suffix!r}, expected '.html'")
+    if target.is_dir():
+        raise AdderkitError(f"--output {target} is a folder, expected a file")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise AdderkitError(f"--output {target} cannot be written: {folder} is no folder that you may write to")
+    guarded = next((parent for parent in target.absolute().parents if (parent / "checksums.json").is_file()), None)
+    if guarded is not None:
+        raise AdderkitError(
+            f"--output {target} lies in {guarded}, which is guarded by checksums; name a place beside it"
+        )
+
+
+def _layers(model: nn.Module, saved: Mapping[str, Any]) -> tuple[LayerFact, ...]:
+    """What the model has, with what the report says of it; what that says of other layers is left out."""
+    planned, fitted = (
+        _by_path(part_of(saved, key).get(rows)) for key, rows in (("plan", "rows"), ("calibration", "layers"))
+    )
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            row, fit = planned.get(path, {}), fitted.get(path, {})
+            agreed = (row.get("decision") in ("convert", "adder")) == isinstance(module, AdderConv2d)
+            reason = row.get("reason") if agreed else "changed after it was planned"
+            mean, worst = number(fit.get("correlation")), number(fit.get("worst"))
+            fidelity = (mean, worst) if mean is not None and worst is not None else None
+            found.append(LayerFact(path, module, reason if row and isinstance(reason, str) else "", fidelity))
+    return tuple(found)
+
+
+def _by_path(rows: object) -> dict[str, Mapping[str, Any]]:
+    found = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    return {row["path"]: row for row in found if isinstance(row.get("path"), str)}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, str | float]:
+    """The texts and numbers among settings, without paths of this machine."""
+    plain = {key: value for key, value in values.items() if isinstance(value, str) or number(value) is not None}
+    return {key: without_local_paths(value) for key, value in list(plain.items())[:_ROWS]}
+
+
+def _evaluations_of_teacher(name: str | None) -> list[Evaluation]:
+    """What was measured on the teacher, where it is a folder on this machine."""
+    try:
+        if name is None or not is_folder(name):
+            return []
+        folder = Path(name.removeprefix("local-dir:"))
+        return evaluations_of(read_report(folder), sha256(folder / WEIGHTS))[:_ROWS]
+    except (AdderkitError, OSError, ValueError):  # it moved, or its name is none
+        return []
+
+
+def _epochs(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's ``summary.csv``, as far as they are numbers; empty where there is no run."""
+    if not (run / "args.yaml").is_file() or not (run / "summary.csv").is_file():
+        return []
+    try:
+        rows = list(csv.DictReader(read_text(run / "summary.csv").splitlines()))[:_ROWS]
+    except (AdderkitError, csv.Error):
+        return []
+    found = [{key: _parsed(value) for key, value in row.items() if key} for row in rows]
+    return [row for row in found if math.isfinite(row.get("epoch", math.nan))]
+
+
+def _parsed(text: object) -> float:
+    try:
+        value = number(float(text)) if isinstance(text, str) else None
+    except ValueError:
+        value = None
+    return math.nan if value is None else value

@@ -1,0 +1,112 @@
+"""Charts of a report as inline SVG: sharp on a phone and on paper, without a picture file or a script."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .markup import Html, join, tag
+
+_WIDTH, _HEIGHT = 360.0, 210.0  # units of the drawing; about the pixels of a phone, so that text keeps its size
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 8.0, 36.0  # margins
+_VISIBLE = 0.4  # percent of the width: the narrowest bar of something that is not nothing
+
+
+class Line(NamedTuple):
+    """A line of a chart: its label, its colour, and a value for each epoch, ``nan`` where there is none."""
+
+    label: str
+    colour: str
+    values: Sequence[float]
+
+
+def line_chart(title: str, epochs: Sequence[float], lines: Sequence[Line]) -> Html:
+    """A figure with a line for each series over the epochs; what is not finite leaves a gap."""
+    finite = [value for line in lines for value in line.values if math.isfinite(value)]
+    if not epochs or not finite:
+        return Html()
+    ticks, marks = _ticks(min(finite), max(finite)), _ticks(min(epochs), max(epochs), whole=True)
+    across = _Scale(min(epochs), max(epochs), _LEFT, _WIDTH - _RIGHT)
+    up = _Scale(ticks[0], ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0])))
+    form = f",.{digits}f" if digits < 5 else ".2g"
+    drawing = tag(
+        "svg",
+        *(_level(up(value), f"{value:{form}}") for value in ticks),
+        *(_text(f"{value:g}", across(value), _HEIGHT - _BOTTOM + 16, "middle") for value in marks),
+        _text("epoch", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, "middle"),
+        *(_drawn(line, epochs, across, up) for line in lines),
+        viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}",
+        role="img",
+        aria_label=f"{title} by epoch",
+    )
+    key = [tag("span", _swatch(line.colour), line.label, class_="key") for line in lines if len(lines) > 1]
+    return tag("figure", tag("figcaption", tag("strong", title), *key), drawing)
+
+
+def bar(parts: Sequence[tuple[float, str]], label: str) -> Html:
+    """Thin bars below each other.
+
+    Args:
+        parts: Of each bar the length from 0 to 1, and its class, which the style gives a colour.
+        label: What the bars say, for those who do not see them.
+    """
+    drawn = [
+        tag("rect", y=8 * row, width=f"{max(_VISIBLE, 100 * min(share, 1)):.2f}%", height=7, class_=kind)
+        for row, (share, kind) in enumerate(parts)
+        if share > 0
+    ]
+    return tag("svg", *drawn, class_="bar", width="100%", height=8 * len(parts) - 1, role="img", aria_label=label)
+
+
+class _Scale(NamedTuple):
+    """From values to places on the drawing."""
+
+    first: float
+    last: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        span = self.last - self.first
+        return self.start + (self.end - self.start) * ((value - self.first) / span if span else 0.5)
+
+
+def _drawn(line: Line, epochs: Sequence[float], across: _Scale, up: _Scale) -> Html:
+    pieces: list[list[str]] = [[]]
+    for epoch, value in zip(epochs, line.values, strict=True):
+        if math.isfinite(value):
+            pieces[-1].append(f"{across(epoch):.1f},{up(value):.1f}")
+        elif pieces[-1]:
+            pieces.append([])
+    dots = [point.split(",") for piece in pieces for point in piece if len(epochs) <= 30 or len(piece) == 1]
+    return join(
+        [
+            *(tag("polyline", points=" ".join(piece), stroke=line.colour) for piece in pieces if len(piece) > 1),
+            *(tag("circle", cx=x, cy=y, r=2.5, fill=line.colour) for x, y in dots),
+        ]
+    )
+
+
+def _level(height: float, label: str) -> Html:
+    across = tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=f"{height:.1f}", y2=f"{height:.1f}")
+    return join([across, _text(label, _LEFT - 6, height + 4, "end")])
+
+
+def _text(text: str, x: float, y: float, anchor: str) -> Html:
+    return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
+
+
+def _swatch(colour: str) -> Html:
+    return tag("svg", tag("rect", width=12, height=12, rx=2, fill=colour), width=12, height=12, aria_hidden="true")
+
+
+def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Round numbers at equal distances: two to seven around the range, or whole ones within it."""
+    span = high - low or abs(high) or 1.0
+    size = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(size * factor for factor in (1, 2, 5, 10, 20) if span / (size * factor) <= 5)
+    if whole:
+        step = max(1.0, step)
+        return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    first = math.floor(low / step)
+    return [index * step for index in range(first, max(first + 1, math.ceil(high / step)) + 1)]

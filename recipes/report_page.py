@@ -1,0 +1,280 @@
+"""The page of a report: HTML that needs nothing else, no script, no network, no file beside it."""
+
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..convert.cost import LayerCost
+from ..convert.energy import PRECISIONS, arithmetic_energy
+from ..convert.operations import Operations
+from .cost_chart import layer_groups
+from .evaluations import Evaluation
+from .examples import Example, Examples, Guess
+from .markup import Html, join, short, tag
+from .plots import LINES, TITLES
+from .report import LayerFact, ReportFacts, number
+from .report_charts import Line, line_chart
+from .report_parts import before_after, change_tile, engineering, layer_list, layer_row, table, tile, tiles
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_STYLE = Path(__file__).with_name("report.css")
+_TINY = 48  # pixels; wider pictures are smoothed where they are shown larger
+_PJ, _UJ = 1e-12, 1e6  # J, pJ
+
+_ADDER = (
+    "An adder layer outputs the negative L1 distance between window and filter, ",
+    tag("span", "-Σ|x - w|", class_="whole"),
+    ", where a convolution outputs Σx·w: it needs additions and no multiplication.",
+)
+_COUNTING = """All that runs is counted: first and last layer, normalisations, activations, sums. Papers count weight
+layers alone, and take the first and the last for adder layers."""
+_ENERGY = """Energy of the arithmetic alone, by the table of Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
+is no faster than a multiplication: what is saved shows on hardware made for it."""
+_FIDELITY = """Correlation of each adder layer's output with that of the convolution that it replaced, mean and worst
+channel, on images that were not used for the fit. It was measured in the calibration, before any training; 1 is the
+same up to scale and offset."""
+_SETTINGS = {
+    "dataset": "data set",
+    "epochs": "epochs planned",
+    "batch_size": "batch size",
+    "lr": "learning rate",
+    "opt": "optimizer",
+    "seed": "seed",
+}
+
+
+def page(facts: ReportFacts) -> str:
+    """The whole page."""
+    sections = {
+        "conversion": ("What was converted, and why", _conversion(facts)),
+        "cost": ("Cost of one image", _cost(facts)),
+        "fidelity": ("Fidelity of each layer", _fidelity(facts)),
+        "training": ("Training", _training(facts)),
+        "accuracy": ("Accuracy", _accuracy(facts)),
+        "examples": ("Examples", _examples(facts.examples)),
+        "making": ("How it was made", _making(facts)),
+    }
+    shown = {mark: section for mark, section in sections.items() if section[1]}
+    links = (tag("a", mark.capitalize(), href=f"#{mark}") for mark in shown)
+    parts = (tag("section", tag("h2", title), text, id=mark) for mark, (title, text) in shown.items())
+    body = tag("body", _header(facts), tag("nav", *links, aria_label="Sections"), tag("main", *parts))
+    return f"<!DOCTYPE html>\n{tag('html', _head(facts.name), body, lang='en')}\n"
+
+
+def _head(name: str) -> Html:
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="generator", content="adderkit report"),
+        tag("link", rel="icon", href="data:,"),  # else a browser asks for one
+        tag("title", f"{name}: adderkit report"),
+        tag("style", Html(_STYLE.read_text(encoding="utf-8"))),
+    )
+
+
+def _header(facts: ReportFacts) -> Html:
+    adders = sum(layer.adder for layer in facts.layers)
+    what = f"{facts.base}{', pruned,' if facts.pruned else ''}"
+    if facts.converted:
+        what += f" as an adder network: {adders} of {len(facts.layers)} convolutions are adder layers."
+    else:
+        what += ": a CNN."
+    before, after = facts.cost.honest_before, facts.cost.honest
+    joules = [arithmetic_energy(each, PRECISIONS["fp32"]) * _PJ for each in (before, after)]
+    shown = [
+        change_tile("Multiplications for one image", before.multiplications, after.multiplications),
+        change_tile("Additions for one image", before.additions, after.additions),
+        change_tile("Energy of the arithmetic in fp32", *joules, unit="J"),
+    ]
+    for each in facts.evaluations[:1]:
+        shown.append(
+            tile(f"Top-1 on {each.dataset}, {each.split}", f"{_percent(each.top1)} %", f"{each.images:,} images")
+        )
+    return tag("header", tag("h1", facts.name), tag("p", what), tiles(shown))
+
+
+def _conversion(facts: ReportFacts) -> Html:
+    if not facts.converted:
+        return Html()
+    groups = Counter((layer.adder, layer.reason) for layer in facts.layers).most_common()
+    why = ([_kind(adder), reason or "not noted", f"{count:,}"] for (adder, reason), count in groups)
+    layers = tag("ol", *map(_described, facts.layers), class_="layers")
+    parts = [tag("p", *_ADDER), table(("is", "why", "layers"), why, numbers=1), tag("h3", "Layer by layer"), layers]
+    return join(parts)
+
+
+def _described(fact: LayerFact) -> Html:
+    layer = fact.layer
+    size = "x".join(map(str, layer.kernel_size))
+    words = [f"{size}, {layer.in_channels} → {layer.out_channels} channels"]
+    words += [f"stride {layer.stride[0]}"] * (layer.stride[0] > 1) + [f"{layer.groups} groups"] * (layer.groups > 1)
+    head = tag("div", tag("code", fact.path), _kind(fact.adder), class_="row")
+    return tag(
+        "li", head, tag("div", "; ".join([", ".join(words), *([fact.reason] if fact.reason else [])]), class_="faint")
+    )
+
+
+def _kind(adder: bool) -> Html:
+    return tag("span", "adder layer" if adder else "convolution", class_="kind adder" if adder else "kind kept")
+
+
+def _cost(facts: ReportFacts) -> Html:
+    cost = facts.cost
+    pairs = {"": (cost.honest_before, cost.honest), ", as papers count": (cost.headline_before, cost.headline)}
+    rows = [
+        before_after(f"{what}{how}", *(getattr(count, what) for count in counts))
+        for how, counts in pairs.items()
+        for what in ("multiplications", "additions")
+    ]
+    for name, form in PRECISIONS.items():
+        energies = (arithmetic_energy(each, form) / _UJ for each in (cost.honest_before, cost.honest))
+        rows.append(before_after(f"energy in µJ, {name}", *energies, form=",.1f"))
+    shape = "x".join(map(str, cost.input_shape))
+    uncounted = f" Without a formula, not counted: {', '.join(cost.uncounted)}." if cost.uncounted else ""
+    return join(
+        [
+            tag("p", f"An image of {shape}; {cost.parameters:,} parameters. {_COUNTING}{uncounted}"),
+            table(("", "as a CNN", "this model"), rows, numbers=2),
+            tag("p", _ENERGY, class_="faint"),
+            *_cost_chart(facts),
+        ]
+    )
+
+
+def _cost_chart(facts: ReportFacts) -> list[Html]:
+    groups = layer_groups(facts.cost)
+    counts = [_multiplications(group) for group in groups]
+    largest = max([before for before, _ in counts], default=0) or 1
+    first = 0 if facts.converted else 1  # a CNN is the same before and after
+    rows = [
+        layer_row(
+            group[0].path or "(model)",
+            " → ".join([engineering(before), engineering(after)][first:]),
+            [(before / largest, "before"), (after / largest, "after")][first:],
+            f"{before:,} multiplications as a CNN, {after:,} now",
+        )
+        for group, (before, after) in zip(groups, counts, strict=True)
+    ]
+    keys = [("before", "as a CNN"), ("after", "this model")][first:]
+    note = "Each layer with the normalisation and all else that follows it."
+    title = tag("h3", "Multiplications, layer by layer")
+    return [title, tag("p", note, class_="faint"), *layer_list(rows, keys)]
+
+
+def _multiplications(group: Sequence[LayerCost]) -> tuple[int, int]:
+    before, after = (sum((getattr(row, when) for row in group), Operations()) for when in ("before", "operations"))
+    return before.multiplications, after.multiplications
+
+
+def _fidelity(facts: ReportFacts) -> Html:
+    if not facts.converted:
+        return Html()
+    found = [(layer, *layer.fidelity) for layer in facts.layers if layer.fidelity is not None]
+    if not found:
+        return tag("p", "Not calibrated, so not known. ", tag("code", "convert --dataset NAME"), " measures it.")
+    rows = [
+        layer_row(
+            layer.path,
+            f"{mean:.3f}, worst {worst:.3f}",
+            [(mean, "adder" if layer.adder else "kept")],
+            f"correlation {mean:.3f}, of the worst channel {worst:.3f}",
+        )
+        for layer, mean, worst in found
+    ]
+    back = [("kept", "went back to a convolution")] * any(not layer.adder for layer, *_ in found)
+    return join([tag("p", _FIDELITY), *layer_list(rows, [("adder", "adder layer"), *back])])
+
+
+def _training(facts: ReportFacts) -> Html:
+    noted = [f"{label} {facts.training[key]}" for key, label in _SETTINGS.items() if key in facts.training]
+    epochs = [row["epoch"] for row in facts.epochs]
+    if not noted and not epochs:
+        return tag("p", "Not trained since it was converted." if facts.converted else "No training is noted.")
+    charts = []
+    for name, columns in LINES.items():
+        lines = [
+            Line(label, colour, [row.get(column, float("nan")) for row in facts.epochs])
+            for column, (label, colour) in columns.items()
+            if any(column in row for row in facts.epochs)
+        ]
+        charts.append(line_chart(TITLES[name], epochs, lines))
+    missing = [] if epochs else [tag("p", "The folder lies in no run, so there are no curves.", class_="faint")]
+    return join([tag("p", ", ".join(noted)), tag("div", *charts, class_="charts"), *missing])
+
+
+def _accuracy(facts: ReportFacts) -> Html:
+    if not facts.evaluations:
+        command = "adderkit evaluate DIR --dataset NAME --record"
+        return tag("p", "Not measured. This puts it here: ", tag("code", command))
+    this = "adder network" if facts.converted else "this model"
+    rows = [
+        *(_accuracy_row("teacher", each) for each in facts.teacher_evaluations),
+        *(_accuracy_row(this, each) for each in facts.evaluations),
+    ]
+    return table(("model and data set", "images", "top-1 %", "top-5 %"), rows, numbers=3)
+
+
+def _accuracy_row(model: str, found: Evaluation) -> list[str]:
+    name = join([model, tag("div", f"{found.dataset}, {found.split}", class_="faint")])
+    return [name, f"{found.images:,}", _percent(found.top1), _percent(found.top5)]
+
+
+def _percent(value: object) -> str:
+    found = number(value)
+    return "?" if found is None else f"{found:.2f}"
+
+
+def _examples(examples: Examples | None) -> Html:
+    if examples is None:
+        command = "adderkit report DIR --dataset NAME"
+        return tag("p", "Left out, since no data set was named. This puts them here: ", tag("code", command))
+    text = f"{len(examples.first)} of {examples.images} random validation images of {examples.dataset}."
+    if examples.agreeing is not None:
+        text += f" Model and teacher agree on {examples.agreeing} of the {examples.images}."
+    if examples.no_teacher:
+        text += f" Without a teacher: {examples.no_teacher}."
+    parts = [tag("p", text), tag("ul", *map(_example, examples.first), class_="examples")]
+    if examples.differing:
+        parts.append(tag("h3", "Where the two disagree"))
+        parts.append(tag("ul", *map(_example, examples.differing), class_="examples"))
+    return join(parts)
+
+
+def _example(example: Example) -> Html:
+    width = int.from_bytes(example.picture[16:20], "big")  # as a PNG's header has it
+    picture = tag(
+        "img",
+        src=f"data:image/png;base64,{b64encode(example.picture).decode()}",
+        alt=f"image {example.number}: {short(example.truth)}",
+        class_="tiny" if width <= _TINY else None,
+    )
+    columns = {"model": example.student, **({"teacher": example.teacher} if example.teacher else {})}
+    rows = [
+        tag("tr", *(_guess(guess, example.truth, rank) for guess in row))
+        for rank, row in enumerate(zip(*columns.values(), strict=True))
+    ]
+    head = tag("thead", tag("tr", *(tag("th", name) for name in columns)))
+    words = tag(
+        "div", tag("p", tag("strong", example.truth)), tag("table", head, tag("tbody", *rows)), class_="guesses"
+    )
+    return tag("li", picture, words)
+
+
+def _guess(guess: Guess, truth: str, rank: int) -> Html:
+    wrong = rank == 0 and guess.label != truth
+    probability = tag("span", f"{100 * guess.probability:.1f} %", class_="whole")
+    return tag("td", "✗ " if wrong else "", probability, " ", guess.label, class_="wrong" if wrong else None)
+
+
+def _making(facts: ReportFacts) -> Html:
+    parts, found = [], facts.calibration
+    if found:
+        images, steps, matching, seed = (found.get(key, "?") for key in ("images", "steps", "matching_steps", "seed"))
+        text = f"Calibrated on {images} unlabelled images: {steps} steps for each layer, {matching} for all together, "
+        parts.append(tag("p", f"{text}seed {seed}."))
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    rows = [["weights, SHA-256", tag("code", facts.digest)], ["saved with", versions or "not noted"]]
+    return join([*parts, *(tag("pre", command) for command in facts.commands), table((), rows)])
