@@ -26,13 +26,9 @@ def steps(network: str) -> list[tuple[str, str, list[str]]]:
     """Label, folder to evaluate and command that makes it, for one network."""
     teacher = f"{network}-teacher"
     train = ["finetune", network, "--no-pretrained", *DATA, *TEACHERS[network], "--output", teacher]
-    convert = ["convert", "--model", f"{teacher}/best", "--to", "adder", *CALIBRATE]
-    fitted, calibrated = f"{network}-fitted", f"{network}-calibrated"
-    return [
-        ("CNN teacher", f"{teacher}/best", train),
-        ("each layer fitted", fitted, [*convert, "--matching-steps", "0", "--output", fitted]),
-        ("then all together", calibrated, [*convert, "--output", calibrated]),
-    ]
+    converted = f"{network}-adder"
+    convert = ["convert", "--model", f"{teacher}/best", "--to", "adder", *CALIBRATE, "--output", converted]
+    return [("CNN teacher", f"{teacher}/best", train), ("adder network", converted, convert)]
 
 
 def main() -> None:
