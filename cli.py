@@ -2,12 +2,24 @@
 
 import sys
 from functools import partial
-from json import dumps, loads
-from os import environ
-from time import sleep
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from adderkit.recipes.failure import fail, line_of
+from adderkit.recipes.options import (
+    BatchSize,
+    Checkpoint,
+    DataDir,
+    Dataset,
+    InChans,
+    Json,
+    NumClasses,
+    Pretrained,
+    Workers,
+    print_json,
+)
+from adderkit.recipes.recipe_verbs import recipes_app
 
 app = typer.Typer(
     name="adderkit",
@@ -17,20 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="Recipes: settings of training runs.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Dataset = Annotated[str | None, typer.Option(help="digits, fashion-mnist, folder, or timm's hfds/…, wds/…, torch/….")]
-DataDir = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights to take instead of the Hub's: a file or a folder.")]
-Pretrained = Annotated[bool, typer.Option(help="Start from pretrained weights; --no-pretrained: random ones.")]
-NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes.")]
-InChans = Annotated[int | None, typer.Option(min=1, help="Channels of the images.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", min=1, help="Images in a forward pass.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Loader processes.")]
-
-_PATIENCE = 20.0  # seconds; on a busy machine a process takes some to end
 
 
 @app.callback()
@@ -104,7 +103,7 @@ def convert(
     )
     result = run_conversion(job, dry_run=dry_run, announce=_announce)
     if json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     show(plan_table(result.plan, result.calibration))
     print(result.summary())
@@ -166,7 +165,7 @@ def finetune(
         job = Job(model, teacher, pretrained, checkpoint, num_classes, in_chans)
         if dry_run:
             planned = plan_run(job, settings, num_processes or 1)
-            _print_json(planned.to_dict()) if json else print(planned.text(), end="")
+            print_json(planned.to_dict()) if json else print(planned.text(), end="")
             return
         folder = new_run_folder(output, model, settings)
         begin = partial(loop.start, job, settings, folder)
@@ -174,7 +173,7 @@ def finetune(
     if not loop.is_main_process():
         return
     if json:
-        _print_json({"output": str(folder.path), "rows": rows})
+        print_json({"output": str(folder.path), "rows": rows})
         return
     show(summary_table(rows))
     print(f"best model: {folder.best}")
@@ -203,7 +202,7 @@ def evaluate(
     job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
     metrics = evaluate_model(job, dataset, data_dir, split, batch_size or 128, workers, record=record)
     if json:
-        _print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
+        print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
     else:
         show(metrics_table([(model, metrics)]))
 
@@ -226,7 +225,7 @@ def inspect(
 
     found = run_inspection(model, num_classes, in_chans, input_size, chart, _announce)
     if json:
-        _print_json({"model": model, **found.to_dict()})
+        print_json({"model": model, **found.to_dict()})
         return
     for table in cost_tables(found):
         show(table)
@@ -269,7 +268,7 @@ def prune(
     job = PruningJob(model, config, output, dataset, data_dir, calibration_images, *source)
     result = run_pruning(job, dry_run=dry_run, announce=_announce)
     if json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     for table in pruning_tables(result.report):
         show(table)
@@ -289,7 +288,7 @@ def import_checkpoint(
 
     done = run_import(file, model, num_classes, output)
     if json:
-        _print_json(done.to_dict())
+        print_json(done.to_dict())
     else:
         print(done.summary())
 
@@ -316,7 +315,7 @@ def publish(
     target = Target(repo, private, revision, create_pr, message)
     result = run_publish(PublishJob(folder, target, output, licence, base_model, force, dry_run), _announce)
     if json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         print(result.summary())
 
@@ -335,7 +334,7 @@ def report(
 
     result = run_report(ReportJob(folder, output, dataset, data_dir, teacher), _announce)
     if json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         print(result.summary())
 
@@ -353,7 +352,7 @@ def export(
 
     done = run_export(model, form, output, opset)
     if json:
-        _print_json(done.to_dict())
+        print_json(done.to_dict())
     else:
         print(done.summary())
 
@@ -371,47 +370,9 @@ def demo(
 
     rows = run_demo(output, _announce)
     if json:
-        _print_json({"rows": [{"model": row.model, **row.metrics.to_dict()} for row in rows]})
+        print_json({"rows": [{"model": row.model, **row.metrics.to_dict()} for row in rows]})
     else:
         show(demo_table(rows))
-
-
-@recipes_app.command("ls")
-def recipes_ls(json: Json = False) -> None:
-    """List the shipped recipes."""
-    from adderkit.recipes.recipe_files import load_recipe, recipe_names
-
-    found = {name: load_recipe(name).description for name in recipe_names()}
-    if json:
-        _print_json(found)
-    else:
-        for name, description in found.items():
-            print(f"{name:<20}{description}")
-
-
-@recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")]) -> None:
-    """Print a recipe, header included; redirect it to a file to make your own."""
-    from adderkit.recipes.recipe_files import load_recipe, recipe_text
-
-    load_recipe(name)
-    print(recipe_text(name), end="")
-
-
-@recipes_app.command("copy")
-def recipes_copy(
-    name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")],
-    file: Annotated[str | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
-) -> None:
-    """Write a recipe, header included, to a file of your own to change; an existing file is not overwritten."""
-    from adderkit.recipes.recipe_files import copy_recipe
-
-    print(f"recipe written: {copy_recipe(name, file)}")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    strict = loads(dumps(value), parse_constant=lambda _: None)  # JSON knows no NaN; a loss may be one
-    print(dumps(strict))
 
 
 def _announce(line: str) -> None:
@@ -427,29 +388,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        _fail(_line(error))
+        fail(line_of(error))
     sys.exit(0)
 
 
 def convert_main() -> NoReturn:
     """Entry point of the console script ``convert``, the same as ``adderkit convert``."""
     main(["convert", *sys.argv[1:]])
-
-
-def _line(error: Exception) -> str:
-    from adderkit.convert.errors import AdderkitError
-
-    message = " ".join(str(error).split())
-    if isinstance(error, AdderkitError):
-        return message
-    return f"{type(error).__name__}: {message} (unexpected; run again with --debug for the traceback)"
-
-
-def _fail(message: str) -> NoReturn:
-    """Of several processes the first of a machine speaks at once; where the others' error is the same, it ends them."""
-    process = int(environ.get("LOCAL_RANK", 0))
-    if process:
-        sleep(_PATIENCE)  # the launcher ends all of them as soon as one has failed
-        message = f"process {process}: {message}"
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)

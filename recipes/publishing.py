@@ -190,7 +190,7 @@ def _pictures(job: PublishJob, found: Cost) -> list[str]:
     run = job.source.resolve().parent
     if not (run / "args.yaml").is_file():
         return []
-    curves = sorted([*run.glob("plots/*.png"), *run.glob("curves.png")])
+    curves = sorted(run.glob("plots/*.png"))
     for curve in curves:
         _copy(curve, target.parent / curve.name)
     return [f"{_PICTURES}/{curve.name}" for curve in curves]

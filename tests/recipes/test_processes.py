@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adderkit import cli
 from adderkit.convert.errors import RecipeError
-from adderkit.recipes import finetune, launch
+from adderkit.recipes import failure, finetune, launch
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
 from adderkit.recipes.verification import evaluate_model
@@ -121,10 +120,10 @@ def test_resuming_with_other_processes_is_refused(runs):
 def test_the_first_process_speaks_at_once(process, spoken, monkeypatch, capsys):
     """The others wait, to be ended by the launcher where their error is the first's."""
     waited = []
-    monkeypatch.setattr(cli, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
+    monkeypatch.setattr(failure, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
     monkeypatch.setenv("LOCAL_RANK", process)
     with pytest.raises(SystemExit):
-        cli._fail("no")
+        failure.fail("no")
     assert waited == ([] if process == "0" else [(20.0, "")])
     assert capsys.readouterr().err == f"{spoken}\n"
 
