@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable
 
-_LONGEST = 400  # characters of a text that somebody else may have written
+_LONGEST = 1000  # characters of a text that somebody else may have written
 _VOID = frozenset({"meta", "link", "img"})
 
 

@@ -29,7 +29,9 @@ from .recipe_files import read_text
 from .setup import Job, teacher_of
 
 _EXTREME = 1e30  # no loss, rate or accuracy is larger
-_ROWS = 10_000  # of a summary, or measurements: more than any run has
+_EPOCHS = 10_000  # more than any run has
+_ENTRIES = 100  # of a list that somebody else may have written
+_COMMAND = 1000  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,13 +189,13 @@ def gather(job: ReportJob, announce: Callable[[str], None]) -> ReportFacts:
         pruned=any(step["step"] == "prune" for step in steps_of(model)),
         cost=cost(model),
         layers=_layers(model, saved),
-        evaluations=evaluations_of(saved, digest)[:_ROWS],
+        evaluations=evaluations_of(saved, digest)[:_ENTRIES],
         teacher_evaluations=_evaluations_of_teacher(teacher_of(named)),
         epochs=_epochs(source.resolve().parent),
         calibration=_flat(part_of(saved, "calibration")),
         training=_flat({**part_of(part_of(saved, "training"), "recipe"), **part_of(saved, "training")}),
         versions=_flat(part_of(saved, "versions")),
-        commands=[command_without_local_paths(each) for each in commands_of(saved, None)[:_ROWS]],
+        commands=[command_without_local_paths(each[:_COMMAND]) for each in commands_of(saved, None)[:_ENTRIES]],
         digest=digest,
         examples=examples,
     )
@@ -255,7 +257,7 @@ def _by_path(rows: object) -> dict[str, Mapping[str, Any]]:
 def _flat(values: Mapping[str, Any]) -> dict[str, str | float]:
     """The texts and numbers among settings, without paths of this machine."""
     plain = {key: value for key, value in values.items() if isinstance(value, str) or number(value) is not None}
-    return {key: without_local_paths(value) for key, value in list(plain.items())[:_ROWS]}
+    return {key: without_local_paths(value) for key, value in list(plain.items())[:_ENTRIES]}
 
 
 def _evaluations_of_teacher(name: str | None) -> list[Evaluation]:
@@ -264,7 +266,7 @@ def _evaluations_of_teacher(name: str | None) -> list[Evaluation]:
         if name is None or not is_folder(name):
             return []
         folder = Path(name.removeprefix("local-dir:"))
-        return evaluations_of(read_report(folder), sha256(folder / WEIGHTS))[:_ROWS]
+        return evaluations_of(read_report(folder), sha256(folder / WEIGHTS))[:_ENTRIES]
     except (AdderkitError, OSError, ValueError):  # it moved, or its name is none
         return []
 
@@ -274,7 +276,7 @@ def _epochs(run: Path) -> list[dict[str, float]]:
     if not (run / "args.yaml").is_file() or not (run / "summary.csv").is_file():
         return []
     try:
-        rows = list(csv.DictReader(read_text(run / "summary.csv").splitlines()))[:_ROWS]
+        rows = list(csv.DictReader(read_text(run / "summary.csv").splitlines()))[:_EPOCHS]
     except (AdderkitError, csv.Error):
         return []
     found = [{key: _parsed(value) for key, value in row.items() if key} for row in rows]

@@ -8,6 +8,8 @@ from .markup import Html, join, tag
 
 _WIDTH, _HEIGHT = 360.0, 210.0  # units of the drawing; about the pixels of a phone, so that text keeps its size
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 8.0, 36.0  # margins
+_FLAT = 0.05  # of its values: a smaller range says that nothing changed
+_DIGITS, _LARGE = 4, 1e6  # behind the point, and a number that is still written out
 _VISIBLE = 0.4  # percent of the width: the narrowest bar of something that is not nothing
 
 
@@ -24,14 +26,13 @@ def line_chart(title: str, epochs: Sequence[float], lines: Sequence[Line]) -> Ht
     finite = [value for line in lines for value in line.values if math.isfinite(value)]
     if not epochs or not finite:
         return Html()
-    ticks, marks = _ticks(min(finite), max(finite)), _ticks(min(epochs), max(epochs), whole=True)
+    levels, marks = _levels(min(finite), max(finite)), _whole(min(epochs), max(epochs))
+    largest, step = max(map(abs, levels)), levels[1] - levels[0]
     across = _Scale(min(epochs), max(epochs), _LEFT, _WIDTH - _RIGHT)
-    up = _Scale(ticks[0], ticks[-1], _HEIGHT - _BOTTOM, _TOP)
-    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0])))
-    form = f",.{digits}f" if digits < 5 else ".2g"
+    up = _Scale(levels[0], levels[-1], _HEIGHT - _BOTTOM, _TOP)
     drawing = tag(
         "svg",
-        *(_level(up(value), f"{value:{form}}") for value in ticks),
+        *(_level(up(value), _label(value, step, largest)) for value in levels),
         *(_text(f"{value:g}", across(value), _HEIGHT - _BOTTOM + 16, "middle") for value in marks),
         _text("epoch", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, "middle"),
         *(_drawn(line, epochs, across, up) for line in lines),
@@ -100,13 +101,27 @@ def _swatch(colour: str) -> Html:
     return tag("svg", tag("rect", width=12, height=12, rx=2, fill=colour), width=12, height=12, aria_hidden="true")
 
 
-def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers at equal distances: two to seven around the range, or whole ones within it."""
-    span = high - low or abs(high) or 1.0
-    size = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(size * factor for factor in (1, 2, 5, 10, 20) if span / (size * factor) <= 5)
-    if whole:
-        step = max(1.0, step)
-        return [index * step for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def _levels(low: float, high: float) -> list[float]:
+    """Round numbers at equal distances around a range; one that is next to nothing is widened, so that they differ."""
+    span = max(high - low, _FLAT * max(abs(low), abs(high)) or 1.0)
+    low -= (span - (high - low)) / 2
+    step = _step(span)
     first = math.floor(low / step)
-    return [index * step for index in range(first, max(first + 1, math.ceil(high / step)) + 1)]
+    return [index * step for index in range(first, max(first + 1, math.ceil((low + span) / step)) + 1)]
+
+
+def _whole(first: float, last: float) -> list[float]:
+    """Whole numbers at equal distances within a range of epochs."""
+    step = max(1.0, _step(last - first or 1.0))
+    return [index * step for index in range(math.ceil(first / step), math.floor(last / step) + 1)]
+
+
+def _step(span: float) -> float:
+    """1, 2 or 5 times a power of ten, of which a span has at most five."""
+    size = 10.0 ** math.floor(math.log10(span / 5))
+    return next(size * factor for factor in (1, 2, 5, 10, 20) if span <= 5.001 * size * factor)
+
+
+def _label(value: float, step: float, largest: float) -> str:
+    digits = max(0, -math.floor(math.log10(step)))
+    return f"{value:,.{digits}f}" if digits <= _DIGITS and largest < _LARGE else f"{value:.3g}"

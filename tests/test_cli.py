@@ -18,7 +18,7 @@ from adderkit.recipes import finetune as loop
 from adderkit.recipes import verification
 from adderkit.recipes.recipe_files import recipe_text
 
-VERBS = ("convert", "finetune", "evaluate", "inspect", "publish", "demo", "recipes")
+VERBS = ("convert", "finetune", "evaluate", "inspect", "report", "publish", "demo", "recipes")
 SETTINGS = {"train_images": 64, "batch_size": 32, "workers": 0, "crop_padding": 1, "bn_images": 64, "epochs": 1}
 QUICK = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
 
