@@ -86,7 +86,8 @@ def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None
     recipe = Recipe(dataset=dataset, data_dir=data_dir, distill_loss_weight=1.0)
     teacher, why = _teacher(job, recipe, model)
     split = open_split(recipe, model, training=False)
-    names, seen = _class_names(split, model), []
+    names = _class_names(split, model)
+    seen: list[Example] = []
     for images, pictures, targets in _batches(split, model):
         student = _probabilities(model, images)
         other = _probabilities(teacher, images) if teacher is not None else [None] * len(images)

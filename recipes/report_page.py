@@ -83,11 +83,11 @@ def _header(facts: ReportFacts) -> Html:
     else:
         what += ": a CNN."
     before, after = facts.cost.honest_before, facts.cost.honest
-    joules = [arithmetic_energy(each, PRECISIONS["fp32"]) * _PJ for each in (before, after)]
+    first, last = (arithmetic_energy(each, PRECISIONS["fp32"]) * _PJ for each in (before, after))
     shown = [
         change_tile("Multiplications for one image", before.multiplications, after.multiplications),
         change_tile("Additions for one image", before.additions, after.additions),
-        change_tile("Energy of the arithmetic in fp32", *joules, unit="J"),
+        change_tile("Energy of the arithmetic in fp32", first, last, "J"),
     ]
     for each in facts.evaluations[:1]:
         shown.append(
@@ -130,8 +130,8 @@ def _cost(facts: ReportFacts) -> Html:
         for what in ("multiplications", "additions")
     ]
     for name, form in PRECISIONS.items():
-        energies = (arithmetic_energy(each, form) / _UJ for each in (cost.honest_before, cost.honest))
-        rows.append(before_after(f"energy in µJ, {name}", *energies, form=",.1f"))
+        before, after = (arithmetic_energy(each, form) / _UJ for each in (cost.honest_before, cost.honest))
+        rows.append(before_after(f"energy in µJ, {name}", before, after, ",.1f"))
     shape = "x".join(map(str, cost.input_shape))
     uncounted = f" Without a formula, not counted: {', '.join(cost.uncounted)}." if cost.uncounted else ""
     return join(
