@@ -15,6 +15,7 @@ from ..convert.source import is_folder
 from .setup import absolute_source
 
 _PROGRAMS = ("adderkit", "convert")
+_LONGEST_COMMAND = 10_000  # characters
 
 
 def command_line() -> str | None:
@@ -96,7 +97,8 @@ def without_local_paths(value: Any) -> Any:
 
 
 def command_without_local_paths(command: str) -> str:
-    """A command line, word by word, likewise."""
+    """A command line, word by word, likewise; of an endless one the beginning."""
+    command = command[:_LONGEST_COMMAND]  # shlex takes a time that grows with the square of the length
     try:
         words = shlex.split(command)
     except ValueError:  # a quote that does not close
