@@ -141,7 +141,8 @@ class TestRoot:
             cli.main(words)
 
     def test_interruption_says_how_to_go_on(self, adder_kit, monkeypatch, cnn):
-        def interrupted(*_):
+        def interrupted(job, recipe, folder):
+            folder.start({})
             raise KeyboardInterrupt
 
         monkeypatch.setattr(loop, "start", interrupted)
@@ -419,7 +420,7 @@ class TestInspect:
             (folder / path.name).write_bytes(
                 path.read_bytes()[:1000] if "safetensors" in path.name else path.read_bytes()
             )
-        assert "model.safetensors is not" in fails("inspect", folder)
+        assert "is not a whole safetensors file" in fails("inspect", folder)
 
     def test_configuration_that_does_not_fit(self, fails, cnn, tmp_path):
         """torch lists each tensor on a line of its own; the command line must not."""
@@ -432,14 +433,14 @@ class TestInspect:
         config["model_args"] = {**config.get("model_args", {}), "in_chans": 3, "num_classes": 7}
         config["num_classes"] = 7
         (folder / "config.json").write_text(json.dumps(config))
-        assert "does not" in fails("inspect", folder)
+        assert "expected [7, 64, 1, 1] by the steps in config.json" in fails("inspect", folder)
 
 
 class TestRecipes:
     def test_ls(self, adder_kit, json_of):
         status, out, _ = adder_kit("recipes", "ls")
         assert status == 0
-        names = ["addernet-cifar", "addernet-imagenet", "cnn", "distill"]
+        names = ["addernet-cifar", "addernet-imagenet", "cnn", "distill", "imagenet-distill", "pkkd"]
         assert [line.split()[0] for line in out.splitlines()] == names
         assert list(json_of("recipes", "ls")) == names
 

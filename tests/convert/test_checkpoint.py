@@ -392,7 +392,7 @@ def test_weights_of_another_model(saved, tmp_path, other):
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         adderkit.load(saved)
     edit(saved, lambda config: config.pop("adderkit"))
-    with pytest.raises(CheckpointError, match="does not hold a model that fits its config"):
+    with pytest.raises(CheckpointError, match=r"expected .* by the steps in config\.json"):
         adderkit.load(saved)
 
 

@@ -93,7 +93,7 @@ def test_converted_tuned_pruned_tuned_and_resumed(
     recipe = quick_recipe("distill", epochs=2)
     straight, broken = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "broken")
     finetune.start(Job(str(small)), recipe, straight)
-    stop_at("epoch 1", 1)
+    stop_at("epoch 1/1", 1)
     with pytest.raises(KeyboardInterrupt):
         finetune.start(Job(str(small)), recipe, broken)
     monkeypatch.undo()
