@@ -32,6 +32,7 @@ from adderkit.convert.batchnorm import reestimate_batchnorm_
 from adderkit.convert.block_matching import match_blocks_
 from adderkit.convert.calibrate import MEMORY, CalibrationReport, LayerFidelity, calibrate_
 from adderkit.convert.config import AdderConfig
+from adderkit.convert.domain import teachers_domain
 from adderkit.convert.files import write_json
 from adderkit.convert.hybrid import HybridPolicy, layers_to_keep
 
@@ -89,17 +90,18 @@ def trial(
     for method in METHODS:
         student, started = copy.deepcopy(fitted), time.perf_counter()
         if method != METHODS[0]:
-            match_blocks_(
-                student,
-                original,
-                images,
-                steps=steps,
-                memory=MEMORY,
-                blocks=None if "blocks" in method else (),
-                generator=torch.Generator().manual_seed(0),
-                progress=lambda what, done, total: None,
-            )
-            reestimate_batchnorm_(student, images.split(32))
+            with teachers_domain(student, original, images.split(32)):
+                match_blocks_(
+                    student,
+                    original,
+                    images,
+                    steps=steps,
+                    memory=MEMORY,
+                    blocks=None if "blocks" in method else (),
+                    generator=torch.Generator().manual_seed(0),
+                    progress=lambda what, done, total: None,
+                )
+                reestimate_batchnorm_(student, images.split(32))
         found[method] = {
             "agreement": round(100 * (predictions(student, new) == wanted).float().mean().item(), 2),
             "seconds": round(seconds + time.perf_counter() - started),

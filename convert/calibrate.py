@@ -15,6 +15,7 @@ from ..adder_layers.conv import AdderConv2d
 from .batchnorm import reestimate_batchnorm_
 from .block_matching import match_blocks_
 from .calibration_state import CalibrationState, FittedLayer
+from .domain import teachers_domain
 from .errors import AdderkitError
 from .graph import trace_layers
 from .layer_fit import HELD_OUT, Fit, Progress, fit_layers_, positions_per_image
@@ -80,7 +81,8 @@ def calibrate_(
 
     Layer reconstruction with the true L1 subgradient, see ``reconstruct``; then all layers together, see
     ``match_blocks_``. A normalisation that converting inserted gives each channel the mean and variance of the
-    convolution's output. Afterwards all BatchNorm statistics are measured again on the images.
+    convolution's output. Afterwards all BatchNorm statistics are measured again on the images, so that what a
+    BatchNorm gives for them has the mean and variance of the teacher's, see ``teachers_domain``.
 
     Args:
         student: The converted model; its adder layers hold the convolutions' weights.
@@ -115,7 +117,7 @@ def calibrate_(
     fit, generator = Fit(steps, samples, memory), torch.Generator().manual_seed(seed)
     settings = {**fit._asdict(), "seed": seed, "layers": list(adders)}
     notes = CalibrationState(state, settings, [*batches, *teacher.state_dict().values()])
-    with evaluation_mode(student, teacher):
+    with evaluation_mode(student, teacher), teachers_domain(student, teacher, batches):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
         fitted = fit_layers_(student, teacher, layers, batches, fit, generator, notes, report)
         # The held-out images stay unseen, so that what is measured on them stays honest.

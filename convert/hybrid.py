@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..adder_layers.conv import AdderConv2d
 from .batchnorm import reestimate_batchnorm_
 from .calibrate import CalibrationReport, batches_of
+from .domain import teachers_domain
 from .errors import AdderkitError
 from .plan import ConversionPlan
 from .rewrite import forget_
@@ -133,7 +134,9 @@ def keep_convolutions_(
     for path in paths:
         _restore(modules[path], teacher.get_submodule(path))
     forget_(student, {path for path, module in modules.items() if id(module) in chosen})
-    reestimate_batchnorm_(student, batches_of(images, batch_size))
+    batches = batches_of(images, batch_size)
+    with teachers_domain(student, teacher, batches):
+        reestimate_batchnorm_(student, batches)
 
 
 def _restore(layer: nn.Module, original: nn.Module) -> None:

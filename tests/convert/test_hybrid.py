@@ -9,6 +9,7 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import adderkit
+from adderkit.convert.domain import measure_shifts
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
 from adderkit.convert.plan import plan
@@ -102,11 +103,13 @@ def test_layers_that_go_back_are_the_teacher_s(tiny):
             torch.equal(first, second) for first, second in zip(layer.parameters(), original.parameters(), strict=True)
         )
         assert not any(first is second for first, second in zip(layer.parameters(), original.parameters(), strict=True))
-    # No adder layer comes before: the statistics are those of the convolution's real outputs on the images.
-    x = student.norm0(student.stem(images)).relu()
-    y = student.grouped(x)
-    torch.testing.assert_close(student.norm1.running_mean, y.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(student.norm1.running_var, y.var((0, 2, 3)), rtol=1e-2, atol=1e-3)
+    # Statistics that stand to the convolution's outputs on the images as the teacher's stand to its own.
+    shift = measure_shifts(teacher, [images])["norm1"]
+    y = student.grouped(student.norm0(student.stem(images)).relu())
+    deviation = (student.norm1.running_var + student.norm1.eps).sqrt()
+    offset = (y.mean((0, 2, 3)) - student.norm1.running_mean) / deviation
+    torch.testing.assert_close(offset, shift.offset, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(y.std((0, 2, 3)) / deviation, shift.ratio, rtol=1e-2, atol=1e-3)
 
 
 def test_baked_and_normalised_layers_go_back_to_what_they_were():
