@@ -6,6 +6,7 @@ torch is, it knows our operators, so that ``torch.export.load`` reads programs t
 """
 
 from importlib import import_module
+from sys import modules
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,8 @@ def _register_models(_timm: ModuleType) -> None:
 
 
 def _register_operator(_torch: ModuleType) -> None:
-    import_module(".adder_layers.conv", __name__)
+    if f"{__name__}.adder_layers" not in modules:  # else one of its own files imports torch, and is not ready yet
+        import_module(".adder_layers.conv", __name__)
 
 
 register_post_import_hook(_register_models, "timm")
