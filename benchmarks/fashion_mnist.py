@@ -28,7 +28,7 @@ STEPS: list[tuple[str, str, list[str]]] = [
     ),
     ("adder network, weights copied", "copied", [*CONVERT, "--output", "copied"]),
     (
-        "one scale a layer (1,024 images, no labels)",
+        "a scale for each filter (1,024 images, no labels)",
         "scaled",
         [*CONVERT, *CALIBRATE, "--calibration-steps", "0", "--matching-steps", "0", "--output", "scaled"],
     ),

@@ -15,6 +15,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import random
 import time
 from importlib import import_module
 from pathlib import Path
@@ -65,6 +66,7 @@ def crops(names: tuple[str, ...], count: int, size: int, seed: int) -> Tensor:
     patterns = ("data/*", "datasets/images/*")
     found = {path.name: path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
     torch.manual_seed(seed)
+    random.seed(seed)  # timm's crops
     transform = create_transform(size, is_training=True, hflip=0.5, color_jitter=None, scale=(0.15, 1.0))
     pictures = [Image.fromarray(np.array(Image.open(found[name]).convert("RGB"))) for name in names]
     return torch.stack([transform(pictures[index % len(pictures)]) for index in range(count)])
