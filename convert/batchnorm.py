@@ -18,7 +18,16 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The BatchNorm layers that keep running statistics."""
-    return [module for module in model.modules() if isinstance(module, _BATCH_NORM) and module.running_mean is not None]
+    return list(named_batch_norms(model).values())
+
+
+def named_batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """The same by path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, _BATCH_NORM) and module.running_mean is not None
+    }
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .batchnorm import batch_norms
+from .batchnorm import named_batch_norms
 from .modes import evaluation_mode
 from .placement import placed
 
@@ -47,14 +47,10 @@ def teachers_domain(student: nn.Module, teacher: nn.Module, batches: Sequence[Te
         batches: The calibration images ``[n, C, H, W]``.
     """
     shifts = measure_shifts(teacher, batches)
-    norms = dict(student.named_modules())
     pairs = [
-        (norm, Shift(*(values.to(norm.running_mean) for values in shift)))
-        for path, shift in shifts.items()
-        if isinstance(norm := norms.get(path), _BatchNorm)
-        and norm.affine
-        and norm.running_mean is not None
-        and norm.running_mean.shape == shift.offset.shape
+        (norm, Shift(*(values.to(norm.running_mean) for values in shifts[path])))
+        for path, norm in named_batch_norms(student).items()
+        if path in shifts and norm.affine and norm.weight.shape == shifts[path].offset.shape
     ]
     kept = [(norm.weight.detach().clone(), norm.bias.detach().clone()) for norm, _ in pairs]
     for norm, shift in pairs:
@@ -82,8 +78,7 @@ def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, S
 
     Means and variances are averaged over batches, as measuring a BatchNorm's statistics does.
     """
-    known = {id(norm) for norm in batch_norms(teacher)}
-    norms = {path: norm for path, norm in teacher.named_modules() if id(norm) in known}
+    norms = named_batch_norms(teacher)
     sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {path: [] for path in norms}
 
     def hook_for(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -105,8 +100,7 @@ def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, S
     return {path: _shift(norm, sums[path]) for path, norm in norms.items() if sums[path]}
 
 
-def _shift(norm: nn.Module, found: list[tuple[int, Tensor, Tensor]]) -> Shift:
-    assert isinstance(norm, _BatchNorm)
+def _shift(norm: _BatchNorm, found: list[tuple[int, Tensor, Tensor]]) -> Shift:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     images = sum(count for count, _, _ in found)

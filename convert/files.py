@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import AdderkitError, CheckpointError
 
 
 @contextmanager
@@ -33,6 +33,27 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_file_target(what: str, target: Path, suffixes: tuple[str, ...], expected: str) -> None:
+    """Find out before the work whether a file can be written.
+
+    Args:
+        what: How messages call it.
+        target: The file.
+        suffixes: In small letters, one of which it is to end in.
+        expected: How messages call these.
+
+    Raises:
+        AdderkitError: The extension is another, the target is a folder, or its folder cannot be written to.
+    """
+    if target.suffix.lower() not in suffixes:
+        raise AdderkitError(f"{what} ends in {target.suffix!r}, expected {expected}")
+    if target.is_dir():
+        raise AdderkitError(f"{what} is a folder, expected a file")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise AdderkitError(f"{what} cannot be written: {folder} is no folder that you may write to")
 
 
 def write_text(target: Path, text: str) -> None:

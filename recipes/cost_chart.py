@@ -1,13 +1,12 @@
 """Where the multiplications went: a chart with a bar for each weight layer."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..convert.cost import Cost, LayerCost
 from ..convert.errors import AdderkitError
-from ..convert.files import atomic_path
+from ..convert.files import atomic_path, check_file_target
 from ..convert.operations import WEIGHT_LAYERS, Operations
 
 # Colours that colour-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color); hatches for print in grey.
@@ -42,13 +41,7 @@ def check_chart(name: str) -> Path:
         AdderkitError: The extension is unknown, or its folder cannot be written to.
     """
     target = Path(name)
-    if target.suffix.lower() not in (".png", ".svg"):
-        raise AdderkitError(f"chart {name!r} ends in {target.suffix!r}, expected '.png' or '.svg'")
-    if target.is_dir():
-        raise AdderkitError(f"chart {name!r} is a folder, expected a file")
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise AdderkitError(f"chart {name!r} cannot be written: {folder} is no folder that you may write to")
+    check_file_target(f"chart {name!r}", target, (".png", ".svg"), "'.png' or '.svg'")
     return target
 
 

@@ -8,7 +8,6 @@ form that we write, and paths of this machine are left out.
 import csv
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from ..adder_layers.conv import AdderConv2d
 from ..convert.checkpoint import WEIGHTS, base_architecture, load, read_report
 from ..convert.cost import Cost, cost
 from ..convert.errors import AdderkitError
-from ..convert.files import sha256, write_text
+from ..convert.files import check_file_target, sha256, write_text
 from ..convert.rewrite import is_converted, steps_of
 from ..convert.source import is_folder
 from .evaluations import Evaluation, evaluations_of
@@ -218,13 +217,7 @@ def _check_places(job: ReportJob) -> None:
     source, target = job.source, job.target
     if (source / "args.yaml").is_file() and (source / "best").is_dir():
         raise AdderkitError(f"{source} is a run; report on its best model: {source / 'best'}")
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise AdderkitError(f"--output {target} ends in {target.suffix!r}, expected '.html'")
-    if target.is_dir():
-        raise AdderkitError(f"--output {target} is a folder, expected a file")
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise AdderkitError(f"--output {target} cannot be written: {folder} is no folder that you may write to")
+    check_file_target(f"--output {target}", target, (".html", ".htm"), "'.html'")
     guarded = next((parent for parent in target.absolute().parents if (parent / "checksums.json").is_file()), None)
     if guarded is not None:
         raise AdderkitError(

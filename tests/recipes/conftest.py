@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import multiprocessing
 import runpy
 import socket
@@ -30,6 +31,22 @@ QUICK = {
     "workers": 0,
     "crop_padding": 1,
 }
+
+
+class Steep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.inf
+
+
+@pytest.fixture
+def steep():
+    """The identity, with an infinite gradient."""
+    return Steep.apply
 
 
 @pytest.fixture(autouse=True)

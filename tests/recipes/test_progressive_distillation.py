@@ -163,21 +163,11 @@ def test_stopped_and_resumed_is_never_stopped(adder_folder, train, same_run, sto
     assert [name for name, value in ours.items() if not value.equal(theirs[name])] == []
 
 
-class Steep(torch.autograd.Function):
-    """The identity, with an infinite gradient."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * math.inf
-
-
-def test_a_step_is_skipped_where_only_the_teacher_gradient_is_not_finite(adder_folder, cnn_folder, train, monkeypatch):
+def test_a_step_is_skipped_where_only_the_teacher_gradient_is_not_finite(
+    adder_folder, cnn_folder, train, monkeypatch, steep
+):
     forward = Renormalised.forward
-    monkeypatch.setattr(Renormalised, "forward", lambda self, images: Steep.apply(forward(self, images)))
+    monkeypatch.setattr(Renormalised, "forward", lambda self, images: steep(forward(self, images)))
     _, folder = train("pkkd", job=Job(str(adder_folder)), **FINE)
     assert json.loads((folder.last / "adder_report.json").read_text())["training"]["skipped_steps"] == 2
     weight = adderkit.load(cnn_folder).fc.weight

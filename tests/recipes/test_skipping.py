@@ -16,7 +16,7 @@ from adderkit.recipes.setup import Job
 
 
 @pytest.fixture
-def poison(monkeypatch):
+def poison(monkeypatch, steep):
     """Give some of a run's batches, counted from 0, images of NaN, or let their loss or gradient be infinite."""
 
     def patch(kind, *which):
@@ -28,24 +28,12 @@ def poison(monkeypatch):
             if kind == "images":
                 return loss(self, model, batch * math.nan, targets)
             value = loss(self, model, batch, targets)
-            broken = {"loss": value * math.inf, "loss alone": value + math.inf, "gradient": Steep.apply(value)}
+            broken = {"loss": value * math.inf, "loss alone": value + math.inf, "gradient": steep(value)}
             return broken[kind]
 
         monkeypatch.setattr(Objective, "forward", poisoned)
 
     return patch
-
-
-class Steep(torch.autograd.Function):
-    """The identity, with an infinite gradient."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * math.inf
 
 
 @pytest.fixture
