@@ -1,0 +1,210 @@
+"""Refuse plans that do not fit together or could overflow, before anything computes with them.
+
+Sums are int32 and ``t`` of the requantisation int64. What they can reach at the extremes follows from weights and
+factors by interval arithmetic, with every byte anywhere between 0 and 255; a plan that passes cannot overflow on any
+image.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..geometry import Window
+from .plan import (
+    Activation,
+    Adder,
+    AveragePool,
+    Convolution,
+    IntegerPlan,
+    Linear,
+    MaxPool,
+    Requantisation,
+    Rescale,
+    Step,
+    reads,
+    requantisation_of,
+)
+
+SUM_LIMIT = 2**31 - 1
+TOTAL_LIMIT = 2**62
+LARGEST_SHIFT = 62
+BYTE = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Extremes:
+    """What a step can reach on any image: the least and largest sum, and the largest size of ``t``.
+
+    Args:
+        least: Least sum.
+        largest: Largest sum.
+        total: Largest ``|t|``, 0 where nothing is requantised.
+    """
+
+    least: int
+    largest: int
+    total: int
+
+
+def check_plan(plan: IntegerPlan) -> list[Extremes]:
+    """Check a whole plan.
+
+    Args:
+        plan: The network.
+
+    Returns:
+        What each step can reach.
+
+    Raises:
+        ValueError: A step reads what is not there, shapes, dtypes or sizes do not fit, or something could overflow; the
+            message names the step.
+    """
+    if not plan.steps or len(plan.paths) != len(plan.steps):
+        raise ValueError(f"plan has {len(plan.steps)} steps and {len(plan.paths)} paths, expected as many, at least 1")
+    for number, activation in enumerate(plan.activations):
+        _check_activation(activation, f"activation {number}")
+    written, found = {0}, []
+    for index, (step, path) in enumerate(zip(plan.steps, plan.paths, strict=True)):
+        name = f"step {index} ({step.kind} {path})"
+        missing = [number for number in reads(step) if number not in written]
+        if missing:
+            raise ValueError(f"{name} reads activation {missing[0]}, which no earlier step writes")
+        if isinstance(step, Linear):
+            if index + 1 < len(plan.steps):
+                raise ValueError(f"{name} is not the last step; nothing can follow the classifier")
+        elif step.output in written or not 0 < step.output < len(plan.activations):
+            raise ValueError(f"{name} writes activation {step.output}, expected one that nothing has written yet")
+        else:
+            written.add(step.output)
+        _check_shapes(step, plan.activations, name)
+        found.append(extremes(step))
+        if max(abs(found[-1].least), found[-1].largest) > SUM_LIMIT or found[-1].total >= TOTAL_LIMIT:
+            raise ValueError(
+                f"{name} could overflow: {found[-1]}, expected sums and logits in int32, totals below 2^62"
+            )
+    return found
+
+
+def extremes(step: Step) -> Extremes:
+    """What a step can reach when every byte it reads may be anything from 0 to 255."""
+    low, high = _sum_range(step)
+    requantisation = requantisation_of(step)
+    if isinstance(step, Linear):
+        totals = _largest(low, high, step.multiplier, step.offset)
+        if any(total >> bits > SUM_LIMIT for total, bits in zip(totals, step.shift.tolist(), strict=True)):
+            totals = [TOTAL_LIMIT]
+    elif requantisation is not None:
+        totals = _largest(low, high, requantisation.multiplier, requantisation.offset)
+        if requantisation.residual_multiplier is not None:
+            totals = [
+                total + BYTE * abs(value)
+                for total, value in zip(totals, requantisation.residual_multiplier.tolist(), strict=True)
+            ]
+    else:
+        totals = [0]
+    return Extremes(min(low), max(high), max(totals))
+
+
+def _sum_range(step: Step) -> tuple[list[int], list[int]]:
+    """Least and largest sum of each output channel (or one for all of them)."""
+    if isinstance(step, Adder):
+        weight = step.weight.flatten(1).long()
+        return [0] * len(weight), torch.maximum(weight, BYTE - weight).sum(1).tolist()
+    if isinstance(step, Convolution | Linear):
+        weight = step.weight.flatten(1).long()
+        return (BYTE * weight.clamp(max=0).sum(1)).tolist(), (BYTE * weight.clamp(min=0).sum(1)).tolist()
+    taps = step.window.kernel[0] * step.window.kernel[1] if isinstance(step, AveragePool) else 1
+    return [0], [BYTE * taps]
+
+
+def _largest(low: list[int], high: list[int], multiplier: Tensor, offset: Tensor) -> list[int]:
+    channels = len(offset)
+    lows, highs = (values * channels if len(values) == 1 else values for values in (low, high))
+    return [
+        max(abs(bound * factor + shift) for bound in (least, most))
+        for least, most, factor, shift in zip(lows, highs, multiplier.tolist(), offset.tolist(), strict=True)
+    ]
+
+
+def _check_activation(activation: Activation, name: str) -> None:
+    if min(activation.channels, activation.height, activation.width) < 1:
+        raise ValueError(f"{name} has size {activation.channels}x{activation.height}x{activation.width}, expected >= 1")
+    if not 0 < activation.scale < float("inf"):
+        raise ValueError(f"{name} has scale {activation.scale}, expected a positive number")
+    _check_tensor(activation.zero, (activation.channels,), torch.uint8, f"zero of {name}")
+
+
+def _check_tensor(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} {dtype}")
+
+
+def _check_shapes(step: Step, activations: tuple[Activation, ...], name: str) -> None:
+    source = activations[step.input]
+    if isinstance(step, Linear):
+        if (source.height, source.width) != (1, 1):
+            raise ValueError(f"{name} reads {source.height}x{source.width} pixels, expected 1x1")
+        filters = len(step.offset)
+        _check_tensor(step.weight, (filters, source.channels), torch.int8, f"weight of {name}")
+        _check_factors(step.multiplier, step.offset, step.shift, filters, name)
+        return
+    target = activations[step.output]
+    _check_size(step, source, target, name)
+    if isinstance(step, Adder | Convolution):
+        groups = step.groups
+        if groups < 1 or source.channels % groups or target.channels % groups:
+            raise ValueError(
+                f"{name} has {groups} groups, expected a divisor of {source.channels} and {target.channels}"
+            )
+        shape = (target.channels, *step.window.kernel, source.channels // groups)
+        _check_tensor(step.weight, shape, step.weight_dtype, f"weight of {name}")
+    elif target.channels != source.channels:
+        raise ValueError(f"{name} writes {target.channels} channels, expected {source.channels} as it reads")
+    if not isinstance(step, MaxPool):
+        _check_requantisation(step.requantisation, activations, target, name)
+
+
+def _check_size(
+    step: Adder | Convolution | Rescale | MaxPool | AveragePool, source: Activation, target: Activation, name: str
+) -> None:
+    window = Window((1, 1), (1, 1), (0, 0), (1, 1)) if isinstance(step, Rescale) else step.window
+    for field, values, least in (("kernel", window.kernel, 1), ("stride", window.stride, 1)):
+        if min(values) < least:
+            raise ValueError(f"{name} has {field} {values}, expected at least {least}")
+    if min(window.padding) < 0 or min(window.dilation) < 1:
+        raise ValueError(f"{name} has padding {window.padding} and dilation {window.dilation}, expected >= 0 and >= 1")
+    if isinstance(step, AveragePool) and (window.padding != (0, 0) or window.dilation != (1, 1)):
+        raise ValueError(f"{name} has padding {window.padding} and dilation {window.dilation}, expected 0 and 1")
+    expected, size = window.output_size(source.height, source.width), (target.height, target.width)
+    spare = 1 if isinstance(step, MaxPool) else 0  # its size may be rounded up
+    if min(expected) < 1 or not all(least <= got <= least + spare for got, least in zip(size, expected, strict=True)):
+        raise ValueError(f"{name} writes {size[0]}x{size[1]} pixels, expected {expected[0]}x{expected[1]}")
+
+
+def _check_requantisation(
+    requantisation: Requantisation, activations: tuple[Activation, ...], target: Activation, name: str
+) -> None:
+    filters = target.channels
+    _check_factors(requantisation.multiplier, requantisation.offset, requantisation.shift, filters, name)
+    _check_tensor(requantisation.exponent, (filters,), torch.uint8, f"exponent of {name}")
+    largest = requantisation.levels << int(requantisation.exponent.max())
+    if requantisation.levels < 1 or largest > BYTE:
+        raise ValueError(f"{name} has {requantisation.levels} levels, up to {largest} once shifted; expected 1 to 255")
+    if (requantisation.residual is None) != (requantisation.residual_multiplier is None):
+        raise ValueError(f"{name} has a residual without a multiplier, or the reverse; expected both or none")
+    if requantisation.residual is not None and requantisation.residual_multiplier is not None:
+        _check_tensor(requantisation.residual_multiplier, (filters,), torch.int32, f"residual_multiplier of {name}")
+        other = activations[requantisation.residual]
+        if (other.channels, other.height, other.width) != (filters, target.height, target.width):
+            raise ValueError(
+                f"{name} adds activation {requantisation.residual}, which has another size than its output"
+            )
+
+
+def _check_factors(multiplier: Tensor, offset: Tensor, shift: Tensor, filters: int, name: str) -> None:
+    _check_tensor(multiplier, (filters,), torch.int32, f"multiplier of {name}")
+    _check_tensor(offset, (filters,), torch.int64, f"offset of {name}")
+    _check_tensor(shift, (filters,), torch.uint8, f"shift of {name}")
+    if int(shift.max()) > LARGEST_SHIFT:
+        raise ValueError(f"{name} shifts by {int(shift.max())} bits, expected at most {LARGEST_SHIFT}")
