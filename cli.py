@@ -309,8 +309,8 @@ def publish(
     json: Json = False,
 ) -> None:
     """Build a folder with model card, costs and measurements, and upload it to the Hugging Face Hub."""
-    from adderkit.recipes.publishing import PublishJob, run_publish
-    from adderkit.recipes.upload import Target
+    from adderkit.recipes.hub.publishing import PublishJob, run_publish
+    from adderkit.recipes.hub.upload import Target
 
     target = Target(repo, private, revision, create_pr, message)
     result = run_publish(PublishJob(folder, target, output, licence, base_model, force, dry_run), _announce)
@@ -330,7 +330,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Write one HTML page about a saved model; with --dataset also predictions of a few images."""
-    from adderkit.recipes.report import ReportJob, run_report
+    from adderkit.recipes.reporting.report import ReportJob, run_report
 
     result = run_report(ReportJob(folder, output, dataset, data_dir, teacher), _announce)
     if json:

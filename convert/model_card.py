@@ -1,6 +1,6 @@
 """Model cards: front matter for the Hub, and a beginning with a snippet that works as pasted.
 
-A saved folder's card (``model_card``) is no more than that; ``recipes.published_card`` says what else is known.
+A saved folder's card (``model_card``) is no more than that; ``recipes.hub.published_card`` says what else is known.
 """
 
 from collections.abc import Sequence

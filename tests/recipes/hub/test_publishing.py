@@ -13,7 +13,7 @@ import yaml
 import adderkit
 from adderkit.convert.checkpoint import read_report
 from adderkit.convert.files import sha256
-from adderkit.recipes import publishing
+from adderkit.recipes.hub import publishing
 
 PNG = b"\x89PNG\r\n"
 

@@ -12,7 +12,7 @@ import adderkit
 from adderkit.convert.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import DatasetError, ModelSourceError
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, subset, unlabelled_images
-from adderkit.recipes.examples import find_examples
+from adderkit.recipes.reporting.examples import find_examples
 from adderkit.recipes.setup import Job
 
 

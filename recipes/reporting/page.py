@@ -5,20 +5,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..convert.cost import LayerCost
-from ..convert.energy import PRECISIONS, arithmetic_energy
-from ..convert.operations import Operations
-from .cost_chart import layer_groups
-from .evaluations import Evaluation
+from ...convert.cost import LayerCost
+from ...convert.energy import PRECISIONS, arithmetic_energy
+from ...convert.operations import Operations
+from ..cost_chart import layer_groups
+from ..evaluations import Evaluation
+from ..plots import LINES, TITLES
+from .charts import Line, line_chart
 from .examples import Example, Examples, Guess
+from .facts import LayerFact, ReportFacts, number
 from .markup import Html, join, short, tag
-from .plots import LINES, TITLES
-from .report import LayerFact, ReportFacts, number
-from .report_charts import Line, line_chart
-from .report_parts import before_after, change_tile, engineering, layer_list, layer_row, table, tile, tiles
+from .parts import before_after, change_tile, engineering, layer_list, layer_row, table, tile, tiles
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_STYLE = Path(__file__).with_name("report.css")
+_STYLE = Path(__file__).with_name("page.css")
 _TINY = 48  # pixels; wider pictures are smoothed where they are shown larger
 _PJ, _UJ = 1e-12, 1e6  # J, pJ
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from .charts import bar
 from .markup import Html, short, tag
-from .report_charts import bar
 
 _PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6), ("n", 1e-9))
 _ROUNDS_UP = 0.9995  # to 1.00, with three digits

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from adderkit.recipes.markup import Html, tag
-from adderkit.recipes.report_charts import Line, bar, line_chart
-from adderkit.recipes.report_parts import engineering
+from adderkit.recipes.reporting.charts import Line, bar, line_chart
+from adderkit.recipes.reporting.markup import Html, tag
+from adderkit.recipes.reporting.parts import engineering
 
 
 def drawn(*series, epochs=None):

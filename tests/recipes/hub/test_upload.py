@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from adderkit.convert.errors import PublishError
-from adderkit.recipes.upload import Target
+from adderkit.recipes.hub.upload import Target
 
 TOKEN = "hf_right"
 FILES = ("README.md", "config.json", "model.safetensors")
@@ -17,7 +17,7 @@ FILES = ("README.md", "config.json", "model.safetensors")
 SCRIPT = """
 import dataclasses, json, pathlib, sys
 from adderkit.convert.errors import PublishError
-from adderkit.recipes import upload
+from adderkit.recipes.hub import upload
 upload._WAITS = (0.01, 0.01, 0.01)
 folder, target, more = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 notes = []

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from timm.models import get_pretrained_cfg
 
-from ..convert.errors import PublishError
-from ..convert.hub import PREFIX, check_repository
-from .provenance import part_of
+from ...convert.errors import PublishError
+from ...convert.hub import PREFIX, check_repository
+from ..provenance import part_of
 
 # Identifiers that the Hub knows (huggingface.co/docs/hub/repositories-licenses); others are "other" with a name.
 _KNOWN = """

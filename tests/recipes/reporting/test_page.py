@@ -11,8 +11,9 @@ import pytest
 
 import adderkit
 from adderkit.convert.checkpoint import read_report
-from adderkit.recipes.report import ReportJob, gather
-from adderkit.recipes.report_page import page
+from adderkit.recipes.reporting.facts import gather
+from adderkit.recipes.reporting.page import page
+from adderkit.recipes.setup import Job
 
 VOID = {"meta", "link", "img"}
 TAGS = """
@@ -74,7 +75,7 @@ def report():
     """Gather and take apart the page that comes of it; facts and page."""
 
     def make(folder, **options):
-        facts = gather(ReportJob(str(folder), **options), lambda line: None)
+        facts = gather(Job(str(folder)), **options, announce=lambda line: None)
         return facts, Page(page(facts))
 
     return make

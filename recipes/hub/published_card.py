@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..convert.cost import Cost
-from ..convert.model_card import beginning, front_matter
-from .evaluations import Evaluation, eval_results, hub_dataset
+from ...convert.cost import Cost
+from ...convert.model_card import beginning, front_matter
+from ..evaluations import Evaluation, eval_results, hub_dataset
+from ..provenance import part_of
 from .licences import Licence
-from .provenance import part_of
 
 _LIMITS = """
 ## Limits

@@ -21,9 +21,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoSibling
 
-from ..convert.errors import AdderkitError, PublishError
-from ..convert.files import sha256
-from ..convert.hub import check_repository, quiet_hub, reason
+from ...convert.errors import AdderkitError, PublishError
+from ...convert.files import sha256
+from ...convert.hub import check_repository, quiet_hub, reason
 
 CARD = "README.md"
 _WAITS = (1, 4, 10)  # seconds before another try

@@ -1,4 +1,4 @@
-"""``adderkit report``: all that is known of a saved model, gathered for one page that people read and pass on.
+"""All that is known of a saved model, gathered for one page that people read and pass on.
 
 The model is loaded as everywhere, so what it computes is known for certain: its layers and their cost. All else comes
 from ``adder_report.json`` and ``summary.csv``, which somebody else may have written; it is taken as far as it has the
@@ -14,45 +14,23 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..adder_layers.conv import AdderConv2d
-from ..convert.checkpoint import WEIGHTS, base_architecture, load, read_report
-from ..convert.cost import Cost, cost
-from ..convert.errors import AdderkitError
-from ..convert.files import check_file_target, sha256, write_text
-from ..convert.rewrite import is_converted, steps_of
-from ..convert.source import is_folder
-from .evaluations import Evaluation, evaluations_of
+from ...adder_layers.conv import AdderConv2d
+from ...convert.checkpoint import WEIGHTS, base_architecture, load, read_report
+from ...convert.cost import Cost, cost
+from ...convert.errors import AdderkitError
+from ...convert.files import sha256
+from ...convert.rewrite import is_converted, steps_of
+from ...convert.source import is_folder
+from ..evaluations import Evaluation, evaluations_of
+from ..provenance import command_without_local_paths, commands_of, part_of, without_local_paths
+from ..recipe_files import read_text
+from ..setup import Job, teacher_of
 from .examples import Examples, find_examples
-from .provenance import command_without_local_paths, commands_of, part_of, without_local_paths
-from .recipe_files import read_text
-from .setup import Job, teacher_of
 
 _EXTREME = 1e30  # no loss, rate or accuracy is larger
 _EPOCHS = 10_000  # more than any run has
 _ENTRIES = 100  # of a list that somebody else may have written
 _COMMAND = 1000  # characters
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportJob:
-    """What to report on; see the options of ``adderkit report``."""
-
-    folder: str
-    output: str | None = None
-    dataset: str | None = None
-    data_dir: str | None = None
-    teacher: str | None = None
-
-    @property
-    def source(self) -> Path:
-        """The saved folder."""
-        return Path(self.folder.removeprefix("local-dir:"))
-
-    @property
-    def target(self) -> Path:
-        """``--output``, or ``<folder>-report.html`` beside the folder, whose files may be guarded by checksums."""
-        source = self.source.resolve()
-        return Path(self.output) if self.output is not None else source.with_name(f"{source.name}-report.html")
 
 
 class LayerFact(NamedTuple):
@@ -115,72 +93,26 @@ class ReportFacts:
     examples: Examples | None
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportResult:
-    """The page that was written."""
-
-    facts: ReportFacts
-    target: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        facts, examples = self.facts, self.facts.examples
-        return {
-            "output": str(self.target),
-            "bytes": self.target.stat().st_size,
-            "adder_layers": sum(layer.adder for layer in facts.layers),
-            "convolutions": len(facts.layers),
-            "evaluations": len(facts.evaluations),
-            "epochs": len(facts.epochs),
-            "examples": len(examples.first) + len(examples.differing) if examples else 0,
-            "compared_images": examples.images if examples else 0,
-            "agreeing": examples.agreeing if examples else None,
-        }
-
-    def summary(self) -> str:
-        """What a person wants to know last."""
-        lines = [f"report: {self.target} ({self.target.stat().st_size:,} bytes, opens in any browser)"]
-        if not self.facts.evaluations:
-            lines.append(
-                "accuracy was not measured; adderkit evaluate DIR --dataset … --record puts it into the report"
-            )
-        if self.facts.examples is None:
-            lines.append("without predictions on examples; --dataset NAME shows some")
-        elif self.facts.examples.no_teacher:
-            lines.append(f"without the teacher's predictions: {self.facts.examples.no_teacher}")
-        return "\n".join(lines)
-
-
-def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
-    """Write the page.
+def gather(
+    job: Job, dataset: str | None = None, data_dir: str | None = None, *, announce: Callable[[str], None]
+) -> ReportFacts:
+    """Load the model, count its cost, read what was noted, and let it predict.
 
     Args:
-        job: What to report on.
+        job: Saved folder and, where it is named, teacher.
+        dataset: Whose images are predicted; ``None`` for none.
+        data_dir: Where these are.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The folder is no whole checkpoint, the data set or a teacher that was named cannot be had, or the
-            page cannot be written.
+        AdderkitError: The folder is no whole checkpoint, or the data set or a teacher that was named cannot be had.
     """
-    from .report_page import page
-
-    _check_places(job)
-    facts = gather(job, announce)
-    try:
-        write_text(job.target, page(facts))
-    except OSError as error:
-        raise AdderkitError(f"--output {job.target} cannot be written: {error.strerror or error}") from error
-    return ReportResult(facts, job.target)
-
-
-def gather(job: ReportJob, announce: Callable[[str], None]) -> ReportFacts:
-    """Load the model, count its cost, read what was noted, and let it predict; see ``run_report``."""
-    source, named = job.source, Job(job.folder, job.teacher)
+    source = Path(job.model.removeprefix("local-dir:"))
     model, saved = load(source), read_report(source)
     digest, examples = sha256(source / WEIGHTS), None
-    if job.dataset is not None:
-        announce(f"predicting images of {job.dataset}")
-        examples = find_examples(model, named, job.dataset, job.data_dir)
+    if dataset is not None:
+        announce(f"predicting images of {dataset}")
+        examples = find_examples(model, job, dataset, data_dir)
     return ReportFacts(
         name=_name(source.resolve()),
         base=base_architecture(model),
@@ -189,7 +121,7 @@ def gather(job: ReportJob, announce: Callable[[str], None]) -> ReportFacts:
         cost=cost(model),
         layers=_layers(model, saved),
         evaluations=evaluations_of(saved, digest)[:_ENTRIES],
-        teacher_evaluations=_evaluations_of_teacher(teacher_of(named)),
+        teacher_evaluations=_evaluations_of_teacher(teacher_of(job)),
         epochs=_epochs(source.resolve().parent),
         calibration=_flat(part_of(saved, "calibration")),
         training=_flat({**part_of(part_of(saved, "training"), "recipe"), **part_of(saved, "training")}),
@@ -211,18 +143,6 @@ def number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if -_EXTREME < value < _EXTREME else None
-
-
-def _check_places(job: ReportJob) -> None:
-    source, target = job.source, job.target
-    if (source / "args.yaml").is_file() and (source / "best").is_dir():
-        raise AdderkitError(f"{source} is a run; report on its best model: {source / 'best'}")
-    check_file_target(f"--output {target}", target, (".html", ".htm"), "'.html'")
-    guarded = next((parent for parent in target.absolute().parents if (parent / "checksums.json").is_file()), None)
-    if guarded is not None:
-        raise AdderkitError(
-            f"--output {target} lies in {guarded}, which is guarded by checksums; name a place beside it"
-        )
 
 
 def _layers(model: nn.Module, saved: Mapping[str, Any]) -> tuple[LayerFact, ...]:

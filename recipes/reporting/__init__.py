@@ -1,0 +1,1 @@
+"""The page about a saved model: facts, their HTML, charts and examples."""
