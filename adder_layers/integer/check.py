@@ -143,10 +143,8 @@ def _check_tensor(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, na
 def _check_shapes(step: Step, activations: tuple[Activation, ...], name: str) -> None:
     source = activations[step.input]
     if isinstance(step, Linear):
-        if (source.height, source.width) != (1, 1):
-            raise ValueError(f"{name} reads {source.height}x{source.width} pixels, expected 1x1")
-        filters = len(step.offset)
-        _check_tensor(step.weight, (filters, source.channels), torch.int8, f"weight of {name}")
+        filters, values = len(step.offset), source.height * source.width * source.channels
+        _check_tensor(step.weight, (filters, values), torch.int8, f"weight of {name}")
         _check_factors(step.multiplier, step.offset, step.shift, filters, name)
         return
     target = activations[step.output]

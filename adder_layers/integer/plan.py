@@ -173,11 +173,11 @@ class AveragePool:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """The classifier: ``logit[o] = (Σ q·w[o] · multiplier[o] + offset[o]) >> shift[o]``, int32, on a 1x1 activation.
+    """The classifier: ``logit[o] = (Σ q·w[o] · multiplier[o] + offset[o]) >> shift[o]``, int32, of a whole activation.
 
     Args:
-        input: Number of the activation it reads, of size 1x1.
-        weight: ``[O, C]`` int8.
+        input: Number of the activation it reads; all of its bytes count, mostly of one pixel.
+        weight: ``[O, H · W · C]`` int8, in the order of the bytes.
         multiplier: ``[O]`` int32.
         offset: ``[O]`` int64; bias, rounding half and zero points.
         shift: ``[O]`` uint8, at most 62.

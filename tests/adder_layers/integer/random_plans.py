@@ -133,9 +133,11 @@ class Builder:
         return target
 
     def linear(self, classes: int) -> None:
-        """Append the classifier."""
+        """Append the classifier, on all pixels there are."""
+        before = self.activations[-1]
         source = len(self.activations) - 1
-        weight = self.integers(-128, 128, classes, self.activations[source].channels, dtype=torch.int8)
+        values = before.height * before.width * before.channels
+        weight = self.integers(-128, 128, classes, values, dtype=torch.int8)
         multiplier = self.integers(-(2**31) + 1, 2**31, classes, dtype=torch.int32)
         offset = self.integers(-(2**40), 2**40, classes)
         shift = self.integers(24, 40, classes, dtype=torch.uint8)
@@ -181,6 +183,16 @@ def residual_network(seed: int = 0, size: tuple[int, int] = (23, 19), classes: i
     builder.rescale(residual=projection)
     last = builder.activations[-1]
     builder.average_pool((last.height, last.width))
+    builder.linear(classes)
+    return builder
+
+
+def plain_network(seed: int = 0, size: tuple[int, int] = (10, 9), classes: int = 7) -> Builder:
+    """A small VGG, whose classifier reads several pixels."""
+    builder = Builder(3, *size, seed)
+    builder.layer(Convolution, 12, square(3, padding=1))
+    builder.layer(Adder, 20, square(3, padding=1))
+    builder.max_pool(square(3, 3))
     builder.linear(classes)
     return builder
 
