@@ -4,15 +4,14 @@ No dependency, no heap, no floating point. Kernels are the files of ``templates/
 it uses, with its name for ``net``; they compute what ``adder_layers/integer/reference.py`` does, to the bit.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ...adder_layers.integer.check import check_plan
 from ...adder_layers.integer.plan import (
     Adder,
     AveragePool,
@@ -25,10 +24,13 @@ from ...adder_layers.integer.plan import (
 from ...adder_layers.integer.reference import run
 from ..errors import ExportError
 from .arena import plan_arena
-from .c_steps import CSteps, size
+from .c_steps import CSteps, size, variant
 from .c_tables import number_lines
+from .checks import check_exportable, check_images
+from .constants import by_shifts
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_VARYING = "factor|times|requantisation|requantise|adder|convolution|rescale|average_pool"  # see ``variant``
 _INT32_MAX = 2**31 - 1
 
 
@@ -48,19 +50,12 @@ def c_source(plan: IntegerPlan, name: str, images: Tensor) -> dict[str, Iterable
         ExportError: The plan does not fit together, could overflow or is too large for 32-bit addresses, or images
             are of another size.
     """
-    try:
-        check_plan(plan)
-    except ValueError as error:
-        raise ExportError(f"the network cannot be exported: {error}") from error
+    check_exportable(plan)
+    check_images("images are", images, plan)
     arena, prefix = plan_arena(plan), c_identifier(name)
     largest = max([arena.size, *(a.height * a.width * a.channels for a in plan.activations)])
     if largest > _INT32_MAX:
         raise ExportError(f"the network needs {largest} bytes of memory, expected at most {_INT32_MAX}")
-    first = plan.activations[0]
-    shape = (first.height, first.width, first.channels)
-    if images.dtype != torch.uint8 or images.shape[1:] != shape or len(images) == 0:
-        found = f"{list(images.shape)} {images.dtype}"
-        raise ExportError(f"images are {found}, expected [N, {', '.join(map(str, shape))}] uint8, at least one")
     steps = CSteps(plan, prefix, arena)
     return {
         f"{prefix}.h": _header(plan, steps),
@@ -68,6 +63,25 @@ def c_source(plan: IntegerPlan, name: str, images: Tensor) -> dict[str, Iterable
         f"{prefix}.c": _body(plan, steps),
         f"{prefix}_test.c": _test(plan, prefix, images),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a network in C needs.
+
+    Args:
+        ram: Bytes of activations, without the caller's image and output.
+        rom: Bytes of weights and factors, without the code.
+    """
+
+    ram: int
+    rom: int
+
+
+def memory(plan: IntegerPlan) -> Memory:
+    """What a plan needs as C."""
+    arena = plan_arena(plan)
+    return Memory(arena.size, sum(table.bytes for table in CSteps(plan, "net", arena).tables()))
 
 
 def c_identifier(name: str) -> str:
@@ -98,7 +112,8 @@ def _header(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
             "OUTPUT_SCALE": output.scale,
             "OUTPUT_ZERO": f"{{{', '.join(map(str, output.zero.tolist()))}}}",
         }
-    constants |= {"RAM_BYTES": steps.arena.size, "ROM_BYTES": sum(table.bytes for table in steps.tables())}
+    needed = memory(plan)
+    constants |= {"RAM_BYTES": needed.ram, "ROM_BYTES": needed.rom}
     yield from (
         f"/* {prefix}: a network in integers alone, written by adderkit.\n",
         " *\n",
@@ -135,8 +150,8 @@ def _body(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
     yield f'#include "{prefix}.h"\n\n#include <stddef.h>\n\n#include "{prefix}_weights.h"\n\n'
     if _most_taps(plan):
         yield f"#define {prefix.upper()}_MOST_TAPS {_most_taps(plan)}\n\n"
-    for part in _parts(plan, steps.shifts_only):
-        yield _template(part, prefix) + "\n"
+    for part, shifts in _parts(plan):
+        yield _template(part, prefix, shifts) + "\n"
     yield from steps.structs()
     if steps.arena.size:
         yield "\n/* Activations; those whose lives do not meet share their place. */\n"
@@ -146,18 +161,25 @@ def _body(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
     yield "}\n"
 
 
-def _parts(plan: IntegerPlan, shifts_only: bool) -> list[str]:
-    """Names of the templates that a plan needs, in the order of definition."""
-    used = {type(step) for step in plan.steps}
-    layers, pools = used & {Adder, Convolution}, used & {MaxPool, AveragePool}
-    needed = {
-        "windows": layers or pools,
-        "sliding": layers or MaxPool in used,
-        "layers": layers,
-        "times_shift" if shifts_only else "times_multiply": used - {MaxPool, Linear},
-        "requantise": used - {MaxPool, Linear},
-    } | {cls.kind: cls in used for cls in (Adder, Convolution, Rescale, MaxPool, AveragePool, Linear)}
-    return [part for part, is_needed in needed.items() if is_needed]
+def _parts(plan: IntegerPlan) -> Iterator[tuple[str, bool]]:
+    """Names of the templates that a plan needs, in the order of definition, and whether those that requantise shift."""
+    used = {(type(step), by_shifts(step)) for step in plan.steps}
+    classes = {cls for cls, _ in used}
+    if classes - {Rescale, Linear}:
+        yield "windows", False
+    if classes & {Adder, Convolution, MaxPool}:
+        yield "sliding", False
+    if classes & {Adder, Convolution}:
+        yield "layers", False
+    for shifts in (False, True):
+        kinds = [cls.kind for cls in (Adder, Convolution, Rescale, AveragePool) if (cls, shifts) in used]
+        if kinds:
+            yield "times_shift" if shifts else "times_multiply", shifts
+        for part in (["requantise"] if kinds else []) + kinds:
+            yield part, shifts
+    for cls in (MaxPool, Linear):
+        if cls in classes:
+            yield cls.kind, False
 
 
 def _most_taps(plan: IntegerPlan) -> int:
@@ -166,8 +188,9 @@ def _most_taps(plan: IntegerPlan) -> int:
     return max((step.window.kernel[0] * step.window.kernel[1] for step in steps), default=0)
 
 
-def _template(part: str, prefix: str) -> str:
+def _template(part: str, prefix: str, shifts: bool = False) -> str:
     text = (_TEMPLATES / f"{part}.c").read_text(encoding="utf-8")
+    text = re.sub(rf"\bnet_({_VARYING})\b", rf"net_\1{variant(shifts)}", text)
     return re.sub(r"\bNET_", f"{prefix.upper()}_", re.sub(r"\bnet_", f"{prefix}_", text))
 
 

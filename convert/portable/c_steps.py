@@ -20,7 +20,7 @@ from ...adder_layers.integer.plan import (
 )
 from .arena import Arena
 from .c_tables import Table
-from .constants import constants, padded, powers_of_two, shift_codes
+from .constants import by_shifts, constants, padded, shift_codes
 
 Windowed: TypeAlias = Adder | Convolution | MaxPool | AveragePool
 
@@ -39,17 +39,6 @@ class CSteps:
     prefix: str
     arena: Arena
 
-    @property
-    def shifts_only(self) -> bool:
-        """Whether every requantisation multiplies by powers of two, so that it can be done by shifts."""
-        return all(
-            powers_of_two(values)
-            for step in self.plan.steps
-            if not isinstance(step, Linear)
-            for name, values in constants(step).items()
-            if name.endswith("multiplier")
-        )
-
     def tables(self) -> Iterator[Table]:
         """All arrays of numbers."""
         for number in padded(self.plan):
@@ -57,7 +46,7 @@ class CSteps:
             yield Table(self._name("zero", number), zero, f"the padded pixel of activation {number}")
         for index, step in enumerate(self.plan.steps):
             for name, values in constants(step).items():
-                as_shifts = name.endswith("multiplier") and not isinstance(step, Linear) and self.shifts_only
+                as_shifts = name.endswith("multiplier") and by_shifts(step)
                 shape = "".join(f"[{size}]" for size in values.shape)
                 yield Table(
                     self._name(name, index),
@@ -74,7 +63,8 @@ class CSteps:
                 yield self._constant("window", index, self._window(step))
             requantisation = requantisation_of(step)
             if requantisation is not None:
-                yield self._constant("requantisation", index, self._requantisation(index, requantisation))
+                kind = "requantisation" + variant(by_shifts(step))
+                yield self._constant(kind, index, self._requantisation(index, requantisation))
 
     def calls(self) -> Iterator[str]:
         """A comment and a call for each step."""
@@ -84,7 +74,7 @@ class CSteps:
             target = f"{len(step.offset)} logits" if isinstance(step, Linear) else size(activations[step.output])
             yield f"    /* {index} {in_comment(path)}: {step.kind.replace('_', ' ')}, {size(source)} to {target} */\n"
             arguments = ", ".join(self._arguments(index, step, source))
-            yield wrapped(f"    {self.prefix}_{step.kind}({arguments});")
+            yield wrapped(f"    {self.prefix}_{step.kind}{variant(by_shifts(step))}({arguments});")
 
     def _name(self, what: str, index: int) -> str:
         return f"{self.prefix}_{what}_{index}"
@@ -117,7 +107,8 @@ class CSteps:
     def _arguments(self, index: int, step: Step, source: Activation) -> list[str]:
         of_step = {name: self._name(name, index) for name in ("weight", "multiplier", "offset", "shift")}
         if isinstance(step, Linear):
-            return [str(len(step.offset)), str(source.channels), *of_step.values(), self._memory(step.input), "logits"]
+            classes, values = step.weight.shape
+            return [str(classes), str(values), *of_step.values(), self._memory(step.input), "logits"]
         requantisation = requantisation_of(step)
         first = {
             Adder: [f"&{self._name('layer', index)}", of_step["weight"]],
@@ -129,7 +120,7 @@ class CSteps:
         if requantisation is None:
             return [*first, self._memory(step.input), self._memory(step.output)]
         residual = "NULL" if requantisation.residual is None else self._memory(requantisation.residual)
-        factors = f"&{self._name('requantisation', index)}"
+        factors = f"&{self._name('requantisation' + variant(by_shifts(step)), index)}"
         return [*first, factors, self._memory(step.input), residual, self._memory(step.output)]
 
     def _memory(self, number: int) -> str:
@@ -154,6 +145,11 @@ def window_distances(window: Window, source: Activation) -> dict[str, int]:
         "below": window.dilation[0] * line,
         "beside": window.dilation[1] * source.channels,
     }
+
+
+def variant(shifts: bool) -> str:
+    """What the names of kernels that requantise by shifts end in."""
+    return "_by_shifts" if shifts else ""
 
 
 def braces(fields: Mapping[str, object]) -> str:

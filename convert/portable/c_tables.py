@@ -8,6 +8,7 @@ from torch import Tensor
 
 _TYPES = {torch.uint8: "uint8_t", torch.int8: "int8_t", torch.int32: "int32_t", torch.int64: "int64_t"}
 _BYTES_PER_LINE = 32
+_NUMBERS_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,5 +41,8 @@ class Table:
 
 def number_lines(flat: Tensor) -> Iterator[str]:
     """Numbers with commas between them, some to a line, without braces."""
-    for line in flat.split(_BYTES_PER_LINE // flat.element_size()):
-        yield ",".join(map(str, line.tolist())) + ",\n"
+    per_line = _BYTES_PER_LINE // flat.element_size()
+    for part in flat.split(_NUMBERS_AT_ONCE):
+        words = [str(number) for number in part.tolist()]
+        for start in range(0, len(words), per_line):
+            yield ",".join(words[start : start + per_line]) + ",\n"

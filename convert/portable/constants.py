@@ -26,10 +26,12 @@ def padded(plan: IntegerPlan) -> list[int]:
     return sorted({step.input for step in readers})
 
 
-def powers_of_two(factors: Tensor) -> bool:
-    """Whether all are a power of two, of either sign, or 0: then a shift does the multiplication."""
-    sizes = factors.long().abs()
-    return bool(((sizes & (sizes - 1)) == 0).all())
+def by_shifts(step: Step) -> bool:
+    """Whether all multipliers of a step's requantisation are powers of two, of either sign, or 0."""
+    if requantisation_of(step) is None:
+        return False
+    sizes = [values.long().abs() for name, values in constants(step).items() if name.endswith("multiplier")]
+    return all(bool(((size & (size - 1)) == 0).all()) for size in sizes)
 
 
 def shift_codes(factors: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...adder_layers.integer.check import check_plan
 from ...adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, requantisation_of
 from ...adder_layers.integer.reference import trace
-from ..errors import ExportError
+from .checks import check_exportable, check_images
 from .constants import constants
 
 _SUMS = {
@@ -44,12 +43,10 @@ def memory_images(plan: IntegerPlan, image: Tensor) -> tuple[dict[str, Any], dic
         The manifest, JSON-ready, and for each file it names the text, in pieces that are made while they are read.
 
     Raises:
-        ExportError: The plan does not fit together or could overflow.
+        ExportError: The plan does not fit together or could overflow, or the image is of another size.
     """
-    try:
-        check_plan(plan)
-    except ValueError as error:
-        raise ExportError(f"the network cannot be exported: {error}") from error
+    check_exportable(plan)
+    check_images("image is", image, plan)
     values, output = trace(plan, image[None])
     files: dict[str, Iterable[str]] = {}
 
@@ -94,7 +91,7 @@ def hex_lines(values: Tensor) -> Iterator[str]:
 
 
 def _dimensions(tensor: Tensor) -> str:
-    return {1: "O", 2: "OC", 4: "OHWC"}[tensor.ndim]
+    return {1: "O", 2: "O(HWC)", 4: "OHWC"}[tensor.ndim]
 
 
 def _described(step: Step) -> dict[str, Any]:

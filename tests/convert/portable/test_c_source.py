@@ -79,6 +79,11 @@ def test_whole_network(size, plans, compiler):
     assert_equal(builder.plan(), with_extremes(builder.image(4)), compiler, *SANITIZERS)
 
 
+def test_classifier_of_several_pixels(plans, compiler):
+    builder = plans.plain_network()
+    assert_equal(builder.plan(), with_extremes(builder.image(4)), compiler, *SANITIZERS)
+
+
 @pytest.mark.parametrize("optimisation", ["-O0", "-O3"])
 def test_optimisation_changes_nothing(optimisation, plans, compiler):
     builder = plans.residual_network(seed=3)
@@ -122,6 +127,16 @@ def test_powers_of_two_are_shifts(plans, compiler):
     assert "static const int8_t net_multiplier_0[16]" in (compiler.folder / "net_weights.h").read_text()
 
 
+def test_some_steps_shift_and_others_multiply(plans, compiler):
+    builder = plans.residual_network(seed=6)
+    plan = builder.plan()
+    shifting = power_of_two_plan(plan)
+    chosen = [pair[index % 2] for index, pair in enumerate(zip(plan.steps, shifting.steps, strict=True))]
+    mixed = dataclasses.replace(plan, steps=tuple(chosen))
+    assert_equal(mixed, with_extremes(builder.image(4)), compiler, *SANITIZERS)
+    assert {"net_adder", "net_adder_by_shifts"} <= code_of(compiler, "net", "-fno-inline").keys()
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
 def test_shifting_networks_have_no_multiplication(plans, compiler):
     builder = plans.residual_network(seed=5)
@@ -131,8 +146,11 @@ def test_shifting_networks_have_no_multiplication(plans, compiler):
         multiplying = {
             function.removeprefix(f"{prefix}_") for function, text in code.items() if re.search(r"\ti?mul", text)
         }
-        assert multiplying == {"convolution", "linear"} | ({"times"} if name == "fixed" else set())
-        assert {f"{prefix}_adder", f"{prefix}_slide", f"{prefix}_run"} <= code.keys()
+        assert multiplying == (
+            {"convolution", "linear", "times"} if name == "fixed" else {"convolution_by_shifts", "linear"}
+        )
+        adder = f"{prefix}_adder" + ("" if name == "fixed" else "_by_shifts")
+        assert {adder, f"{prefix}_slide", f"{prefix}_run"} <= code.keys()
 
 
 def test_the_test_of_its_own(plans, compiler):
