@@ -5,3 +5,19 @@ def forward(isa: str, sizes: Sequence[int], x: int, weight: int, y: int, threads
 def input_grad(
     isa: str, sizes: Sequence[int], grad: int, x: int, weight: int, result: int, threads: int, /
 ) -> None: ...
+def integer_available() -> list[str]: ...
+
+class Network:
+    def __init__(self, isa: str, activations: Sequence[tuple[Sequence[int], Sequence[int]]], bytes: int, /) -> None: ...
+    def add(self, sizes: Sequence[int], weight: int, factors: Sequence[Sequence[int]], /) -> None: ...
+    def run(
+        self,
+        bytes: int,
+        floats: int,
+        reciprocal: float,
+        images: int,
+        output: int,
+        threads: int,
+        seconds: int,
+        /,
+    ) -> None: ...

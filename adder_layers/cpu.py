@@ -7,6 +7,7 @@ which also serves where the extension was not built.
 import functools
 import logging
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,25 +29,46 @@ def available() -> list[str]:
     return [] if _cpu is None else list(_cpu.available())
 
 
+def integer_available() -> list[str]:
+    """The same for networks in integers, where ``avx512`` is what machines with VNNI have."""
+    return [] if _cpu is None else list(_cpu.integer_available())
+
+
+def network(
+    instruction_set: str, activations: Sequence[tuple[Sequence[int], Sequence[int]]], size: int
+) -> "_cpu.Network":
+    """An empty executor of quantized networks; ``integer/engine.py`` is its caller."""
+    return _cpu.Network(instruction_set, activations, size)
+
+
 def instruction_set() -> str | None:
     """The instruction set in use, or ``None`` for the path in plain torch.
 
     Raises:
         ValueError: ``ADDERKIT_CPU`` names one that is not available.
     """
-    return _resolve(os.environ.get(VARIABLE, ""))
+    return choose(tuple(available()), os.environ.get(VARIABLE, ""))
 
 
 @functools.cache
-def _resolve(wanted: str) -> str | None:
-    names = available()
+def choose(names: tuple[str, ...], wanted: str, asked: str = VARIABLE) -> str | None:
+    """The one of ``names`` (best first) to use; ``None`` for ``"torch"``, or where the extension was not built.
+
+    Args:
+        names: What is available.
+        wanted: The user's wish; empty for the best.
+        asked: What the wish came by, for the error.
+
+    Raises:
+        ValueError: ``wanted`` is not available.
+    """
     if wanted == "torch":
         return None
     if wanted and wanted not in names:
-        raise ValueError(f"{VARIABLE} is {wanted!r}, expected one of {', '.join([*names, 'torch'])}")
+        raise ValueError(f"{asked} is {wanted!r}, expected one of {', '.join([*names, 'torch'])}")
     if not names:
         _logger.warning(
-            "adderkit's CPU extension is missing (%s); the path in plain torch serves, about ten times slower. "
+            "adderkit's CPU extension is missing (%s); the paths in plain torch serve, ten times slower and more. "
             "Install adderkit where a C++ compiler with OpenMP is at hand.",
             _IMPORT_ERROR,
         )

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "driver.h"
+#include "integer.h"
 
 namespace nb = nanobind;
 
@@ -55,7 +56,8 @@ static T* pointer(std::uintptr_t address) { return reinterpret_cast<T*>(address)
 
 NB_MODULE(_cpu, module) {
     using namespace adderkit;
-    module.doc() = "Adder convolution kernels for the CPU, fp32.";
+    module.doc() = "Adder convolution kernels for the CPU in fp32, and networks in integers.";
+    bind_integer(module);
     module.def("available", [] {
         std::vector<std::string> names;
         for (const InstructionSet& set : available()) names.push_back(set.name);

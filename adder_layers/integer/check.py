@@ -178,6 +178,19 @@ def _check_size(
     spare = 1 if isinstance(step, MaxPool) else 0  # its size may be rounded up
     if min(expected) < 1 or not all(least <= got <= least + spare for got, least in zip(size, expected, strict=True)):
         raise ValueError(f"{name} writes {size[0]}x{size[1]} pixels, expected {expected[0]}x{expected[1]}")
+    if isinstance(step, MaxPool) and not all(
+        _reaches(begin * stride - padding, kernel, dilation, length)
+        for outputs, length, kernel, stride, padding, dilation in zip(
+            size, (source.height, source.width), *window, strict=True
+        )
+        for begin in range(outputs)
+    ):
+        raise ValueError(f"{name} has windows that hold no pixel, expected padding and size as torch allows them")
+
+
+def _reaches(begin: int, kernel: int, dilation: int, length: int) -> bool:
+    """Whether one of a window's taps along an axis is a pixel and no padding."""
+    return any(0 <= begin + tap * dilation < length for tap in range(kernel))
 
 
 def _check_requantisation(

@@ -1,1 +1,0 @@
-"""Quantized networks for other tools: C99 source, and memory images for hardware."""
