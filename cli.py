@@ -342,15 +342,17 @@ def report(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
-    form: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
-    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default MODEL.onnx or .pt2.")] = None,
+    form: Annotated[str, typer.Option("--format", help="onnx, torch-export, c or hex.")] = "onnx",
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Default: MODEL.onnx, .pt2, -c or -hex.")] = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default 18.")] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write a model as ONNX, with adder layers as functions that any runtime runs, or as a torch.export program."""
-    from adderkit.recipes.exchange import run_export
+    """Write a model as ONNX or torch.export program; quantized, also as C99 or .hex files that record images."""
+    from adderkit.recipes.exchange import ExportJob, run_export
 
-    done = run_export(model, form, output, opset)
+    done = run_export(ExportJob(model, form, output, opset, dataset, data_dir))
     if json:
         print_json(done.to_dict())
     else:

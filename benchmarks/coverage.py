@@ -37,7 +37,10 @@ def report(lines: Sequence[Line], families: Mapping[str, Sequence[str]]) -> str:
     known = [name for members in families.values() for name in members]
     text = HEAD.format(timm=timm.__version__, torch=torch.__version__.split("+")[0])
     text += "".join(f"| {what} | {number} |\n" for what, number in _totals(known, plans, runs))
-    text += "\n## Families\n\n`+BN`: convolutions that get a BatchNorm2d of their own, for none follows.\n\n"
+    text += (
+        "\n## Families\n\n`+BN`: convolutions that get a BatchNorm2d of their own, for none follows, or a GroupNorm or "
+    )
+    text += "LayerNorm does.\n\n"
     text += "| family | models | convert | convolutions converted | +BN | skipped, by reason | runs passed |\n"
     text += "|---|---:|---:|---:|---:|---|---:|\n"
     for family, members in sorted(families.items()):

@@ -1,4 +1,4 @@
-"""The main job on Fashion-MNIST with ``cifar_resnet20``, by the commands that the documentation shows.
+"""Conversion without training on Fashion-MNIST with ``cifar_resnet20``, by the commands that the documentation shows.
 
     python -m benchmarks.fashion_mnist --runs runs/fashion-mnist --json docs/results/fashion_mnist.json
 
@@ -41,11 +41,6 @@ STEPS: list[tuple[str, str, list[str]]] = [
         "then all together (1,024 images, no labels)",
         "calibrated",
         [*CONVERT, *CALIBRATE, "--output", "calibrated"],
-    ),
-    (
-        "then distilled, 2 epochs of 20,000 images",
-        "student/best",
-        ["finetune", "calibrated", *DATA, "--set", "train_images=20000", "--epochs", "2", "--output", "student"],
     ),
 ]
 

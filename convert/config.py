@@ -28,7 +28,7 @@ class AdderConfig:
         skip_depthwise: Keep depthwise convolutions: they hold few of the multiplications and lose most (MobileNetV2).
         skip_gates: Keep convolutions on 1x1 maps that no normalisation follows, as in squeeze-and-excite gates.
         norm: What to do with a convolution that no normalisation follows: ``insert`` a BatchNorm2d, ``skip`` it, or
-            ``error``.
+            ``error``. Before a GroupNorm or LayerNorm, which normalises channels together, ``insert`` inserts one too.
         version: Version of this form.
     """
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ def write_text(target: Path, text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_pieces(target: Path, pieces: Iterable[str]) -> None:
+    """Write a text file atomically, UTF-8, piece by piece, for what is too long to be held as one text."""
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces)
 
 
 def write_json(target: Path, value: Any) -> None:

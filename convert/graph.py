@@ -79,8 +79,13 @@ def trace_layers(
         A layer for each distinct module that ran.
 
     Raises:
-        AdderkitError: The model cannot run on the input.
+        AdderkitError: The model is compiled, or cannot run on the input.
     """
+    if isinstance(model, torch.jit.ScriptModule) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise AdderkitError(
+            f"{type(model).__name__} is a compiled model, whose layers cannot be seen; "
+            "give the module that it was compiled from (of torch.compile: model._orig_mod)"
+        )
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
     try:

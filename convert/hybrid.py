@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ..adder_layers.conv import AdderConv2d
 from .batchnorm import reestimate_batchnorm_
-from .calibrate import CalibrationReport, batches_of
+from .block_matching import match_blocks_
+from .calibrate import MEMORY, CalibrationReport, batches_of
 from .domain import teachers_domain
 from .errors import AdderkitError
+from .layer_fit import Progress
 from .plan import ConversionPlan
 from .rewrite import forget_
 
@@ -103,16 +105,19 @@ def layers_to_keep(
     return kept
 
 
-@torch.no_grad()
 def keep_convolutions_(
     student: nn.Module,
     teacher: nn.Module,
     paths: Collection[str],
     images: Tensor | Iterable[Tensor],
     *,
+    matching_steps: int = 0,
     batch_size: int = 64,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> None:
-    """Turn some adder layers back into exactly the teacher's convolutions, in place.
+    """Turn some adder layers back into exactly the teacher's convolutions, in place; the others learn to go with them.
 
     The statistics of every BatchNorm are measured again, for what reaches them has changed.
 
@@ -121,7 +126,11 @@ def keep_convolutions_(
         teacher: The original network.
         paths: Modules to turn back.
         images: As for ``calibrate_``.
+        matching_steps: Steps of the joint fit of the layers that stay, see ``match_blocks_``; 0 leaves it out.
         batch_size: Images in a forward pass.
+        memory: Bytes that the activations of the joint fit may take.
+        seed: Of its mini-batches.
+        progress: Called as ``progress(what, done, total)``.
 
     Raises:
         AdderkitError: A path is not an adder layer of the student.
@@ -136,6 +145,15 @@ def keep_convolutions_(
     forget_(student, {path for path, module in modules.items() if id(module) in chosen})
     batches = batches_of(images, batch_size)
     with teachers_domain(student, teacher, batches):
+        match_blocks_(
+            student,
+            teacher,
+            torch.cat(batches),
+            steps=matching_steps,
+            memory=memory,
+            generator=torch.Generator().manual_seed(seed),
+            progress=progress or (lambda what, done, total: None),
+        )
         reestimate_batchnorm_(student, batches)
 
 

@@ -35,11 +35,12 @@ class AdderConv2dSame(AdderConv2d):
 
 
 class NormalisedAdderConv2d(AdderConv2d):
-    """An adder layer with a BatchNorm of its own, for a convolution that no normalisation follows.
+    """An adder layer with a BatchNorm of its own, for a convolution that no BatchNorm follows.
 
     An adder's output is negative and large; what expects a convolution's (an activation, an addition) would be dead
-    behind it. The normalisation brings it to the mean and variance that calibration saw of the convolution's output.
-    The convolution's bias is part of the normalisation's.
+    behind it, and a GroupNorm would see little but how far its channels lie apart. The normalisation brings it to the
+    mean and variance that calibration saw of the convolution's output. The convolution's bias is part of the
+    normalisation's.
     """
 
     normalisation: nn.BatchNorm2d

@@ -41,6 +41,17 @@ def is_normalisation(module: nn.Module) -> bool:
     return isinstance(module, batch | nn.GroupNorm | nn.LayerNorm)
 
 
+def normalises_each_channel(module: nn.Module) -> bool:
+    """Whether a normalisation takes away any offset and scale of a single channel, as BatchNorm does.
+
+    GroupNorm and LayerNorm take away what channels have in common. Adder outputs lie at another offset and scale in
+    each channel, so behind them such a normalisation sees little but these.
+    """
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == module.num_channels
+    return not isinstance(module, nn.LayerNorm)
+
+
 def is_unit(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a module computes as a whole; other modules are containers, which only pass tensors on."""
     return not any(module.children()) or is_normalisation(module) or isinstance(module, kinds)

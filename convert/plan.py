@@ -12,7 +12,7 @@ from .config import AdderConfig, matching, nearest_names
 from .errors import AdderkitError, NoModuleMatchedError
 from .graph import WEIGHT_LAYERS, Layer, trace_layers
 from .handlers import handler_of, other_convolutions
-from .observation import is_normalisation
+from .observation import is_normalisation, normalises_each_channel
 
 Decision = Literal["convert", "skip", "adder"]
 
@@ -88,7 +88,8 @@ def plan(
     """Decide for each convolution whether it becomes an adder layer. Changes nothing.
 
     An adder layer's output is always negative and large: behind it an activation would be dead. So a convolution that
-    no normalisation follows gets one of its own, or is skipped, as ``config.norm`` says.
+    no normalisation follows gets one of its own, or is skipped, as ``config.norm`` says. Where GroupNorm or LayerNorm
+    follows it converts either way, and ``insert`` gives it a BatchNorm before them.
 
     Args:
         model: Any model; one from timm says itself what images it takes.
@@ -188,7 +189,10 @@ def _row(module: Any, layer: Layer, modules: dict[str, nn.Module], config: Adder
     if isinstance(module, AdderConv2d):
         decision, reason = "adder", "is an adder layer"
     elif reason is None and not missing:
-        reason = f"followed by {type(modules[norm]).__name__}"
+        successor = modules[norm]
+        if config.norm != "insert" or normalises_each_channel(successor):
+            reason = f"followed by {type(successor).__name__}"
+        missing = f"{type(successor).__name__} {norm!r} normalises channels together"
     elif reason is None and config.skip_gates and on_pixel:
         decision, reason = "skip", "on a 1x1 map without normalisation, as in a gate"
     elif reason is None and config.norm == "skip":

@@ -6,12 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..convert.batchnorm import reestimate_batchnorm_
-from ..convert.block_matching import match_blocks_
-from ..convert.calibrate import CalibrationReport, batches_of, calibrate_
+from ..convert.calibrate import CalibrationReport, calibrate_
 from ..convert.checkpoint import read_report, save
 from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
@@ -183,18 +180,16 @@ def _calibrate(
             return done, report
         kept = layers_to_keep(done, report, cost(teacher).multiplications, cost(student).multiplications, policy)
         announce(f"{len(kept)} of {len(report.layers)} layers go back to convolutions")
-        keep_convolutions_(student, teacher, kept, images)
-        generator = torch.Generator().manual_seed(job.seed)
-        match_blocks_(
+        keep_convolutions_(
             student,
             teacher,
+            kept,
             images,
-            steps=job.matching_steps,
+            matching_steps=job.matching_steps,
             memory=memory,
-            generator=generator,
+            seed=job.seed,
             progress=progress,
         )
-        reestimate_batchnorm_(student, batches_of(images, 64))
     return kept_plan(done, kept), dataclasses.replace(report, matching_steps=job.matching_steps)
 
 

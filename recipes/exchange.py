@@ -12,6 +12,7 @@ from ..convert.import_checkpoint import import_checkpoint
 from ..convert.plan import ConversionPlan
 from ..convert.rewrite import adder_layers
 from ..convert.source import build_model, is_folder
+from .portable import FORMS, PortableResult, export_portable, integer_plan, recorded_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,30 +85,71 @@ class ExportResult:
         return f"{self.model} with {self.adder_layers} adder layers was written to {self.file}"
 
 
-_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "c": "-c", "hex": "-hex"}
 
 
-def run_export(model: str, form: str, output: str | None, opset: int | None) -> ExportResult:
-    """Write a model as one file for another program.
+@dataclasses.dataclass(frozen=True)
+class ExportJob:
+    """What to export.
 
     Args:
         model: Saved folder, or what else names a model with its weights.
-        form: ``onnx`` or ``torch-export``.
-        output: File to write; by default the model's name with ``.onnx`` or ``.pt2``, in the working folder.
+        form: ``onnx``, ``torch-export``, ``c`` or ``hex``.
+        output: File to write, or folder for ``c`` and ``hex``; by default the model's name with what says the form,
+            in the working folder.
         opset: Of ONNX; by default 18.
+        dataset: Data set whose images ``c`` and ``hex`` record.
+        data_dir: Where its files are.
+    """
+
+    model: str
+    form: str = "onnx"
+    output: str | None = None
+    opset: int | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the last part of its path."""
+        path = Path(self.model.removeprefix("local-dir:"))
+        return path.resolve().name if is_folder(self.model) else path.name
+
+    @property
+    def target(self) -> Path:
+        """The file or folder to write."""
+        return Path(self.output or f"{self.name}{_SUFFIXES[self.form]}")
+
+
+def run_export(job: ExportJob) -> ExportResult | PortableResult:
+    """Write a model for another program.
+
+    Args:
+        job: What to export.
 
     Raises:
-        AdderkitError: The model cannot be had or exported, packages are missing, or the file cannot be written.
+        AdderkitError: The model cannot be had or exported, packages are missing, or the target cannot be written.
     """
-    if form not in _SUFFIXES:
-        raise ExportError(f"format is {form!r}, expected {' or '.join(_SUFFIXES)}")
-    if opset is not None and form != "onnx":
-        raise ExportError(f"--opset {opset} goes with --format onnx, not with {form}")
-    name = model.removeprefix("local-dir:")
-    target = Path(output or f"{Path(name).resolve().name if is_folder(model) else Path(name).name}{_SUFFIXES[form]}")
-    built = build_model(model)
-    if form == "onnx":
-        export_onnx(built, target, opset or 18)
+    _check_options(job)
+    built = build_model(job.model)
+    if job.form in FORMS:
+        plan = integer_plan(built, job.model, job.form)
+        images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
+        return export_portable(plan, job.name, job.form, job.target, images)
+    if job.form == "onnx":
+        export_onnx(built, job.target, job.opset or 18)
     else:
-        export_program(built, target)
-    return ExportResult(model, form, len(adder_layers(built)), target)
+        export_program(built, job.target)
+    return ExportResult(job.model, job.form, len(adder_layers(built)), job.target)
+
+
+def _check_options(job: ExportJob) -> None:
+    if job.form not in _SUFFIXES:
+        raise ExportError(f"format is {job.form!r}, expected one of {', '.join(_SUFFIXES)}")
+    if job.opset is not None and job.form != "onnx":
+        raise ExportError(f"--opset {job.opset} goes with --format onnx, not with {job.form}")
+    for option, value in (("--dataset", job.dataset), ("--data-dir", job.data_dir)):
+        if value is not None and job.form not in FORMS:
+            raise ExportError(f"{option} {value} goes with --format {' or '.join(FORMS)}, not with {job.form}")
+    if job.data_dir is not None and job.dataset is None:
+        raise ExportError(f"--data-dir {job.data_dir} goes with --dataset, expected its name too")

@@ -17,7 +17,7 @@ import adderkit
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("adder_layers", "convert", "recipes")
 ROOT_FILES = ("__init__.py", "__main__.py", "cli.py", "py.typed")
-SOURCE_SUFFIXES = {".py", ".pyi", ".yaml", ".css", ".cpp", ".h"}
+SOURCE_SUFFIXES = {".py", ".pyi", ".yaml", ".css", ".c", ".cpp", ".h"}
 UNSHIPPED = {"csrc"}  # folders that the wheel holds compiled
 MAX_LINES = 400
 

@@ -45,13 +45,25 @@ def run(plan: IntegerPlan, image: Tensor) -> Tensor:
     Returns:
         int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
     """
+    return trace(plan, image)[1]
+
+
+def trace(plan: IntegerPlan, image: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+    """Carry out a plan and keep all that it writes.
+
+    Args:
+        plan: The network.
+        image: ``[N, H, W, C]`` uint8.
+
+    Returns:
+        The bytes ``[N, H, W, C]`` of each activation by its number (the image is 0), and what ``run`` returns.
+    """
     values: dict[int, Tensor] = {0: image}
     for step in plan.steps:
         result = _carry_out(step, plan.activations, values)
-        if isinstance(step, Linear):
-            return result
-        values[step.output] = result
-    return result
+        if not isinstance(step, Linear):
+            values[step.output] = result
+    return values, result
 
 
 def _carry_out(step: Step, activations: tuple[Activation, ...], values: dict[int, Tensor]) -> Tensor:

@@ -207,6 +207,6 @@ def test_verb(tmp_path, adder_kit, resnet20):
         "bytes": (tmp_path / "net.pt2").stat().st_size,
     }
     status, _, err = adder_kit("export", "net", "--format", "coreml")
-    assert (status, err) == (1, "error: format is 'coreml', expected onnx or torch-export\n")
+    assert (status, err) == (1, "error: format is 'coreml', expected one of onnx, torch-export, c, hex\n")
     status, _, err = adder_kit("export", "net", "--format", "torch-export", "--opset", "18")
     assert (status, err) == (1, "error: --opset 18 goes with --format onnx, not with torch-export\n")

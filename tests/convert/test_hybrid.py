@@ -112,6 +112,27 @@ def test_layers_that_go_back_are_the_teacher_s(tiny):
     torch.testing.assert_close(y.std((0, 2, 3)) / deviation, shift.ratio, rtol=1e-2, atol=1e-3)
 
 
+def test_the_joint_fit_of_a_hybrid_keeps_the_teachers_domain(tiny):
+    torch.manual_seed(0)
+    teacher = tiny()
+    images = 3 * torch.rand(32, 3, 8, 8) + 2  # unlike what the teacher's statistics are of
+    students = []
+    for steps in (0, 4):
+        student = copy.deepcopy(teacher)
+        convert_(student, example_input=IMAGE)
+        adderkit.calibrate_(student, teacher, images, steps=2, samples=256, matching_steps=0)
+        keep_convolutions_(student, teacher, ["grouped"], images, matching_steps=steps)
+        students.append(student)
+        shift = measure_shifts(teacher, [images])["norm1"]
+        y = student.grouped(student.norm0(student.stem(images)).relu())
+        deviation = (student.norm1.running_var + student.norm1.eps).sqrt()
+        offset = (y.mean((0, 2, 3)) - student.norm1.running_mean) / deviation
+        assert shift.offset.abs().max() > 1
+        torch.testing.assert_close(offset, shift.offset, rtol=1e-3, atol=1e-3)
+        assert torch.equal(student.grouped.weight, teacher.grouped.weight)
+    assert not torch.equal(students[0].depthwise.weight, students[1].depthwise.weight)
+
+
 def test_baked_and_normalised_layers_go_back_to_what_they_were():
     teacher = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), StdConv2d(4, 4, 3, bias=True), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()

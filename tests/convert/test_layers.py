@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.layers import LayerNorm2d
 from torch import nn
 
 import adderkit
@@ -105,6 +106,24 @@ def test_calibration_keeps_mean_and_variance_of_the_convolution():
     torch.testing.assert_close(found.std((0, 2, 3)), expected.std((0, 2, 3)), rtol=0.05, atol=0.02)
     agreement = torch.corrcoef(torch.stack([student(images).flatten(), teacher(images).flatten()]))[0, 1]
     assert agreement > 0.8
+
+
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.GroupNorm(4, 16), lambda: LayerNorm2d(16)], ids=["GroupNorm", "LayerNorm2d"]
+)
+def test_calibrated_behind_a_norm_of_all_channels(norm):
+    torch.manual_seed(0)
+    body = [part for width in (3, 16, 16) for part in (nn.Conv2d(width, 16, 3), norm(), nn.ReLU())]
+    teacher, images = nn.Sequential(*body[:-1]).eval(), torch.randn(64, 3, 12, 12)
+    error = {}
+    for choice in ("insert", "skip"):
+        student = copy.deepcopy(teacher)
+        convert_(student, AdderConfig(norm=choice, skip_last=False), example_input=images[:1])
+        adderkit.calibrate_(student, teacher, images, steps=20, samples=4096, matching_steps=0)
+        with torch.no_grad():
+            expected = teacher(images)
+            error[choice] = float((student(images) - expected).square().mean() / expected.var())
+    assert error["insert"] < 0.25 < 0.5 < error["skip"]
 
 
 def test_norm_error_names_layer_and_remedy():

@@ -114,14 +114,30 @@ def test_choice_agrees_with_symbolic_tracing(build):
 
 @pytest.mark.parametrize(
     "norm",
-    [nn.BatchNorm2d, lambda n: nn.GroupNorm(2, n), BatchNormAct2d, lambda n: GroupNormAct(n, 2), LayerNorm2d],
-    ids=["BatchNorm2d", "GroupNorm", "BatchNormAct2d", "GroupNormAct", "LayerNorm2d"],
+    [nn.BatchNorm2d, BatchNormAct2d, nn.InstanceNorm2d, lambda n: nn.GroupNorm(n, n)],
+    ids=["BatchNorm2d", "BatchNormAct2d", "InstanceNorm2d", "GroupNorm-of-one-channel"],
 )
 def test_normalised_convolutions_convert(norm):
     model = followed_by(norm(4), nn.Flatten(), nn.Linear(256, 2))
     row = rows(model)["3"]
-    assert (row.decision, row.normalisation) == ("convert", "4")
+    assert (row.decision, row.normalisation, row.inserted) == ("convert", "4", False)
     assert row.reason == f"followed by {type(model[4]).__name__}"
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [lambda n: nn.GroupNorm(2, n), lambda n: GroupNormAct(n, 2), LayerNorm2d],
+    ids=["GroupNorm", "GroupNormAct", "LayerNorm2d"],
+)
+def test_what_normalises_channels_together_gets_a_batchnorm_before_it(norm):
+    model = followed_by(norm(4), nn.Flatten(), nn.Linear(256, 2))
+    name = type(model[4]).__name__
+    row = rows(model)["3"]
+    assert (row.decision, row.normalisation, row.inserted) == ("convert", "4", True)
+    assert row.reason == f"{name} '4' normalises channels together: BatchNorm2d inserted"
+    for choice in ("skip", "error"):
+        row = rows(model, AdderConfig(norm=choice))["3"]
+        assert (row.decision, row.reason, row.inserted) == ("convert", f"followed by {name}", False)
 
 
 def test_identity_before_the_normalisation_does_not_matter():

@@ -1,0 +1,136 @@
+"""``adderkit export --format c|hex``: folders that hold what they say, and one line for whatever does not fit."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import adderkit
+from adderkit.adder_layers.integer import reference
+from adderkit.convert.checkpoint import save
+from adderkit.recipes import exchange
+from adderkit.recipes.portable import recorded_images
+
+_path = Path(__file__).parents[1] / "adder_layers" / "integer" / "random_plans.py"
+_spec = importlib.util.spec_from_file_location("random_plans", _path)
+random_plans = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(random_plans)
+
+
+class Quantized(nn.Module):
+    """What the verb needs of a quantized network: a plan, and how images are prepared."""
+
+    num_classes = 10
+
+    def __init__(self, builder):
+        super().__init__()
+        self.plan = builder.plan()
+        self.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+@pytest.fixture
+def quantized(monkeypatch):
+    """Every name is this model's."""
+    model = Quantized(random_plans.residual_network(size=(8, 8)))
+    monkeypatch.setattr(exchange, "build_model", lambda name: model)
+    return model
+
+
+@pytest.fixture
+def adder_folder(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("cifar_resnet20", num_classes=10)
+    adderkit.convert_(model)
+    save(model, tmp_path / "plain", {})
+    return tmp_path / "plain"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler named cc")
+def test_c_passes_the_test_that_the_summary_names(quantized, adder_kit, tmp_path):
+    code, out, _ = adder_kit("export", "net-8bit", "--format", "c")
+    assert code == 0
+    assert out.startswith("net-8bit with 6 adder layers was written to net-8bit-c/; it needs ")
+    names = [f"net_8bit{ending}" for ending in (".c", ".h", "_test.c", "_weights.h")]
+    assert sorted(path.name for path in (tmp_path / "net-8bit-c").iterdir()) == names
+    command = re.search("(cc -std=c99 .*)", out)[1]
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "net-8bit-c", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "4 images, 0 outputs differ\n")
+
+
+def test_hex_has_what_its_manifest_names(quantized, adder_kit, tmp_path):
+    code, out, _ = adder_kit("export", "net", "--format", "hex", "--output", "bench/images", "--json")
+    result = json.loads(out)
+    assert code == 0
+    folder = tmp_path / "bench" / "images"
+    manifest = (folder / "manifest.json").read_text()
+    named = set(re.findall(r'"file": "(.+?)"', manifest))
+    assert {path.name for path in folder.iterdir()} == named | {"manifest.json"}
+    assert result["files"] == len(named) + 1
+    assert result["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert result["adder_layers"] == 6
+    words = (folder / "logits.hex").read_text().split()
+    image = recorded_images(quantized.plan, quantized, "hex", None, None)
+    expected = reference.run(quantized.plan, image)[0]
+    assert [int(word, 16) for word in words] == [int(logit) % 2**32 for logit in expected]
+
+
+def test_images_of_a_data_set_are_recorded(quantized):
+    """The network's bytes of real images, on the grid of its plan."""
+    images = recorded_images(quantized.plan, quantized, "c", "digits", None)
+    assert images.shape == (4, 8, 8, 3)
+    zero = quantized.plan.activations[0].zero.double()
+    real = 0.125 * (images.double() - zero)  # digits are 0 to 1: from -2 to 2 once they are normalised
+    assert real.min() < -1.8
+    assert -2.07 < real.min() <= real.max() < 2.07
+    assert torch.equal(images, recorded_images(quantized.plan, quantized, "c", "digits", None))
+
+
+def test_files_of_others_in_the_folder_stay(quantized, adder_kit, tmp_path):
+    (tmp_path / "firmware").mkdir()
+    (tmp_path / "firmware" / "main.c").write_text("int main(void);")
+    (tmp_path / "firmware" / "net.c").write_text("old")
+    assert adder_kit("export", "net", "--format", "c", "-o", "firmware")[0] == 0
+    assert (tmp_path / "firmware" / "main.c").read_text() == "int main(void);"
+    assert (tmp_path / "firmware" / "net.c").read_text().startswith("/* net: ")
+
+
+def test_network_that_is_not_quantized(adder_folder, adder_kit, tmp_path):
+    code, out, error = adder_kit("export", "plain", "--format", "c")
+    assert (code, out) == (1, "")
+    assert (
+        error.strip()
+        .splitlines()[-1]
+        .endswith("plain is not quantized, which --format c needs; first: adderkit quantize plain --dataset NAME")
+    )
+    assert not (tmp_path / "plain-c").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "cpp"], "format is 'cpp', expected one of onnx, torch-export, c, hex"),
+        (["--format", "hex", "--opset", "18"], "--opset 18 goes with --format onnx, not with hex"),
+        (["--dataset", "digits"], "--dataset digits goes with --format c or hex, not with onnx"),
+        (["--format", "c", "--data-dir", "x"], "--data-dir x goes with --dataset, expected its name too"),
+        (["--format", "c", "-o", "taken"], "--output taken is a file, expected a folder"),
+        (["--format", "hex", "-o", "taken/deep"], "--output taken/deep cannot be written: Not a directory"),
+        (["--format", "c", "--dataset", "nothing"], "nothing"),
+        (["--format", "c", "--dataset", "fashion-mnist", "--data-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line(words, message, quantized, adder_kit, tmp_path):
+    (tmp_path / "taken").write_text("")
+    code, out, error = adder_kit("export", "net", *words)
+    assert code == 1
+    assert out == ""
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
