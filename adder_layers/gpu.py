@@ -36,8 +36,10 @@ class Launch(NamedTuple):
 def kernel(name: str) -> Any:
     """The Triton function of that name."""
     from . import conv_grad_kernels, conv_kernels
+    from .integer import gpu_kernels
 
-    return getattr(conv_grad_kernels if name.startswith("input_grad") else conv_kernels, name)
+    modules = {"forward": conv_kernels, "input_grad": conv_grad_kernels, "integer": gpu_kernels}
+    return getattr(modules[name.rpartition("_")[0]], name)
 
 
 def interpreted() -> bool:
@@ -60,10 +62,10 @@ def device(index: int | None) -> Device:
 def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
     """Write ``-Σ|x - w|`` to ``output``; see ``blocked.forward``. Sums are fp32, whatever the dtype of the operands."""
     rows, columns = output.shape[2:]
-    for images in _parts(input.shape[0], rows * columns):
+    for images in parts(input.shape[0], rows * columns):
         with torch.cuda.device_of(input):
             where = device(input.device.index)
-            _run(plan_forward(input[images], weight, output[images], window, groups, where))
+            run(plan_forward(input[images], weight, output[images], window, groups, where))
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
@@ -72,18 +74,20 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
     NaN in ``input`` or ``grad`` comes through. NaN in ``weight`` counts as a slope of -1: saturation turns it into 0.
     Its outputs are NaN all the same, and with them any gradient that depends on their values.
     """
-    for images in _parts(input.shape[0], input.shape[2] * input.shape[3]):
+    for images in parts(input.shape[0], input.shape[2] * input.shape[3]):
         with torch.cuda.device_of(input):
             where = device(input.device.index)
-            _run(plan_input_grad(grad[images], input[images], weight, result[images], window, groups, where))
+            run(plan_input_grad(grad[images], input[images], weight, result[images], window, groups, where))
 
 
-def _parts(batch: int, pixels: int) -> list[slice]:
+def parts(batch: int, pixels: int) -> list[slice]:
+    """Images that may go through a kernel together, each with ``pixels`` positions."""
     images = max(1, POSITION_LIMIT // max(pixels, 1))
     return [slice(first, first + images) for first in range(0, batch, images)]
 
 
-def _run(launch: Launch) -> None:
+def run(launch: Launch) -> None:
+    """Run a kernel, unless there is nothing to compute."""
     if min(launch.grid):
         kernel(launch.kernel)[launch.grid](*launch.arguments, **launch.options)
 
@@ -157,7 +161,7 @@ def _direct(written: Tensor, positions: int, where: Device) -> tuple[int, int, d
     channels = written.shape[1]
     block = DIRECT_CHANNELS if written.stride(1) == 1 and channels > 1 else DIRECT_ROWS
     tiles = -(-channels // block.width)
-    options = {"POSITIONS": block.positions, "WIDTH": block.width, **_options(block.warps, where)}
+    options = {"POSITIONS": block.positions, "WIDTH": block.width, **launch_options(block.warps, where)}
     return tiles, -(-positions // block.positions) * tiles, options
 
 
@@ -173,12 +177,12 @@ def _tiled(
         "LANES": tile.lanes,
         "PIECES": tile.pieces,
         "UNROLL": tile.unroll,
-        **_options(tile.warps, where),
+        **launch_options(tile.warps, where),
     }
     return packed, tiles, -(-positions // tile.positions) * tiles * groups, options
 
 
-def _options(warps: int, where: Device) -> dict[str, int | bool]:
+def launch_options(warps: int, where: Device) -> dict[str, int | bool]:
     """A wave of 64 lanes does the work of two warps."""
     return {"num_warps": max(1, warps * 32 // where.wave), "enable_fp_fusion": True}
 

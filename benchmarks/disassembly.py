@@ -18,6 +18,8 @@ from triton.compiler import ASTSource  # type: ignore[import-untyped]
 from adderkit.adder_layers import gpu
 from adderkit.adder_layers.geometry import Window
 from adderkit.adder_layers.gpu_tiles import Device
+from adderkit.adder_layers.integer.gpu_launch import operands_of, plan_adder
+from adderkit.adder_layers.integer.plan import Adder, Requantisation
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -29,8 +31,19 @@ PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 FORMATS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # From sm_100 on, an instruction may do two numbers.
-USEFUL = {"forward": ("FADD", "FADD2"), "input_grad": ("FADD.SAT", "FFMA", "FADD2", "FFMA2")}
-POINTER_NAMES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+USEFUL = {
+    "forward": ("FADD", "FADD2"),
+    "input_grad": ("FADD.SAT", "FFMA", "FADD2", "FFMA2"),
+    "integer": ("VABSDIFF4.U8.ACC",),
+}
+POINTER_NAMES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
@@ -107,6 +120,26 @@ def launch_of(kernel: str, layer: Layer, memory_format: str, dtype: str, target:
         return gpu.plan_forward(input, weight, output, window, layer.groups, device)
     result = torch.empty_like(input, dtype=torch.float32)
     return gpu.plan_input_grad(output, input, weight, result, window, layer.groups, device)
+
+
+def integer_launch_of(layer: Layer, residual: bool, target: str) -> gpu.Launch:
+    """What the integer engine would do for a quantized layer on a device, on tensors without memory."""
+
+    def bytes(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.uint8, device="meta")
+
+    kernel, stride, padding = ((value, value) for value in (layer.kernel, layer.stride, layer.kernel // 2))
+    window = Window(kernel, stride, padding, (1, 1))
+    factor, filters = bytes(layer.filters), layer.filters
+    added = (2, factor.int()) if residual else (None, None)
+    requantisation = Requantisation(factor.int(), factor.long(), factor, factor, 255, *added)
+    weight = bytes(filters, *kernel, layer.channels // layer.groups)
+    step = Adder(0, 1, weight, window, layer.groups, requantisation)
+    output = bytes(layer.batch, *window.output_size(layer.size, layer.size), filters)
+    source = bytes(layer.batch, layer.size, layer.size, layer.channels)
+    device = Device(PROCESSORS[target], TARGETS[target].warp_size, target)
+    operands = operands_of(step, bytes(layer.channels))
+    return plan_adder(step, operands, source, output if residual else None, output, device)
 
 
 def compile_launch(launch: gpu.Launch, target: str) -> Any:

@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # Most of a test is compilation on one core; each process needs some GPU memory.
 TEST_PROCESSES = 10
+# Seconds for the quantized layers, beside which their fp32 kernels and convolutions are timed again.
+INTEGER_SECONDS = 60.0
 # Seconds that writing the result may take, kept back from the last section.
 RESERVE = 10.0
 
@@ -152,7 +154,7 @@ def main() -> int:
         print("error: this needs a CUDA or ROCm device, and torch sees none", file=sys.stderr)
         return 1
     make_importable()
-    from benchmarks import gpu_layers, gpu_training
+    from benchmarks import gpu_integer, gpu_layers, gpu_training
     from benchmarks.gpu_timing import GraphTimer, hardware
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -164,6 +166,9 @@ def main() -> int:
     for case in gpu_training.CASES:
         section = functools.partial(gpu_training.measure, case, "cuda", torch.cuda.synchronize)
         report.run(f"training {case.model} batch {case.batch} {case.mode}", section, 30.0)
+    seconds = min(INTEGER_SECONDS, report.remaining / 2)
+    spread_out = functools.partial(gpu_integer.measure_all, spread(layers), timer=GraphTimer(), device="cuda")
+    report.run("integer layers", lambda: spread_out(seconds=seconds), 20.0)
     report.run("layers", lambda: measure_layers(report, layers, GraphTimer(), "cuda", limit), 20.0)
     tests = report.content.get("tests", {})
     passed = not report.content["errors"] and not tests.get("failed") and not tests.get("unfinished")

@@ -14,9 +14,10 @@ from typing import Any
 
 import triton  # type: ignore[import-untyped]
 
+from adderkit.adder_layers.gpu import Launch
 from adderkit.adder_layers.gpu_tiles import KERNELS
 
-from .disassembly import DTYPES, FORMATS, LAYERS, USEFUL, compile_launch, launch_of, measure
+from .disassembly import DTYPES, FORMATS, LAYERS, USEFUL, compile_launch, integer_launch_of, launch_of, measure
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
 def measurements(
     target: str, dtypes: list[str], memory_formats: list[str], layers: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """One dictionary per kernel, layer, memory format and dtype."""
+    """One dictionary per kernel, layer, memory format and dtype; the integer kernels come last, in their one format."""
     for kernel in KERNELS:
         for layer in layers:
             for memory_format in memory_formats:
@@ -54,22 +55,34 @@ def measurements(
                     launch = launch_of(kernel, LAYERS[layer], memory_format, dtype, target)
                     # The kernels for thin groups clamp and multiply by other instructions.
                     useful = USEFUL[kernel] if launch.kernel.endswith("tiled") else ("FADD", "FMUL", "FFMA", "FMNMX")
-                    report = measure(compile_launch(launch, target), useful)
-                    yield {
-                        "kernel": launch.kernel,
-                        "layer": layer,
-                        "memory_format": memory_format,
-                        "dtype": dtype,
-                        "configuration": launch.options,
-                        "useful_share": round(report.useful_share, 4),
-                        "loop_instructions": report.loop.instructions,
-                        "instructions": report.instructions,
-                        "registers": report.registers,
-                        "spills": report.local,
-                        "loop_spills": report.loop.local,
-                        "loop_barriers": report.loop.barriers,
-                        "shared_bytes": report.shared,
-                    }
+                    yield described(launch, layer, memory_format, dtype, useful, target)
+    for layer in layers:
+        launch = integer_launch_of(LAYERS[layer], False, target)
+        # Thin groups take the larger and the smaller byte's difference.
+        useful = USEFUL["integer"] if launch.kernel.endswith("tiled") else ("VIMNMX", "IADD3", "IMAD.IADD")
+        yield described(launch, layer, "nhwc", "uint8", useful, target)
+
+
+def described(
+    launch: Launch, layer: str, memory_format: str, dtype: str, useful: tuple[str, ...], target: str
+) -> dict[str, Any]:
+    """What a launch's machine code consists of."""
+    report = measure(compile_launch(launch, target), useful)
+    return {
+        "kernel": launch.kernel,
+        "layer": layer,
+        "memory_format": memory_format,
+        "dtype": dtype,
+        "configuration": launch.options,
+        "useful_share": round(report.useful_share, 4),
+        "loop_instructions": report.loop.instructions,
+        "instructions": report.instructions,
+        "registers": report.registers,
+        "spills": report.local,
+        "loop_spills": report.loop.local,
+        "loop_barriers": report.loop.barriers,
+        "shared_bytes": report.shared,
+    }
 
 
 if __name__ == "__main__":

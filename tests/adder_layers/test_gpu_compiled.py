@@ -30,6 +30,7 @@ RESNET_LAYERS = [name for name in disassembly.LAYERS if "resnet" in name]
 SAMPLE = ["resnet50-3x3-64", "cifar_resnet20-3x3-16", "cifar_resnet20-3x3-32", "mobilenetv2-depthwise-384"]
 # Half precision takes two conversions for each value that is loaded.
 USEFUL_SHARE = {"fp32": 0.8, "fp16": 0.78, "bf16": 0.78}
+INTEGER_SHARE = 0.8
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
@@ -70,6 +71,32 @@ def test_every_layer_layout_and_dtype(kernel, layer, target):
     for memory_format in disassembly.FORMATS:
         for dtype in disassembly.DTYPES:
             _check(kernel, layer, memory_format, dtype, target)
+
+
+def _check_integer(layer, residual, target):
+    """The hot loop takes one instruction for four terms of each of its sums, and little else."""
+    launch = disassembly.integer_launch_of(disassembly.LAYERS[layer], residual, target)
+    report = disassembly.measure(disassembly.compile_launch(launch, target), disassembly.USEFUL["integer"])
+    assert report.local == 0, report
+    if launch.kernel.endswith("tiled"):
+        sums = launch.options["OUTER"] * launch.options["PIECES"]
+        assert report.loop.useful == sums * launch.options["UNROLL"], report
+        assert report.useful_share >= INTEGER_SHARE, report
+        assert report.loop.barriers == 0, report
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_integer_kernels(target):
+    _check_integer("resnet50-3x3-64", True, target)
+    _check_integer("mobilenetv2-depthwise-384", False, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("layer", disassembly.LAYERS)
+def test_integer_kernels_of_every_layer(layer, target):
+    for residual in (False, True):
+        _check_integer(layer, residual, target)
 
 
 @pytest.mark.parametrize("target", disassembly.TARGETS)

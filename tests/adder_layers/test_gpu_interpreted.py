@@ -14,7 +14,7 @@ from adderkit.adder_layers import conv
 pytest.importorskip("triton")
 
 SCRIPT = Path(__file__).with_name("interpreted_checks.py")
-KERNELS = sorted(Path(conv.__file__).parent.glob("*_kernels.py"))
+KERNELS = sorted(Path(conv.__file__).parent.rglob("*_kernels.py"))
 # A sum of up to 576 terms in another order; half precision also rounds the result.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3, "bf16-fp32": 1e-5}
 PARTS = ["cases", "half", "kinks", "nan", "resnet", "parts"]

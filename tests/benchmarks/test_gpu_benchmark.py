@@ -11,7 +11,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from adderkit.benchmarks import gpu, gpu_layers, gpu_timing, gpu_training
+from adderkit.adder_layers import gpu as launcher
+from adderkit.adder_layers.gpu_tiles import Device
+from adderkit.benchmarks import gpu, gpu_integer, gpu_layers, gpu_timing, gpu_training
 from adderkit.benchmarks.layers import Layer
 
 LAYER = Layer("tiny", (2, 8, 6, 6), (8, 8, 3, 3), 1, 1, 1)
@@ -87,18 +89,18 @@ def test_all_sections_are_run_and_failures_end_with_status_1(tmp_path, monkeypat
         (gpu_timing, "GraphTimer", lambda: host_timer),
     ):
         monkeypatch.setattr(module, name, value)
-    for module in (gpu_layers, gpu_timing, gpu_training):
+    for module in (gpu_integer, gpu_layers, gpu_timing, gpu_training):
         monkeypatch.setitem(sys.modules, module.__name__.removeprefix("adderkit."), module)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--json", str(tmp_path / "gpu.json")])
     import benchmarks
 
-    for module in (gpu_layers, gpu_timing, gpu_training):
+    for module in (gpu_integer, gpu_layers, gpu_timing, gpu_training):
         monkeypatch.setattr(benchmarks, module.__name__.rpartition(".")[2], module, raising=False)
     assert gpu.main() == 1
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["tests"]["passed"] == 3
-    assert {name.split(maxsplit=1)[0] for name in written["errors"]} == {"training", "layer"}
+    assert {name.split(maxsplit=1)[0] for name in written["errors"]} == {"training", "integer", "layer"}
     assert written["layers"] == []
 
 
@@ -131,6 +133,22 @@ def test_a_layer_is_measured_in_every_way(mode):
     json.dumps(row)
     means = gpu_layers.geometric_means([row])
     assert set(means) == {f"{mode} {kind}, adder / conv" for kind in ("forward", "input grad", "weight grad")}
+
+
+@pytest.mark.parametrize(("layer", "whole"), [(LAYER, True), (Layer("", (2, 9, 6, 6), (6, 3, 3, 3), 2, 1, 3), False)])
+def test_quantized_layers_are_measured_beside_others(layer, whole, monkeypatch):
+    """What a launch would do is prepared; only the kernel's run is left out."""
+    launches = []
+    monkeypatch.setattr(launcher, "device", lambda index: Device(132))
+    monkeypatch.setattr(launcher, "run", launches.append)
+    result = gpu_integer.measure_all([layer, layer], host_timer, "cpu", 0.0)
+    assert (len(result["layers"]), result["left_out"]) == (1, 1)
+    row = result["layers"][0]
+    assert {"adder uint8", "adder fp32", "conv fp16"} <= set(row["functions"])
+    assert ("product int8" in row["functions"]) == whole
+    assert row["terms"] == layer.terms
+    assert {launch.kernel for launch in launches} == {"integer_tiled" if whole else "integer_direct"}
+    json.dumps(result)
 
 
 def test_layers_that_fail_or_come_too_late_are_named(report):

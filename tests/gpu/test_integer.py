@@ -1,0 +1,59 @@
+"""Quantized networks on a real device: every byte as the reference has it."""
+
+import pytest
+import torch
+
+from adderkit.adder_layers import gpu
+from adderkit.adder_layers.integer import reference
+from adderkit.adder_layers.integer.gpu import GpuEngine
+from adderkit.adder_layers.integer.plan import Adder, Convolution
+from tests.adder_layers.integer.random_plans import LAYERS, Layer, plain_network, residual_network, single, square
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+    pytest.mark.skipif(not gpu.available(), reason="needs Triton"),
+]
+
+LARGE = {
+    "3x3-64": Layer(64, 64, square(3, padding=1), size=(28, 28), residual=True),
+    "1x1-256-512": Layer(256, 512, square(1, 2), size=(14, 14)),
+    "depthwise-96": Layer(96, 96, square(3, 2, 1), groups=96, size=(56, 57)),
+}
+
+
+def _assert_equal(builder, batch=2):
+    plan, image = builder.plan(), builder.image(batch)
+    expected = reference.run(plan, image)
+    engine = GpuEngine(plan, "cuda")
+    first, second = (engine.run(image.cuda()).cpu() for _ in range(2))
+    assert first.dtype == expected.dtype
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("cls", [Adder, Convolution], ids=["adder", "convolution"])
+def test_every_layer(layer, cls):
+    _assert_equal(single(cls, layer))
+
+
+@pytest.mark.parametrize("layer", LARGE.values(), ids=LARGE)
+def test_large_layers(layer):
+    _assert_equal(single(Adder, layer), batch=16)
+
+
+@pytest.mark.parametrize("network", [residual_network, plain_network])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_networks(network, batch):
+    _assert_equal(network(), batch)
+
+
+def test_the_extremes_of_the_sum():
+    """All bytes 0 or 255 against 255 or 0: the largest sums that there are."""
+    builder = single(Adder, Layer(512, 32, square(3, padding=1), size=(5, 5)))
+    plan = builder.plan()
+    plan.steps[0].weight.fill_(255)
+    plan.activations[0].zero.zero_()
+    image = torch.zeros(2, 5, 5, 512, dtype=torch.uint8)
+    assert torch.equal(GpuEngine(plan, "cuda").run(image.cuda()).cpu(), reference.run(plan, image))
