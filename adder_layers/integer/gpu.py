@@ -64,7 +64,8 @@ class GpuEngine:
             int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
 
         Raises:
-            ValueError: The image has another shape, dtype or device than the plan.
+            TypeError: The image is not bytes.
+            ValueError: It has another shape than the plan, or is on another device.
         """
         self._check(image)
         values = {0: image.contiguous()}
@@ -77,11 +78,12 @@ class GpuEngine:
 
     def _check(self, image: Tensor) -> None:
         first = self._plan.activations[0]
-        size = (first.height, first.width, first.channels)
-        if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1:] != size:
-            expected = f"torch.uint8 [N, {', '.join(map(str, size))}]"
+        if image.dtype != torch.uint8:
+            raise TypeError(f"image has dtype {image.dtype}, expected {torch.uint8}")
+        if image.ndim != 4 or image.shape[1:] != (first.height, first.width, first.channels):
             raise ValueError(
-                f"image is {image.dtype} {list(image.shape)}, expected {expected} as the plan was made for"
+                f"image has shape {list(image.shape)}, expected [N, {first.height}, {first.width}, {first.channels}] "
+                "as the plan was made for"
             )
         if image.device != first.zero.device:
             raise ValueError(f"image is on {image.device}, expected {first.zero.device} as the engine is")

@@ -100,11 +100,9 @@ def test_words_hold_four_neighbours_and_zeros_behind_them():
 
 def test_an_image_is_refused_by_what_it_is():
     engine = GpuEngine(single(Convolution, LAYERS["3x3"]).plan(), "cpu")
-    with pytest.raises(
-        ValueError, match=r"image is torch.uint8 \[2, 8, 11, 3\], expected torch.uint8 \[N, 8, 11, 16\]"
-    ):
+    with pytest.raises(ValueError, match=r"image has shape \[2, 8, 11, 3\], expected \[N, 8, 11, 16\]"):
         engine.run(torch.zeros(2, 8, 11, 3, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"image is torch.float32 .* expected torch.uint8"):
+    with pytest.raises(TypeError, match=r"image has dtype torch.float32, expected torch.uint8"):
         engine.run(torch.zeros(2, 8, 11, 16))
     with pytest.raises(ValueError, match="image is on meta, expected cpu"):
         engine.run(torch.zeros(2, 8, 11, 16, dtype=torch.uint8, device="meta"))
