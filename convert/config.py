@@ -63,15 +63,7 @@ class AdderConfig:
         Raises:
             AdderkitError: An unknown key, a wrong type or a version this release does not know.
         """
-        version = mapping.get("version", CONFIG_VERSION)
-        if version != CONFIG_VERSION:
-            raise AdderkitError(
-                f"adder configuration has version {version!r}, expected {CONFIG_VERSION}: install a newer adderkit"
-            )
-        known = {field.name for field in dataclasses.fields(cls)}
-        for key in mapping:
-            if key not in known:
-                raise AdderkitError(f"unknown key {key!r} in the adder configuration{_nearest(key, known)}")
+        check_keys(cls, mapping, CONFIG_VERSION, "adder configuration")
         values = dict(mapping)
         for name in ("include", "exclude"):
             patterns = values.get(name, [])
@@ -83,6 +75,29 @@ class AdderConfig:
             if not isinstance(values.get(name, True), bool):
                 raise AdderkitError(f"{name} is {values[name]!r} in the adder configuration, expected true or false")
         return cls(**values)
+
+
+def check_keys(form: type, mapping: Mapping[str, Any], version: int, what: str) -> None:
+    """Refuse a mapping of another version, or with keys that the form has not.
+
+    Args:
+        form: The dataclass that is read.
+        mapping: What somebody wrote.
+        version: The one that this release knows, taken where the mapping names none.
+        what: The form's name for the error.
+
+    Raises:
+        AdderkitError: As above.
+    """
+    found = mapping.get("version", version)
+    if found != version:
+        raise AdderkitError(f"{what} has version {found!r:.80}, expected {version}: install a newer adderkit")
+    known = [field.name for field in dataclasses.fields(form)]
+    for key in mapping:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise AdderkitError(f"unknown key {key!r:.80} in the {what}{hint}")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -109,8 +124,3 @@ def matching(patterns: Iterable[str], name: str) -> str | None:
 def nearest_names(pattern: str, names: Iterable[str], limit: int = 3) -> list[str]:
     """Module names that a mistyped pattern may have meant, best first."""
     return get_close_matches(pattern.removeprefix("re:"), list(names), n=limit, cutoff=0.3)
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    close = get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from .config import compile_pattern, nearest_names
+from .config import check_keys, compile_pattern
 from .cost import Cost
 from .energy import PRECISIONS, arithmetic_energy
 from .errors import AdderkitError
@@ -75,17 +75,7 @@ class PruneConfig:
         Raises:
             AdderkitError: An unknown key, a wrong value or a version this release does not know.
         """
-        version = mapping.get("version", CONFIG_VERSION)
-        if version != CONFIG_VERSION:
-            raise AdderkitError(
-                f"pruning configuration has version {version!r}, expected {CONFIG_VERSION}: install a newer adderkit"
-            )
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in mapping:
-            if key not in known:
-                close = nearest_names(str(key), known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise AdderkitError(f"unknown key {key!r:.80} in the pruning configuration{hint}")
+        check_keys(cls, mapping, CONFIG_VERSION, "pruning configuration")
         ignore = mapping.get("ignore", ())
         if not isinstance(ignore, list | tuple):
             raise AdderkitError(f"ignore is {ignore!r:.80} in the pruning configuration, expected a list of patterns")

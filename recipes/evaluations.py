@@ -1,6 +1,7 @@
 """Measured accuracy in a saved folder's report: written there by ``evaluate --record``, read by ``publish``."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .provenance import command_line, part_of
 # The Hub's names of the data sets that have another one here; "imagefolder" is what it calls any folder of classes.
 _ON_THE_HUB = {"fashion-mnist": "zalando-datasets/fashion_mnist"}
 _FOLDER = "imagefolder"
+_MOST_IMAGES = 10**12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +105,11 @@ def _evaluation(entry: Mapping[str, Any]) -> Evaluation | None:
     """An entry as it was recorded; ``None`` for what somebody else made of it."""
     dataset, split, images, command = (entry.get(key) for key in ("dataset", "split", "images", "command"))
     top1, top5 = entry.get("top1"), entry.get("top5")
-    if not isinstance(dataset, str) or not dataset or not isinstance(split, str) or not isinstance(images, int):
+    if not isinstance(dataset, str) or not isinstance(split, str) or not (dataset and (dataset + split).isprintable()):
         return None
-    if not isinstance(top1, (int, float)) or not isinstance(top5, (int, float)):
+    if type(images) is not int or not 0 <= images < _MOST_IMAGES:
+        return None
+    if not all(isinstance(top, (int, float)) and 0 <= top <= 100 for top in (top1, top5)):
         return None
     return Evaluation(dataset, split, images, top1, top5, command if isinstance(command, str) else None)
 
@@ -117,8 +121,8 @@ def entries_of(report: Mapping[str, Any], digest: str) -> list[dict[str, Any]]:
 
 def hub_dataset(name: str) -> str | None:
     """The Hub's name of a data set; ``None`` where it has none."""
-    if name.startswith("hfds/"):
-        return name.removeprefix("hfds/")
+    if match := re.fullmatch(r"hfds/([\w.-]+(?:/[\w.-]+)?)", name, re.ASCII):
+        return match[1]
     return _ON_THE_HUB.get(name)
 
 

@@ -54,11 +54,7 @@ def weights_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint:
         return report["source"] if "source" in report else str(folder)
     if checkpoint is not None or not pretrained:
         return None
-    if name.startswith(PREFIX):
-        return name
-    timm_model: Any = model
-    tag = split_model_name_tag(name)[1] or timm_model.pretrained_cfg.get("tag")
-    return f"{base_architecture(model)}.{tag}" if tag else name
+    return _tagged(name, model)
 
 
 def teacher_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint: str | None) -> str | None:
@@ -74,10 +70,15 @@ def teacher_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint:
         return absolute_source(checkpoint) if is_folder(checkpoint) else None
     if not pretrained:
         return None
-    if is_folder(name) or name.startswith(PREFIX):
-        return absolute_source(name)
+    return absolute_source(name) if is_folder(name) else _tagged(name, model)
+
+
+def _tagged(name: str, model: nn.Module) -> str:
+    """A timm name with the tag of its weights, which may be a default that moves; a Hub repository's as it is."""
+    if name.startswith(PREFIX):
+        return name
     timm_model: Any = model
-    tag = timm_model.pretrained_cfg.get("tag")
+    tag = split_model_name_tag(name)[1] or timm_model.pretrained_cfg.get("tag")
     return f"{base_architecture(model)}.{tag}" if tag else name
 
 

@@ -1,6 +1,9 @@
 """Set-up shared by all tests: no window, no network, and a repository root that is not a test package."""
 
+import contextlib
 import importlib.util
+import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,3 +61,74 @@ def adder_kit(
         return caught.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def fails(adder_kit: Callable[..., tuple[object, str, str]]) -> Callable[..., str]:
+    """The one line that a failing command leaves on stderr."""
+
+    def run(*words: object) -> str:
+        status, out, err = adder_kit(*words)
+        assert status == 1
+        assert out == ""
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+        assert len(err.splitlines()) == 1, err
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def misused(adder_kit: Callable[..., tuple[object, str, str]]) -> Callable[..., str]:
+    """What wrong usage prints."""
+
+    def run(*words: object) -> str:
+        status, out, err = adder_kit(*words)
+        assert status == 2
+        assert out == ""
+        assert "Traceback" not in err
+        return " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def json_of(adder_kit: Callable[..., tuple[object, str, str]]) -> Callable[..., dict[str, Any]]:
+    """The one JSON object on stdout."""
+
+    def run(*words: object) -> dict[str, Any]:
+        status, out, err = adder_kit(*words, "--json")
+        assert status == 0, err
+        assert len(out.splitlines()) == 1
+        value = json.loads(out)
+        assert isinstance(value, dict)
+        return value
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cnn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved CNN for digits, untrained but with statistics of the data."""
+    import timm
+    import torch
+
+    import adderkit
+
+    torch.manual_seed(0)
+    overlay = {"input_size": (1, 8, 8), "mean": (0.3053,), "std": (0.3761,)}
+    model = timm.create_model("cifar_resnet20", num_classes=10, in_chans=1, pretrained_cfg_overlay=overlay)
+    return adderkit.save(model, tmp_path_factory.mktemp("models") / "net")
+
+
+@pytest.fixture(scope="session")
+def adder_folder(cnn_folder: Path) -> Path:
+    """``cnn_folder`` with two of its layers converted, by the ``convert`` verb's own code."""
+    from adderkit.recipes.conversion import ConversionJob, run_conversion
+
+    job = ConversionJob(str(cnn_folder), str(cnn_folder.with_name("net-adder")), include=("features.4.*",))
+    with contextlib.redirect_stderr(io.StringIO()):
+        folder = run_conversion(job, dry_run=False, announce=lambda line: None).folder
+    assert folder is not None
+    return folder

@@ -83,7 +83,12 @@ def base_model_of(given: str | None, report: Mapping[str, Any]) -> str | None:
     if not isinstance(source, str):
         return None
     if source.startswith(PREFIX):
-        return source.removeprefix(PREFIX).partition("@")[0]
+        name = source.removeprefix(PREFIX).partition("@")[0]
+        try:
+            check_repository(name, "source")
+        except PublishError:
+            return None
+        return name
     known = get_pretrained_cfg(source, allow_unregistered=True) if "/" not in source else None
     identifier = known.hf_hub_id if known is not None else None
     return identifier if isinstance(identifier, str) and identifier else None

@@ -1,6 +1,7 @@
 """The model card of a published folder: what the model is, costs and reaches, how it was made, and where it ends."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from ...convert.model_card import beginning, front_matter
 from ..evaluations import Evaluation, eval_results, hub_dataset
 from ..provenance import part_of
 from .licences import Licence
+
+_LONGEST = 80  # characters of a text from the report
 
 _LIMITS = """
 ## Limits
@@ -133,7 +136,7 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return "\n## Accuracy\n\nNot measured.\n"
     rows = [
-        f"| {each.dataset} | {each.split} | {each.images:,} | {each.top1:.2f} | {each.top5:.2f} |"
+        f"| {_plain(each.dataset)} | {_plain(each.split)} | {each.images:,} | {each.top1:.2f} | {each.top5:.2f} |"
         for each in evaluations
     ]
     head = ["| data set | split | images | top-1 % | top-5 % |", "|---|---|---|---|---|"]
@@ -145,23 +148,39 @@ def _making(facts: CardFacts) -> str:
     plan, calibration, training = (part_of(report, key) for key in ("plan", "calibration", "training"))
     if facts.base_model:
         lines.append(f"- Made from [`{facts.base_model}`](https://huggingface.co/{facts.base_model}).")
-    if plan.get("converted") is not None:
-        lines.append(f"- {plan['converted']} of {len(plan.get('rows', ()))} convolutions are adder layers.")
+    if isinstance(rows := plan.get("rows"), list):
+        lines.append(f"- {_plain(plan.get('converted'))} of {len(rows)} convolutions are adder layers.")
     if calibration:
+        images, steps, together, seed = (
+            _plain(calibration.get(key)) for key in ("images", "steps", "matching_steps", "seed")
+        )
         lines.append(
-            f"- Calibrated on {calibration.get('images')} unlabelled images: {calibration.get('steps')} steps for each "
-            f"layer, {calibration.get('matching_steps')} for all together, seed {calibration.get('seed')}."
+            f"- Calibrated on {images} unlabelled images: {steps} steps for each layer, {together} for all together, "
+            f"seed {seed}."
         )
     if recipe := part_of(training, "recipe"):
-        lines.append(
-            f"- Trained on {recipe.get('dataset')}, epoch {training.get('epoch')} of a run of {recipe.get('epochs')}, "
-            f"batch size {recipe.get('batch_size')}, learning rate {recipe.get('lr')}, seed {recipe.get('seed')}."
+        dataset, epochs, size, rate, seed = (
+            _plain(recipe.get(key)) for key in ("dataset", "epochs", "batch_size", "lr", "seed")
         )
-    versions = ", ".join(f"{name} {version}" for name, version in part_of(report, "versions").items())
+        lines.append(
+            f"- Trained on {dataset}, epoch {_plain(training.get('epoch'))} of a run of {epochs}, batch size {size}, "
+            f"learning rate {rate}, seed {seed}."
+        )
+    versions = ", ".join(f"{_plain(name)} {_plain(each)}" for name, each in part_of(report, "versions").items())
     lines.append(f"- Saved with {versions}.")
     lines.append(f"- SHA-256 of the weights: `{report['sha256']}`.")
     lines.append("- Everything else, layer by layer: `adder_report.json`.\n")
-    if commands := report.get("commands"):
+    commands = [_line(each) for each in report["commands"] if each.startswith(("adderkit ", "convert "))]
+    if commands:
         lines.append("```bash\n" + "\n".join(commands) + "\n```\n")
     lines += [f"![{picture.rpartition('/')[2].removesuffix('.png')}]({picture})\n" for picture in facts.pictures]
     return "\n".join(lines)
+
+
+def _plain(value: object) -> str:
+    """What somebody else may have written into the report, on one line of Markdown that is nothing but text."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", _line(str(value))[:_LONGEST])
+
+
+def _line(text: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in text)

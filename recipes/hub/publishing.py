@@ -174,7 +174,9 @@ def _report(job: PublishJob, saved: Mapping[str, Any], found: Cost, digest: str)
         "repository": job.target.repository,
         "cost": found.to_dict(),
         "evaluations": [
-            {**each, "command": command_without_local_paths(each["command"])} if each.get("command") else each
+            {**each, "command": command_without_local_paths(command)}
+            if isinstance(command := each.get("command"), str)
+            else each
             for each in entries_of(saved, digest)
         ],
         "commands": [command_without_local_paths(each) for each in commands_of(saved, None)],

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
-import adderkit  # noqa: F401 - registers the paper's networks with timm
+import adderkit
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.batchnorm import reestimate_batchnorm_
 
@@ -101,6 +102,30 @@ def resnet20() -> Callable[..., nn.Module]:
         return randomise_norms_(model).eval()
 
     return build
+
+
+@pytest.fixture
+def adder_model(resnet20: Callable[..., nn.Module]) -> nn.Module:
+    network = resnet20()
+    adderkit.convert_(network)
+    return network
+
+
+@pytest.fixture
+def saved(adder_model: nn.Module, tmp_path: Path) -> Path:
+    """A folder with an adder network."""
+    return adderkit.save(adder_model, tmp_path / "saved")
+
+
+@pytest.fixture
+def same_tensors() -> Callable[[nn.Module, nn.Module], bool]:
+    """Compare the tensors of two models, and their order, bit by bit."""
+
+    def compare(first: nn.Module, second: nn.Module) -> bool:
+        ours, theirs = first.state_dict(), second.state_dict()
+        return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    return compare
 
 
 @pytest.fixture

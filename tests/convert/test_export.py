@@ -79,6 +79,25 @@ def test_onnx_runtime_gives_the_same_for_any_batch(resnet20, exported):
     assert_same(resnet20, exported, 32)
 
 
+@pytest.mark.parametrize("order", ["prune-convert", "convert-prune"])
+def test_pruned_networks(tmp_path, order):
+    torch.manual_seed(0)
+    model = timm.create_model("cifar_resnet20", pretrained_cfg_overlay={"input_size": (3, 16, 16)}).eval()
+    images = torch.randn(32, 3, 16, 16)
+    for step in order.split("-"):
+        if step == "prune":
+            adderkit.prune_(model, adderkit.PruneConfig(ratio=0.4, importance="random"), images)
+        else:
+            adderkit.convert_(model)
+            reestimate_batchnorm_(model, [images])
+    loaded = adderkit.load(adderkit.save(model, tmp_path / "net"))
+    assert_same(loaded, export_onnx(loaded, tmp_path / "net.onnx"), 16)
+    shapes = {tensor.name: list(tensor.dims) for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    assert shapes["features.1.conv1.weight"] == list(loaded.features[1].conv1.weight.shape) == [10, 10, 3, 3]
+    program = torch.export.load(export_program(loaded, tmp_path / "net.pt2")).module()
+    assert torch.equal(program(images[:3]), loaded(images[:3]))
+
+
 def test_hardware_flows_find_the_layers_by_name(resnet20, exported):
     model = onnx.load(exported)
     (function,) = model.functions

@@ -3,9 +3,11 @@
 A few hundred cases by default; ``ADDERKIT_FUZZ=nightly`` (``make fuzz``) takes 10,000 of each test.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -59,6 +61,40 @@ def _damaged(draw: st.DrawFn, valid: bytes) -> bytes:
 def damaged() -> Callable[[bytes], st.SearchStrategy[bytes]]:
     """Strategy: a valid file with a few bytes changed, lost, added or doubled."""
     return _damaged
+
+
+def _spots(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all values in nested lists and mappings."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _spots(child, (*path, key))
+
+
+@st.composite
+def _changed(draw: st.DrawFn, valid: Any, keys: st.SearchStrategy[str], values: st.SearchStrategy[Any]) -> Any:
+    value = json.loads(json.dumps(valid))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(sorted(_spots(value), key=repr)))
+        if not path:
+            continue
+        parent = value
+        for key in path[:-1]:
+            parent = parent[key]
+        match draw(st.sampled_from(["replace", "lose", "add"])):
+            case "replace":
+                parent[path[-1]] = draw(values)
+            case "lose":
+                del parent[path[-1]]
+            case _ if isinstance(parent, dict):
+                parent[draw(keys)] = draw(values)
+    return value
+
+
+@pytest.fixture(scope="session")
+def changed() -> Callable[..., st.SearchStrategy[Any]]:
+    """Strategy: a JSON value with a few parts replaced by such values, added under such keys, or lost."""
+    return _changed
 
 
 @pytest.fixture(scope="session")

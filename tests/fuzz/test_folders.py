@@ -51,41 +51,12 @@ def folder(saved, place):
     return place
 
 
-def spots(value, path=()):
-    """Paths of all values in nested lists and mappings."""
-    yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in children:
-        yield from spots(child, (*path, key))
-
-
-@st.composite
-def changed(draw, valid):
-    """A JSON value with a few parts replaced, added or lost."""
-    value = json.loads(json.dumps(valid))
-    for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(sorted(spots(value), key=repr)))
-        if not path:
-            continue
-        parent = value
-        for key in path[:-1]:
-            parent = parent[key]
-        match draw(st.sampled_from(["replace", "lose", "add"])):
-            case "replace":
-                parent[path[-1]] = draw(VALUES)
-            case "lose":
-                del parent[path[-1]]
-            case _ if isinstance(parent, dict):
-                parent[draw(KEYS)] = draw(VALUES)
-    return value
-
-
 @pytest.mark.filterwarnings("ignore")
 @fuzz
 @given(data=st.data(), pretrained=st.booleans())
-def test_changed_configuration(data, pretrained, saved, folder, survives):
+def test_changed_configuration(data, pretrained, changed, saved, folder, survives):
     valid = json.loads((saved / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(data.draw(changed(valid))))
+    (folder / "config.json").write_text(json.dumps(data.draw(changed(valid, KEYS, VALUES))))
     model = survives(lambda: adderkit.load(folder, pretrained))
     if pretrained and model is not None:
         expected = load_file(saved / "model.safetensors")
@@ -103,10 +74,10 @@ def test_damaged_configuration(data, damaged, saved, folder, survives):
 @pytest.mark.filterwarnings("ignore")
 @fuzz
 @given(data=st.data())
-def test_changed_record_of_steps(data, saved, folder, survives):
+def test_changed_record_of_steps(data, changed, saved, folder, survives):
     """The weights are whole, with a checksum that fits, but say that the model was made otherwise."""
     config = json.loads((saved / "config.json").read_text())
-    steps = data.draw(changed(config["model_args"]["steps"]) | VALUES)
+    steps = data.draw(changed(config["model_args"]["steps"], KEYS, VALUES) | VALUES)
     metadata = data.draw(st.just(json.dumps({"version": 1, "steps": steps})) | st.text(max_size=20))
     save_file(load_file(saved / "model.safetensors"), folder / "model.safetensors", {"adderkit": metadata})
     config["model_args"]["steps"] = steps
@@ -117,9 +88,9 @@ def test_changed_record_of_steps(data, saved, folder, survives):
 
 @fuzz
 @given(data=st.data())
-def test_changed_report(data, damaged, saved, folder, survives):
+def test_changed_report(data, changed, damaged, saved, folder, survives):
     valid = json.loads((saved / "adder_report.json").read_text()) | {"teacher": "resnet18"}
-    text = json.dumps(data.draw(changed(valid))).encode()
+    text = json.dumps(data.draw(changed(valid, KEYS, VALUES))).encode()
     (folder / "adder_report.json").write_bytes(data.draw(st.just(text) | damaged(text)))
     survives(lambda: read_report(folder))
     teacher = survives(lambda: teacher_of(Job(str(folder))))

@@ -1,21 +1,17 @@
 """Small models, data and runs that the tests of this folder share."""
 
-import contextlib
-import io
 import math
 import multiprocessing
 import runpy
 import socket
 
 import pytest
-import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 import adderkit
 from adderkit.recipes import finetune
-from adderkit.recipes.conversion import ConversionJob, run_conversion
 from adderkit.recipes.progress import ProgressBar
 from adderkit.recipes.recipe_files import load_recipe
 from adderkit.recipes.run_folder import RunFolder
@@ -75,24 +71,6 @@ def train(tmp_path, quick_recipe):
         return finetune.start(job, quick_recipe(recipe, **changes), place), place
 
     return run
-
-
-@pytest.fixture(scope="session")
-def cnn_folder(tmp_path_factory):
-    """A saved CNN for digits, untrained but with statistics of the data."""
-    torch.manual_seed(0)
-    overlay = {"input_size": (1, 8, 8), "mean": (0.3053,), "std": (0.3761,)}
-    model = timm.create_model(CNN, num_classes=10, in_chans=1, pretrained_cfg_overlay=overlay)
-    folder = tmp_path_factory.mktemp("models") / "net"
-    return adderkit.save(model, folder)
-
-
-@pytest.fixture(scope="session")
-def adder_folder(cnn_folder):
-    """``cnn_folder`` with two of its layers converted, by the ``convert`` verb's own code."""
-    job = ConversionJob(str(cnn_folder), str(cnn_folder.with_name("net-adder")), include=("features.4.*",))
-    with contextlib.redirect_stderr(io.StringIO()):
-        return run_conversion(job, dry_run=False, announce=lambda line: None).folder
 
 
 @pytest.fixture

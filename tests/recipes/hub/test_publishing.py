@@ -121,6 +121,32 @@ def test_pictures_of_the_run(quick, publish, saved, tmp_path):
 # The card
 
 
+def test_card_of_a_report_that_somebody_else_wrote(quick, publish, saved, tmp_path):
+    hostile = "<script>x</script>\n\n# Free | [money](http://x) ```\ud800"
+    digest = read_report(saved)["sha256"]
+    entry = {"dataset": "digits", "split": "train", "images": 5, "top1": 50.0, "top5": 100, "sha256": digest}
+    odd = [{"dataset": hostile}, {"images": 10**400}, {"top1": 10**400}, {"top5": float("nan")}, {"images": True}]
+    change_report(
+        saved,
+        evaluations=[entry, *({**entry, "split": f"odd {index}", **each} for index, each in enumerate(odd))],
+        plan={"rows": 7, "converted": hostile},
+        calibration={"images": hostile},
+        training={"epoch": hostile, "recipe": {"dataset": f"hfds/{hostile}", "lr": hostile}},
+        versions={hostile: hostile},
+        commands=["adderkit convert\n```\n# Free", "```", "rm -rf /"],
+        source=f"hf-hub:{hostile}",
+    )
+    publish("--license", "mit")
+    head, body = card(tmp_path / "net-published")
+    assert [result["metrics"][0]["value"] for result in head["model-index"][0]["results"]] == [0.5]
+    assert head.keys() & {"base_model", "datasets"} == set()
+    lines = body.splitlines()
+    assert not [line for line in lines if line.startswith(("# Free", "rm ")) or "<script>" in line]
+    assert lines.count("```") == lines.count("```bash") + lines.count("```python") + lines.count("```bibtex")
+    assert "| digits | train | 5 | 50.00 | 100.00 |" in lines
+    assert not any("odd" in line for line in lines)
+
+
 def test_card_of_a_model_that_was_measured_twice(quick, publish, saved, adder_kit, tmp_path):
     words = ("evaluate", saved, "--dataset", "digits", "-j", "0", "--record", "--json")
     before = sha256(saved / "model.safetensors")
