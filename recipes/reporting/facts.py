@@ -30,7 +30,6 @@ from .examples import Examples, find_examples
 _EXTREME = 1e30  # no loss, rate or accuracy is larger
 _EPOCHS = 10_000  # more than any run has
 _ENTRIES = 100  # of a list that somebody else may have written
-_COMMAND = 1000  # characters
 
 
 class LayerFact(NamedTuple):
@@ -63,6 +62,8 @@ class ReportFacts:
         base: Architecture in timm's registry.
         converted: Whether the model is an adder network.
         pruned: Whether it lost channels.
+        pruning: Settings of its last pruning and the images it was measured on, as noted in ``adder_report.json``.
+        prices: What the model cost before and after it, by what is counted, likewise.
         cost: Of the model, for one image.
         layers: Its convolutions and adder layers.
         evaluations: What was measured on these weights.
@@ -80,6 +81,8 @@ class ReportFacts:
     base: str
     converted: bool
     pruned: bool
+    pruning: Mapping[str, str | float]
+    prices: Mapping[str, tuple[float, float]]
     cost: Cost
     layers: tuple[LayerFact, ...]
     evaluations: Sequence[Evaluation]
@@ -109,6 +112,7 @@ def gather(
     """
     source = Path(job.model.removeprefix("local-dir:"))
     model, saved = load(source), read_report(source)
+    pruning = part_of(saved, "pruning")
     digest, examples = sha256(source / WEIGHTS), None
     if dataset is not None:
         announce(f"predicting images of {dataset}")
@@ -118,6 +122,8 @@ def gather(
         base=base_architecture(model),
         converted=is_converted(model),
         pruned=any(step["step"] == "prune" for step in steps_of(model)),
+        pruning=_flat({**part_of(pruning, "config"), "images": pruning.get("images")}),
+        prices=_prices(pruning),
         cost=cost(model),
         layers=_layers(model, saved),
         evaluations=evaluations_of(saved, digest)[:_ENTRIES],
@@ -126,7 +132,7 @@ def gather(
         calibration=_flat(part_of(saved, "calibration")),
         training=_flat({**part_of(part_of(saved, "training"), "recipe"), **part_of(saved, "training")}),
         versions=_flat(part_of(saved, "versions")),
-        commands=[command_without_local_paths(each[:_COMMAND]) for each in commands_of(saved, None)[:_ENTRIES]],
+        commands=[command_without_local_paths(each) for each in commands_of(saved, None)[:_ENTRIES]],
         digest=digest,
         examples=examples,
     )
@@ -160,6 +166,13 @@ def _layers(model: nn.Module, saved: Mapping[str, Any]) -> tuple[LayerFact, ...]
             fidelity = (mean, worst) if mean is not None and worst is not None else None
             found.append(LayerFact(path, module, reason if row and isinstance(reason, str) else "", fidelity))
     return tuple(found)
+
+
+def _prices(pruning: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """What a pruning counted before and after, as far as both are numbers."""
+    before, after = part_of(pruning, "before"), part_of(pruning, "after")
+    found = {key: (number(before.get(key)), number(after.get(key))) for key in ("mults", "adds", "params", "energy")}
+    return {key: (first, last) for key, (first, last) in found.items() if first is not None and last is not None}
 
 
 def _by_path(rows: object) -> dict[str, Mapping[str, Any]]:

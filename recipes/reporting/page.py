@@ -34,6 +34,7 @@ is no faster than a multiplication: what is saved shows on hardware made for it.
 _FIDELITY = """Correlation of each adder layer's output with that of the convolution that it replaced, mean and worst
 channel, on images that were not used for the fit. It was measured in the calibration, before any training; 1 is the
 same up to scale and offset."""
+_PRICES = {"mults": "multiplications", "adds": "additions", "params": "parameters"}
 _SETTINGS = {
     "dataset": "data set",
     "epochs": "epochs planned",
@@ -48,6 +49,7 @@ def page(facts: ReportFacts) -> str:
     """The whole page."""
     sections = {
         "conversion": ("What was converted, and why", _conversion(facts)),
+        "pruning": ("What was pruned", _pruning(facts)),
         "cost": ("Cost of one image", _cost(facts)),
         "fidelity": ("Fidelity of each layer", _fidelity(facts)),
         "training": ("Training", _training(facts)),
@@ -119,6 +121,22 @@ def _described(fact: LayerFact) -> Html:
 
 def _kind(adder: bool) -> Html:
     return tag("span", "adder layer" if adder else "convolution", class_="kind adder" if adder else "kind kept")
+
+
+def _pruning(facts: ReportFacts) -> Html:
+    """The last pruning; where there were several, those before it are in ``config.json``."""
+    if not facts.pruned:
+        return Html()
+    noted = facts.pruning
+    asked = next((f"{key} {noted[key]}" for key in ("target", "ratio") if key in noted), "how many is not noted")
+    text = f"Whole channels were removed, the least important first: {asked}, importance {noted.get('importance', '?')}"
+    if images := noted.get("images"):
+        text += f", measured on {images} unlabelled images"
+    rows = [before_after(label, *facts.prices[key], ",.0f") for key, label in _PRICES.items() if key in facts.prices]
+    if "energy" in facts.prices:
+        first, last = (value / _UJ for value in facts.prices["energy"])
+        rows.append(before_after("energy in µJ, fp32", first, last, ",.1f"))
+    return join([tag("p", f"{text}."), *([table(("", "before", "after"), rows, numbers=2)] if rows else [])])
 
 
 def _cost(facts: ReportFacts) -> Html:

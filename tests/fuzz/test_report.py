@@ -71,6 +71,7 @@ def run(tmp_path_factory):
     """A run with a model that has been through everything that a report tells of."""
     torch.manual_seed(0)
     model = timm.create_model("cifar_resnet20", in_chans=1, pretrained_cfg_overlay={"input_size": (1, 8, 8)})
+    adderkit.prune_(model, adderkit.PruneConfig(ratio=0.5, importance="random"))
     plan = adderkit.convert_(model, adderkit.AdderConfig(include=("features.4.*",)))
     paths = [path for path, layer in model.named_modules() if isinstance(layer, adderkit.AdderConv2d)]
     known = {
@@ -82,6 +83,10 @@ def run(tmp_path_factory):
         "training": {"epoch": 2, "recipe": {"dataset": "digits", "epochs": 3, "lr": 0.1, "opt": "sgd", "seed": 0}},
         "metrics": {"validation": {"top1": 90.0, "top5": 99.0, "loss": 0.3, "images": 360}},
         "commands": ["adderkit convert --model net", "adderkit finetune net-adder"],
+        "pruning": {
+            "config": {"target": "adds=50%", "importance": "variance"},
+            **{"images": 64, "before": {"adds": 9, "energy": 1.5}, "after": {"adds": 4, "energy": 0.5}},
+        },
         "teacher": "resnet18",
         "source": "resnet18.a1_in1k",
     }

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import torch
 
 import adderkit
 from adderkit.convert.checkpoint import read_report
@@ -148,6 +149,24 @@ def test_fidelity_evaluations_and_commands(report, saved, cnn_folder):
     assert "64 unlabelled images: 3 steps for each layer, 2 for all together, seed 9." in found.text
     assert "adderkit convert --model net" in found.text
     assert str(teacher.parent) not in found.text
+
+
+def test_pruned_network(report, adder_folder, tmp_path):
+    model = adderkit.load(adder_folder)
+    config = adderkit.PruneConfig(target="adds=60%", importance="magnitude")
+    pruned = adderkit.prune_(model, config, torch.randn(32, 1, 8, 8))
+    folder = adderkit.save(model, tmp_path / "small", {**read_report(adder_folder), "pruning": pruned.to_dict()})
+    facts, found = report(folder)
+    check_safe(found)
+    assert "cifar_resnet20, pruned, as an adder network" in found.text
+    assert "target adds=60%, importance magnitude, measured on 32 unlabelled images." in found.text
+    for key, label in (("mults", "multiplications"), ("adds", "additions"), ("params", "parameters")):
+        assert f"{label} {pruned.before[key]:,} {pruned.after[key]:,}" in found.text
+    assert facts.cost.additions == pruned.after["adds"]
+    assert f"energy in µJ, fp32 {pruned.before['energy'] / 1e6:.1f} {pruned.after['energy'] / 1e6:.1f}" in found.text
+    change_report(folder, pruning={"before": {"adds": "x"}, "config": 5})
+    _, found = report(folder)
+    assert "how many is not noted, importance ?." in found.text
 
 
 def test_page_of_a_cnn(report, cnn_folder):
