@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .batchnorm import reestimate_batchnorm_
 from .calibrate import batches_of
 from .channel_groups import ChannelGroup, channel_groups, kept_parts
+from .config import matching, nearest_names
 from .cost import cost
 from .errors import AdderkitError, NoModuleMatchedError
 from .graph import Layer, _meta_copy, input_size, trace_layers
@@ -113,7 +114,7 @@ def prune_(
         What was removed and what it saves.
 
     Raises:
-        NoModuleMatchedError: No channel can be removed.
+        NoModuleMatchedError: No channel can be removed, or a pattern to ignore matches no layer.
         AdderkitError: Images are needed and missing, the target cannot be reached, or the model cannot be followed.
     """
     batches = batches_of(images, batch_size) if images is not None else []
@@ -143,6 +144,7 @@ def prune_(
 def _round(work: _Work, progress: float) -> list[ChannelGroup]:
     """Measure importance and go this share of the way; the groups as they were before."""
     groups = channel_groups(work.model, work.image, work.config.ignore)
+    _check_ignored(groups, work.config.ignore)
     for group in groups:
         work.original.setdefault(group.layers[0], group.channels)
     prunable = [group for group in groups if group.reason is None]
@@ -168,6 +170,15 @@ def _round(work: _Work, progress: float) -> list[ChannelGroup]:
     narrow_(work.model, parts)
     work.narrowed |= dict.fromkeys(parts)
     return groups
+
+
+def _check_ignored(groups: Sequence[ChannelGroup], patterns: Sequence[str]) -> None:
+    """A mistyped pattern would let go what was to stay."""
+    paths = [path for group in groups for path in group.layers]
+    for pattern in patterns:
+        if not any(matching((pattern,), path) for path in paths):
+            near = ", ".join(nearest_names(pattern, paths)) or paths[0]
+            raise NoModuleMatchedError(f"ignore pattern {pattern!r} matches no layer with channels; nearest: {near}")
 
 
 def _scores(work: _Work, groups: Sequence[ChannelGroup], terms: Any) -> Scores:

@@ -1,5 +1,6 @@
 """Files of weights that somebody else wrote: read as tensors and nothing else, in memory bounded by the file's size."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +26,8 @@ def state_dict_from(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a file of weights")
+        missing = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {missing}; expected a file of weights")
     if path.suffix == ".safetensors":
         return safetensors_state(path)
     state = _unwrapped(_loaded(path))
@@ -61,7 +63,9 @@ def _loaded(path: Path) -> Any:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > path.stat().st_size:
                 raise CheckpointError(f"{path} would unpack to {unpacked} bytes, expected tensors stored as they are")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old forms and odd storages, which end as one error below or not at all
+            return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except UnpicklingError as error:
@@ -71,8 +75,9 @@ def _loaded(path: Path) -> Any:
             f"python -c \"import torch; net = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
             "torch.save(net.state_dict(), 'state.pth')\""
         ) from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # of the unpickler too, which looks opcodes up in a dictionary
+        said = type(error).__name__ if isinstance(error, LookupError) else str(error)
+        reason = said.splitlines()[0] if said else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as weights: {reason}; expected safetensors, or a PyTorch file with tensors only"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 from ..convert.checkpoint import save
 from ..convert.errors import ExportError
 from ..convert.export import export_onnx, export_program
-from ..convert.files import sha256
+from ..convert.files import check_file_target, sha256
 from ..convert.import_checkpoint import import_checkpoint
 from ..convert.plan import ConversionPlan
 from ..convert.rewrite import adder_layers
@@ -153,3 +153,6 @@ def _check_options(job: ExportJob) -> None:
             raise ExportError(f"{option} {value} goes with --format {' or '.join(FORMS)}, not with {job.form}")
     if job.data_dir is not None and job.dataset is None:
         raise ExportError(f"--data-dir {job.data_dir} goes with --dataset, expected its name too")
+    if job.form not in FORMS:
+        suffix = _SUFFIXES[job.form]
+        check_file_target(f"--output {job.target}", job.target, (suffix,), repr(suffix))

@@ -229,3 +229,6 @@ def test_verb(tmp_path, adder_kit, resnet20):
     assert (status, err) == (1, "error: format is 'coreml', expected one of onnx, torch-export, c, hex\n")
     status, _, err = adder_kit("export", "net", "--format", "torch-export", "--opset", "18")
     assert (status, err) == (1, "error: --opset 18 goes with --format onnx, not with torch-export\n")
+    for output, message in (("net.txt", "ends in '.txt', expected '.pt2'"), ("net", "ends in '', expected '.pt2'")):
+        status, _, err = adder_kit("export", "net", "--format", "torch-export", "--output", output)
+        assert (status, err) == (1, f"error: --output {output} {message}\n")

@@ -60,6 +60,16 @@ def test_dead_channels_go_first_and_leave_no_trace(resnet20, grey):
     assert model.features[3].conv1.weight.shape[0] == 12
 
 
+def test_an_ignored_layer_that_is_not_there_stops_before_anything_changes(resnet20):
+    model = resnet20()
+    config = PruneConfig(ratio=0.5, importance="random", ignore=("features.1.*", "features.1.conv3"))
+    with pytest.raises(
+        NoModuleMatchedError, match=r"'features\.1\.conv3' matches no layer.*nearest: features\.1\.conv"
+    ):
+        prune_(model, config)
+    assert model.features[2].conv1.weight.shape == (16, 16, 3, 3)
+
+
 def test_ratios_rounds_and_multiples(resnet20, grey):
     assert set(widths(prune_(resnet20(), PruneConfig(ratio=0.3, importance="random"))).values()) == {
         (16, 12),  # at most this share goes

@@ -133,6 +133,15 @@ def test_file_without_a_state_dict(tmp_path, content):
         state_dict_from(tmp_path / "weights.pth")
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_file_of_weights_is_told_in_words(tmp_path):
+    with pytest.raises(CheckpointError, match=r"weights\.pth does not exist"):
         state_dict_from(tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="is a folder; expected a file of weights"):
+        state_dict_from(tmp_path)
+    (tmp_path / "text.pth").write_text("hello")  # 'e' is no opcode of pickles
+    with pytest.raises(CheckpointError, match=r"cannot be read as weights: KeyError; expected safetensors"):
+        state_dict_from(tmp_path / "text.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))  # torch warns of its protocol
+    with pytest.raises(CheckpointError):
+        state_dict_from(tmp_path / "raw.pth")
