@@ -104,14 +104,16 @@ def evaluations_of(report: Mapping[str, Any], digest: str) -> list[Evaluation]:
 def _evaluation(entry: Mapping[str, Any]) -> Evaluation | None:
     """An entry as it was recorded; ``None`` for what somebody else made of it."""
     dataset, split, images, command = (entry.get(key) for key in ("dataset", "split", "images", "command"))
-    top1, top5 = entry.get("top1"), entry.get("top5")
+    top1, top5 = _percentage(entry.get("top1")), _percentage(entry.get("top5"))
     if not isinstance(dataset, str) or not isinstance(split, str) or not (dataset and (dataset + split).isprintable()):
         return None
-    if type(images) is not int or not 0 <= images < _MOST_IMAGES:
-        return None
-    if not all(isinstance(top, (int, float)) and 0 <= top <= 100 for top in (top1, top5)):
+    if type(images) is not int or not 0 <= images < _MOST_IMAGES or top1 is None or top5 is None:
         return None
     return Evaluation(dataset, split, images, top1, top5, command if isinstance(command, str) else None)
+
+
+def _percentage(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and 0 <= value <= 100 else None
 
 
 def entries_of(report: Mapping[str, Any], digest: str) -> list[dict[str, Any]]:
