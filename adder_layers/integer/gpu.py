@@ -25,7 +25,7 @@ from .plan import (
     Step,
     last_use,
 )
-from .reference import requantise
+from .reference import quantise, requantise
 
 
 class GpuEngine:
@@ -67,7 +67,10 @@ class GpuEngine:
             TypeError: The image is not bytes.
             ValueError: It has another shape than the plan, or is on another device.
         """
-        self._check(image)
+        first = self._plan.activations[0]
+        if image.dtype != torch.uint8:
+            raise TypeError(f"image has dtype {image.dtype}, expected {torch.uint8}; run_float takes real values")
+        self._check(image, (first.height, first.width, first.channels))
         values = {0: image.contiguous()}
         for index, step in enumerate(self._plan.steps):
             result = self._carry_out(step, values).contiguous()
@@ -76,17 +79,31 @@ class GpuEngine:
             values = {number: value for number, value in values.items() if self._last_use.get(number, -1) > index}
         return result
 
-    def _check(self, image: Tensor) -> None:
+    def run_float(self, images: Tensor) -> Tensor:
+        """Run images of real values through the network; they become bytes as ``reference.quantise`` says.
+
+        Args:
+            images: ``[N, C, H, W]``, floating point, on the engine's device.
+
+        Returns:
+            As ``run``.
+
+        Raises:
+            TypeError: The images are not floating point.
+            ValueError: They have another size than the plan's, or are on another device.
+        """
         first = self._plan.activations[0]
-        if image.dtype != torch.uint8:
-            raise TypeError(f"image has dtype {image.dtype}, expected {torch.uint8}")
-        if image.ndim != 4 or image.shape[1:] != (first.height, first.width, first.channels):
-            raise ValueError(
-                f"image has shape {list(image.shape)}, expected [N, {first.height}, {first.width}, {first.channels}] "
-                "as the plan was made for"
-            )
-        if image.device != first.zero.device:
-            raise ValueError(f"image is on {image.device}, expected {first.zero.device} as the engine is")
+        if not images.dtype.is_floating_point:
+            raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
+        self._check(images, (first.channels, first.height, first.width))
+        return self.run(quantise(images, first.scale, first.zero))
+
+    def _check(self, images: Tensor, shape: tuple[int, int, int]) -> None:
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise ValueError(f"image has shape {tuple(images.shape)}, expected [N, {', '.join(map(str, shape))}]")
+        expected = self._plan.activations[0].zero.device
+        if images.device != expected:
+            raise ValueError(f"image is on {images.device}, expected {expected}, where the engine is")
 
     def _carry_out(self, step: Step, values: dict[int, Tensor]) -> Tensor:
         source, activation = values[step.input], self._plan.activations[step.input]

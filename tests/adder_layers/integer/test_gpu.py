@@ -93,6 +93,19 @@ def test_average_pooling_rescaling_and_classifier():
     _assert_equal(builder)
 
 
+def test_real_images_become_bytes_as_the_reference_says():
+    plan = single(Convolution, LAYERS["7x7-stem"]).plan()
+    first = plan.activations[0]
+    images = torch.randn(2, 3, 20, 18, generator=torch.Generator().manual_seed(0)) * 9
+    expected = reference.run(plan, reference.quantise(images, first.scale, first.zero))
+    engine = GpuEngine(plan, "cpu")
+    assert torch.equal(engine.run_float(images), expected)
+    with pytest.raises(TypeError, match="expected floating point; run takes bytes"):
+        engine.run_float(images.byte())
+    with pytest.raises(ValueError, match=r"image has shape \(2, 3, 18, 20\), expected \[N, 3, 20, 18\]"):
+        engine.run_float(images.transpose(2, 3))
+
+
 def test_words_hold_four_neighbours_and_zeros_behind_them():
     packed = words(torch.tensor([[1, 2, 3, 4, 5, 255]], dtype=torch.uint8))
     assert packed.tolist() == [[0x04030201, 0xFF05]]
@@ -100,7 +113,7 @@ def test_words_hold_four_neighbours_and_zeros_behind_them():
 
 def test_an_image_is_refused_by_what_it_is():
     engine = GpuEngine(single(Convolution, LAYERS["3x3"]).plan(), "cpu")
-    with pytest.raises(ValueError, match=r"image has shape \[2, 8, 11, 3\], expected \[N, 8, 11, 16\]"):
+    with pytest.raises(ValueError, match=r"image has shape \(2, 8, 11, 3\), expected \[N, 8, 11, 16\]"):
         engine.run(torch.zeros(2, 8, 11, 3, dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"image has dtype torch.float32, expected torch.uint8"):
         engine.run(torch.zeros(2, 8, 11, 16))
