@@ -46,10 +46,10 @@ class GpuEngine:
                 "Triton is not installed, expected it for quantized networks on a GPU: pip install triton"
             )
         check_plan(plan)
-        self._plan: IntegerPlan = on_device(plan, torch.device(device))
+        self.plan: IntegerPlan = on_device(plan, torch.device(device))
         self._operands = {
-            step.output: operands_of(step, self._plan.activations[step.input].zero)
-            for step in self._plan.steps
+            step.output: operands_of(step, self.plan.activations[step.input].zero)
+            for step in self.plan.steps
             if isinstance(step, Adder)
         }
         self._last_use = last_use(plan)
@@ -67,12 +67,12 @@ class GpuEngine:
             TypeError: The image is not bytes.
             ValueError: It has another shape than the plan, or is on another device.
         """
-        first = self._plan.activations[0]
+        first = self.plan.activations[0]
         if image.dtype != torch.uint8:
             raise TypeError(f"image has dtype {image.dtype}, expected {torch.uint8}; run_float takes real values")
         self._check(image, (first.height, first.width, first.channels))
         values = {0: image.contiguous()}
-        for index, step in enumerate(self._plan.steps):
+        for index, step in enumerate(self.plan.steps):
             result = self._carry_out(step, values).contiguous()
             if not isinstance(step, Linear):
                 values[step.output] = result
@@ -92,7 +92,7 @@ class GpuEngine:
             TypeError: The images are not floating point.
             ValueError: They have another size than the plan's, or are on another device.
         """
-        first = self._plan.activations[0]
+        first = self.plan.activations[0]
         if not images.dtype.is_floating_point:
             raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
         self._check(images, (first.channels, first.height, first.width))
@@ -101,19 +101,19 @@ class GpuEngine:
     def _check(self, images: Tensor, shape: tuple[int, int, int]) -> None:
         if images.ndim != 4 or images.shape[1:] != shape:
             raise ValueError(f"image has shape {tuple(images.shape)}, expected [N, {', '.join(map(str, shape))}]")
-        expected = self._plan.activations[0].zero.device
+        expected = self.plan.activations[0].zero.device
         if images.device != expected:
             raise ValueError(f"image is on {images.device}, expected {expected}, where the engine is")
 
     def _carry_out(self, step: Step, values: dict[int, Tensor]) -> Tensor:
-        source, activation = values[step.input], self._plan.activations[step.input]
+        source, activation = values[step.input], self.plan.activations[step.input]
         if isinstance(step, Linear):
             sums = (source.flatten(1).double() @ step.weight.double().T).long()
             return ((sums * step.multiplier + step.offset) >> step.shift).to(torch.int32)
         if isinstance(step, Adder):
             return self._add(step, values)
         if isinstance(step, MaxPool):
-            return max_pool(source, step, self._plan.activations[step.output])
+            return max_pool(source, step, self.plan.activations[step.output])
         if isinstance(step, Convolution):
             sums = convolution(source, step, activation.zero)
         elif isinstance(step, AveragePool):
@@ -123,7 +123,7 @@ class GpuEngine:
         return requantise(sums, step.requantisation, values)
 
     def _add(self, step: Adder, values: dict[int, Tensor]) -> Tensor:
-        target, source = self._plan.activations[step.output], values[step.input]
+        target, source = self.plan.activations[step.output], values[step.input]
         output = source.new_empty(len(source), target.height, target.width, target.channels)
         number = step.requantisation.residual
         with torch.cuda.device_of(source):
