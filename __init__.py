@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .convert.plan import plan
     from .convert.prune_config import PruneConfig
     from .convert.pruning import prune_
+    from .convert.quantize import quantize
+    from .convert.quantize_config import QuantizeConfig
     from .convert.rewrite import convert_, revert_
     from .recipes.adaptive_rate import AdaptiveRate
 
@@ -33,6 +35,8 @@ _HOME = {
     "plan": "convert.plan",
     "PruneConfig": "convert.prune_config",
     "prune_": "convert.pruning",
+    "QuantizeConfig": "convert.quantize_config",
+    "quantize": "convert.quantize",
     "convert_": "convert.rewrite",
     "revert_": "convert.rewrite",
     "calibrate_": "convert.calibrate",
@@ -47,6 +51,7 @@ __all__ = [
     "AdderConfig",
     "AdderConv2d",
     "PruneConfig",
+    "QuantizeConfig",
     "__version__",
     "adder_conv2d",
     "calibrate_",
@@ -55,6 +60,7 @@ __all__ = [
     "load",
     "plan",
     "prune_",
+    "quantize",
     "revert_",
     "save",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from adderkit.recipes.failure import fail, line_of
+from adderkit.recipes.integer_verbs import integer_app
 from adderkit.recipes.options import (
     BatchSize,
     Checkpoint,
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(integer_app)
 
 
 @app.callback()

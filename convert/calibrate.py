@@ -18,6 +18,7 @@ from .calibration_state import CalibrationState, FittedLayer
 from .domain import teachers_domain
 from .errors import AdderkitError
 from .graph import trace_layers
+from .integer_record import refuse_integers
 from .layer_fit import HELD_OUT, Fit, Progress, fit_layers_, positions_per_image
 from .modes import evaluation_mode
 from .rewrite import adder_layers
@@ -105,6 +106,7 @@ def calibrate_(
     Raises:
         AdderkitError: No adder layer, too few images, or a teacher that is not this model's original.
     """
+    refuse_integers(student, "calibrated: calibrate the network that it was made from")
     adders = adder_layers(student)
     batches = batches_of(images, batch_size)
     total = sum(map(len, batches))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .energy import PRECISIONS, Precision, arithmetic_energy, memory_energy
 from .errors import AdderkitError
-from .graph import _meta_copy, input_size
+from .graph import input_size, meta_copy
 from .modes import evaluation_mode
 from .operations import WEIGHT_LAYERS, Operations
 from .operator_trace import Event, trace_operators
@@ -197,7 +197,7 @@ def cost(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) 
 
 def _events(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple[str, ...]]:
     try:
-        return trace_operators(_meta_copy(model), image.to("meta", model_dtype(model)))
+        return trace_operators(meta_copy(model), image.to("meta", model_dtype(model)))
     except Exception:
         # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
         pass

@@ -89,7 +89,7 @@ def trace_layers(
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
     try:
-        shapes_only = _meta_copy(model)
+        shapes_only = meta_copy(model)
         layers = _observed(shapes_only, example_input.to("meta", model_dtype(model)), kinds)
     except Exception:
         # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
@@ -125,7 +125,7 @@ def _with_uses(layer: Layer, consumers: Sequence[str], functions: Sequence[str])
     )
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose parameters and buffers have shapes but no storage."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():

@@ -13,7 +13,7 @@ from .channel_groups import ChannelGroup, channel_groups, kept_parts
 from .config import matching, nearest_names
 from .cost import cost
 from .errors import AdderkitError, NoModuleMatchedError
-from .graph import Layer, _meta_copy, input_size, trace_layers
+from .graph import Layer, input_size, meta_copy, trace_layers
 from .importance import (
     Scores,
     batchnorm_scores,
@@ -23,6 +23,7 @@ from .importance import (
     taylor_scores,
     variance_scores,
 )
+from .integer_record import refuse_integers
 from .prune_config import NEED_IMAGES, PruneConfig, parse_target, price
 from .pruned_shapes import narrow_, prune_step, shape_of, target_at
 from .removed_terms import fold_means_, removed_terms
@@ -117,6 +118,7 @@ def prune_(
         NoModuleMatchedError: No channel can be removed, or a pattern to ignore matches no layer.
         AdderkitError: Images are needed and missing, the target cannot be reached, or the model cannot be followed.
     """
+    refuse_integers(model, "pruned: prune the network that it was made from")
     batches = batches_of(images, batch_size) if images is not None else []
     count = sum(map(len, batches))
     if config.importance in NEED_IMAGES and count == 0:
@@ -203,7 +205,7 @@ def _search(work: _Work, choose: Callable[[float], list[Removal]], progress: flo
     def cost_of(removal: Sequence[Removal]) -> float:
         sizes = tuple((group.layers[0], len(channels)) for group, channels in removal)  # which ones costs the same
         if sizes not in known:
-            narrowed = _meta_copy(work.model)
+            narrowed = meta_copy(work.model)
             narrow_(narrowed, kept_parts(removal))
             known[sizes] = price(cost(narrowed, work.image))[name]
         return known[sizes]

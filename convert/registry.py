@@ -10,12 +10,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from timm.models import create_model, is_model, load_pretrained, register_model
+from timm.models import create_model, get_pretrained_cfg, is_model, load_pretrained, register_model
 from torch import nn
 
+from ..adder_layers.integer.network import IntegerNetwork
 from . import cifar_models as cifar_models  # registers the paper's networks
 from .errors import CheckpointError
 from .hub import PREFIX, fetch
+from .integer_record import STEP as QUANTIZE
+from .integer_record import network_from
 from .rewrite import replay_
 from .saved_weights import CONFIG, WEIGHTS, check_steps, checked_weights
 
@@ -60,13 +63,14 @@ def adder(
         raise CheckpointError(
             "steps is empty in the checkpoint, expected at least one: an adder network records how it was made"
         )
-    model: Any = create_model(base, pretrained=False, **kwargs)
-    replay_(model, steps)
     saved = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else getattr(pretrained_cfg, "to_dict", dict)()
+    model = _structure(base, steps, kwargs)
     config = {**model.pretrained_cfg, **saved, **(pretrained_cfg_overlay or {}), "architecture": "adder"}
     model.pretrained_cfg = model.default_cfg = config
     if pretrained:
         folder = _saved_folder(config, cache_dir)
+        if isinstance(model, IntegerNetwork):
+            return _load_integers(model, folder)
         given = {}
         if folder is not None:
             given = {"source": "", "state_dict": checked_weights(folder)}
@@ -81,6 +85,34 @@ def adder(
         )
     result: nn.Module = model
     return result
+
+
+def _structure(base: str, steps: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> Any:
+    """The model without its weights: the base with the steps carried out, or the network that the last step holds."""
+    last = steps[-1]
+    if not isinstance(last, Mapping) or last.get("step") != QUANTIZE:
+        model = create_model(base, pretrained=False, **arguments)
+        replay_(model, steps)
+        return model
+    network: Any = network_from(last)
+    network._adderkit_steps = [dict(step) for step in steps]
+    known: Any = get_pretrained_cfg(base)
+    network.pretrained_cfg = known.to_dict()
+    network.num_classes = arguments.get("num_classes", known.num_classes)
+    return network
+
+
+def _load_integers(network: nn.Module, folder: Path | None) -> nn.Module:
+    """The weights of an integer network: only whole ones of a saved folder, since its plan has to fit."""
+    if folder is None:
+        raise CheckpointError("an integer network is loaded from the folder it was saved in: local-dir:… or hf-hub:…")
+    state = checked_weights(folder)
+    check_steps(folder, network)
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not hold a sound integer network: {error}") from error
+    return network
 
 
 def _saved_folder(config: Mapping[str, Any], cache_dir: str | None) -> Path | None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ..adder_layers.conv import AdderConv2d
 from .config import AdderConfig, matching
 from .errors import CheckpointError, NoModuleMatchedError
+from .fake_quantize import STEP as FAKE
+from .fake_quantize import replay_fake_
 from .handlers import Handler, adder_class, bake_, handler_of, plain_class
 from .layers import AdderConv2dSame, NormalisedAdderConv2d
 from .plan import ConversionPlan, plan
@@ -116,7 +118,7 @@ def forget_(model: nn.Module, paths: Collection[str]) -> list[str]:
             baked += [path for path in step.get("baked", ()) if path in paths]
             lists = {key: [path for path in step[key] if path not in paths] for key in _LISTS if key in step}
             step = {key: lists.get(key, value) for key, value in step.items() if lists.get(key, True)}
-        if step["step"] == PRUNE or step.get("modules"):
+        if step["step"] not in (ADDER, PLAIN) or step.get("modules"):
             steps.append(step)
     _set_steps(model, steps)
     return baked
@@ -156,6 +158,8 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
         raise CheckpointError(f"steps is {steps!r:.80} in the checkpoint, expected a list")
     steps = list(steps)
     swaps = [_checked_swaps(step) for step in steps]
+    if any(step["step"] == FAKE for step in steps[:-1]):
+        raise CheckpointError(f"a {FAKE!r} step is not the last in the checkpoint; nothing can follow it")
     try:
         baked = _check(model, [swap for part in swaps for swap in part])
     except NoModuleMatchedError as error:
@@ -169,6 +173,8 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
     for step, part in zip(steps, swaps, strict=True):
         if step["step"] == PRUNE:
             replay_shapes_(model, step)
+        elif step["step"] == FAKE:
+            replay_fake_(model, step)
         else:
             _carry_out(model, part)
     _set_steps(model, [dict(step) for step in steps])
@@ -182,12 +188,12 @@ def _step(kind: str, modules: list[str], **lists: list[str]) -> dict[str, Any]:
 
 def _checked_swaps(step: Mapping[str, Any]) -> list[_Swap]:
     """The changes of class that a recorded step made."""
-    if not isinstance(step, Mapping) or step.get("step") not in (ADDER, PLAIN, PRUNE):
+    if not isinstance(step, Mapping) or step.get("step") not in (ADDER, PLAIN, PRUNE, FAKE):
         raise CheckpointError(
-            f"unknown step {step!r:.80} in the checkpoint, expected 'adder', 'plain' or 'prune': "
-            "install a newer adderkit"
+            f"unknown step {step!r:.80} in the checkpoint, expected 'adder', 'plain', 'prune', 'fake_quantize' or, as "
+            "the last, 'quantize': install a newer adderkit"
         )
-    if step["step"] == PRUNE:
+    if step["step"] in (PRUNE, FAKE):
         return []
     if step.get("version") != STEP_VERSION:
         raise CheckpointError(

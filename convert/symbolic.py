@@ -28,7 +28,7 @@ def symbolic_uses(
         Modules and functions by path, in the terms of ``observe``; ``None`` where the model does not trace.
     """
     try:
-        graph = _Tracer(kinds).trace(model)
+        graph = UnitTracer(kinds).trace(model)
     except Exception:
         # Control flow on values, arguments in stars, foreign code: whatever it is, the observed run stands alone.
         return None
@@ -46,18 +46,24 @@ def symbolic_uses(
     return uses
 
 
-class _Tracer(fx.Tracer):
-    """Stops at the modules that ``observe`` takes as a whole."""
+class UnitTracer(fx.Tracer):
+    """Stops at the modules that ``observe`` takes as a whole.
+
+    Args:
+        kinds: Classes of layers that are such, besides modules without children and normalisations.
+    """
 
     def __init__(self, kinds: tuple[type[nn.Module], ...]) -> None:
         super().__init__(autowrap_functions=())
         self.kinds = kinds
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is taken as a whole."""
         return is_unit(m, self.kinds)
 
     @torch.no_grad()
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """See ``torch.fx.Tracer``; without gradients."""
         return super().trace(root, concrete_args)
 
 

@@ -14,6 +14,7 @@ from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
 from ..convert.errors import AdderkitError, ModelSourceError
 from ..convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
+from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan, plan
 from ..convert.rewrite import convert_, is_converted
 from ..convert.source import build_model, is_folder
@@ -130,6 +131,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     pretrained = job.pretrained and (not dry_run or is_folder(job.model))
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
+    refuse_integers(model, "converted: convert the CNN that it was made from")
     if is_converted(model):
         raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
     if dry_run:

@@ -9,6 +9,7 @@ from ..convert.errors import ExportError
 from ..convert.export import export_onnx, export_program
 from ..convert.files import check_file_target, sha256
 from ..convert.import_checkpoint import import_checkpoint
+from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan
 from ..convert.rewrite import adder_layers
 from ..convert.source import build_model, is_folder
@@ -136,6 +137,7 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
         plan = integer_plan(built, job.model, job.form)
         images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
         return export_portable(plan, job.name, job.form, job.target, images)
+    refuse_integers(built, "exported as floats: take --format c or hex, or export the network it was made from")
     if job.form == "onnx":
         export_onnx(built, job.target, job.opset or 18)
     else:

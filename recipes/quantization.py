@@ -1,0 +1,160 @@
+"""The ``quantize`` verb's work: a saved model becomes an integer network beside it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ..adder_layers.integer.check import check_plan
+from ..adder_layers.integer.plan import requantisation_of
+from ..convert.checkpoint import read_report, save
+from ..convert.errors import ModelSourceError
+from ..convert.integer_ranges import Range
+from ..convert.quantize import quantize_with_ranges
+from ..convert.quantize_config import QuantizeConfig
+from ..convert.source import build_model, is_folder
+from .data import unlabelled_images
+from .provenance import command_line, commands_of, teacher_source, weights_source
+
+_KEPT = ("plan", "calibration", "pruning", "imported", "teacher")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationJob:
+    """What to quantize and how; see the options of ``adderkit quantize``."""
+
+    model: str
+    config: QuantizeConfig
+    output: str | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+    images: int = 512
+    seed: int = 0
+    checkpoint: str | None = None
+    pretrained: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """``--output``, or ``<model>-int8`` in the current folder."""
+        if self.output is not None:
+            return Path(self.output)
+        name = self.model.split("/")[-1].split("@")[0] if self.model.startswith("hf-hub:") else None
+        return Path(f"{name or Path(self.model.removeprefix('local-dir:')).resolve().name}-int{self.config.bits}")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedStep:
+    """One step of an integer network, for people.
+
+    Args:
+        path: Layer of the float network.
+        kind: What it sums.
+        bits: Of the codes it writes; 32 for logits.
+        exponents: Groups of channels with steps of their own.
+        sum_bits: Bits that its sums take at the most.
+    """
+
+    path: str
+    kind: str
+    bits: int
+    exponents: int
+    sum_bits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationResult:
+    """What was done; ``folder`` is ``None`` after a dry run."""
+
+    config: QuantizeConfig
+    steps: tuple[QuantizedStep, ...]
+    ranges: tuple[Range, ...]
+    images: int
+    bytes_before: int
+    bytes_after: int
+    folder: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping."""
+        return {**dataclasses.asdict(self), "output": str(self.folder) if self.folder else None, "folder": None}
+
+    def summary(self) -> str:
+        """What a person wants to know last."""
+        sizes = f"{self.bytes_before / 1e3:,.0f} kB of weights became {self.bytes_after / 1e3:,.0f} kB"
+        if self.folder is None:
+            return f"{len(self.steps)} integer steps, {sizes}; nothing was written (--dry-run)"
+        return f"{len(self.steps)} integer steps, {sizes}, measured on {self.images} images; saved in {self.folder}/"
+
+
+def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[[str], None]) -> QuantizationResult:
+    """Carry out a quantization.
+
+    Args:
+        job: What to quantize and how.
+        dry_run: Do everything but write.
+        announce: Called with a line before each slow step.
+
+    Raises:
+        AdderkitError: The model, its weights or the data cannot be had, or integers cannot express the model.
+    """
+    source = Path(job.model.removeprefix("local-dir:"))
+    if is_folder(job.model) and source.resolve() == job.folder.resolve():
+        raise ModelSourceError(f"--output {job.folder} is the model itself; name another folder")
+    if job.dataset is None:
+        raise ModelSourceError("ranges are measured on unlabelled images: give --dataset")
+    model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)
+    images = unlabelled_images(job.dataset, job.data_dir, model, job.images, seed=job.seed)
+    announce(f"quantizing {job.model} on {len(images)} unlabelled images of {job.dataset}")
+    network, ranges = quantize_with_ranges(model, images, job.config)
+    plan = network.plan
+    steps = []
+    for step, path, reach in zip(plan.steps, plan.paths, check_plan(plan), strict=True):
+        factors = requantisation_of(step)
+        bits = 32 if step.kind == "linear" else 8 if factors is None else factors.levels.bit_length()
+        groups = 1 if factors is None else len(factors.exponent.unique())
+        sum_bits = max(abs(reach.least), reach.largest).bit_length()
+        steps.append(QuantizedStep(path, step.kind, bits, groups, sum_bits))
+    sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
+    folder = None if dry_run else job.folder
+    result = QuantizationResult(job.config, tuple(steps), tuple(ranges), len(images), sizes[0], sizes[1], folder)
+    if folder is not None:
+        before = read_report(source) if is_folder(job.model) else {}
+        known: dict[str, Any] = {"pretrained": job.pretrained, "checkpoint": job.checkpoint}
+        report = {
+            **{key: before[key] for key in _KEPT if key in before},
+            "quantization": {"config": job.config.to_dict(), "images": len(images), "ranges": _rows(ranges)},
+            "source": weights_source(job.model, model, **known),
+            "commands": commands_of(before, command_line()),
+        }
+        report.setdefault("teacher", teacher_source(job.model, model, **known))
+        save(network, folder, report)
+    return result
+
+
+def _rows(ranges: Sequence[Range]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(each) for each in ranges]
+
+
+def quantization_tables(result: QuantizationResult) -> list[Table]:
+    """The ranges that were chosen, and the steps."""
+    tables = []
+    if result.ranges:
+        table = Table(title="ranges of the activations", title_justify="left")
+        for column in ("written by", "rule"):
+            table.add_column(column)
+        for column in ("bits", "from", "to", "variance lost"):
+            table.add_column(column, justify="right")
+        for row in result.ranges:
+            cells = (str(row.bits), f"{row.low:.3g}", f"{row.high:.3g}", f"{100 * row.error:.2f} %")
+            table.add_row(escape(row.path) or "(image)", row.rule, *cells)
+        tables.append(table)
+    table = Table(title="steps", title_justify="left")
+    for column in ("layer", "kind"):
+        table.add_column(column)
+    for column in ("bits", "channel groups", "bits of sums"):
+        table.add_column(column, justify="right")
+    for step in result.steps:
+        table.add_row(escape(step.path), step.kind, str(step.bits), str(step.exponents), str(step.sum_bits))
+    return [*tables, table]

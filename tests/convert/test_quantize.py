@@ -1,0 +1,157 @@
+"""Whole networks: in integers they compute what their formulas say, and nearly what they did in floats."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import adderkit
+from adderkit.adder_layers.integer.network import IntegerNetwork
+from adderkit.adder_layers.reference import adder_conv2d_reference
+from adderkit.convert.errors import AdderkitError
+from adderkit.convert.fake_quantize import FakeQuantized
+from adderkit.convert.integer_fold import fold
+from adderkit.convert.quantize import prepare_, quantize, quantize_with_ranges
+from adderkit.convert.quantize_config import QuantizeConfig
+
+
+@pytest.fixture
+def images():
+    return torch.randn(64, 3, 8, 8)
+
+
+@pytest.fixture
+def student(teacher, images):
+    """``TinyNet`` with adder layers, statistics measured."""
+    model = copy.deepcopy(teacher)
+    adderkit.convert_(model, example_input=images[:1])
+    adderkit.convert.batchnorm.reestimate_batchnorm_(model, [images])
+    return model
+
+
+def agreement(one, other):
+    return float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
+
+
+@pytest.mark.parametrize("config", [{}, {"first_last": "fp32"}, {"bits": 6}, {"bits": 4}, {"requant": "shift"}])
+@pytest.mark.parametrize("kind", ["adder", "cnn"])
+def test_integers_nearly_do_what_floats_did(teacher, student, images, config, kind):
+    model = student if kind == "adder" else teacher
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    network = quantize(model, images, QuantizeConfig(**config))
+    assert isinstance(network, IntegerNetwork)
+    with torch.no_grad():
+        found, expected = network(images), model(images)
+    least = {"bits": 0.9, "requant": 0.9}
+    assert agreement(found, expected) > least.get(next(iter(config), ""), 0.995) - 0.1 * (config.get("bits") == 4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(tensor.is_floating_point() for tensor in network.state_dict().values()) or "first_last" in config
+
+
+@pytest.mark.parametrize("config", [{}, {"bits": 4}, {"first_last": "fp32"}])
+def test_integers_are_what_training_imitates(student, images, config):
+    """The same up to sums that fall on the boundary between two codes."""
+    prepare_(student, [images], QuantizeConfig(**config))
+    assert isinstance(student, FakeQuantized)
+    network = quantize(student, images)
+    with torch.no_grad():
+        found, expected = network(images), student(images)
+    step = float(expected.std()) * 0.02
+    assert float(((found - expected).abs() > step).float().mean()) < 0.02
+
+
+def test_one_layer_by_its_formula():
+    """Bytes of ``floor(y / step + 1/2)`` for the BatchNorm of minus the distances, computed in fp64."""
+    torch.manual_seed(3)
+    layer = adderkit.AdderConv2d(3, 4, 3, padding=1)
+    norm = nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.weight, -2, 2)
+    nn.init.normal_(norm.bias)
+    model = nn.Sequential(layer, norm, nn.ReLU()).eval()
+    images = torch.randn(32, 3, 6, 6)
+    adderkit.convert.batchnorm.reestimate_batchnorm_(model, [images])
+    prepare_(model, [images], QuantizeConfig())
+    network = IntegerNetwork(fold(model))
+    grid, target = model.grid(0), model.grid(1)
+    x = grid.nearest(images, (-1, 1, 1)).double()
+    weight, excess = grid.weights(layer.weight.detach(), 1)
+    y = adder_conv2d_reference(x, weight.double(), layer.bias.detach().double(), 1, 1, 1, 1) - excess.view(-1, 1, 1)
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).double().view(-1, 1, 1)
+    y = (y - norm.running_mean.double().view(-1, 1, 1)) * scale + norm.bias.double().view(-1, 1, 1)
+    codes = (y / target.scale + 0.5).floor().clamp(0, 255)
+    found = network(images).view_as(codes) / target.scale
+    assert int((found.round() != codes).sum()) <= 2  # boundaries between codes
+    assert len(codes.unique()) > 50
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_vgg_small"])
+@pytest.mark.parametrize("first_last", ["int8", "fp32"])
+def test_papers_networks(name, first_last, tmp_path):
+    size = (3, 16, 16)
+    arguments = {"img_size": 16} if "vgg" in name else {}
+    model = timm.create_model(name, pretrained_cfg_overlay={"input_size": size}, **arguments).eval()
+    images = torch.randn(16, *size)
+    adderkit.convert.batchnorm.reestimate_batchnorm_(model, [images])
+    network = quantize(model, images, QuantizeConfig(first_last=first_last))
+    with torch.no_grad():
+        found, expected = network(images[:2]), model(images[:2])
+    assert agreement(found, expected) > 0.9
+    folder = adderkit.save(network, tmp_path / "net")
+    again = adderkit.load(folder)
+    timms = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(again(images[:2]), found)
+    assert torch.equal(timms(images[:2]), found)
+
+
+def test_ranges_are_told(student, images):
+    _, ranges = quantize_with_ranges(student, images)
+    assert [row.path for row in ranges][:3] == ["", "stem", "grouped"]
+    assert all(row.low <= 0 <= row.high and 0 <= row.error < 0.1 for row in ranges)
+
+
+def test_shifts_only_shift(student, images):
+    network = quantize(student, images, QuantizeConfig(requant="shift"))
+    for step in network.plan.steps:
+        factors = getattr(step, "requantisation", step)
+        sizes = factors.multiplier.abs().double()
+        exponent = sizes[sizes > 0].log2()
+        assert torch.equal(exponent, exponent.round())
+
+
+def test_a_network_of_integers_is_not_quantized_again(student, images):
+    network = quantize(student, images)
+    with pytest.raises(AdderkitError, match="is quantized and cannot be quantized again"):
+        quantize(network, images)
+    with pytest.raises(AdderkitError, match="cannot be calibrated"):
+        adderkit.calibrate_(network, student, images)
+    with pytest.raises(AdderkitError, match="cannot be pruned"):
+        adderkit.prune_(network, adderkit.PruneConfig(0.5))
+
+
+def test_too_few_images(student, images):
+    with pytest.raises(AdderkitError, match="8 calibration images are too few, expected at least 16"):
+        quantize(student, images[:8])
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"bits": 7}, "bits is 7, expected one of 8, 6, 5, 4"),
+        ({"bits": True}, "bits is True"),
+        ({"requant": "float"}, "requant is 'float', expected one of fixed, shift"),
+        ({"first_last": "int4"}, "first_last is 'int4', expected one of int8, fp32"),
+        ({"bit": 8}, "unknown key 'bit' in the quantization configuration; did you mean 'bits'?"),
+        ({"version": 2}, "has version 2, expected 1"),
+    ],
+)
+def test_wrong_settings(values, line):
+    with pytest.raises(AdderkitError) as caught:
+        QuantizeConfig.from_dict(values)
+    assert line in str(caught.value)
+
+
+def test_settings_come_back():
+    config = QuantizeConfig(5, "shift", "fp32")
+    assert QuantizeConfig.from_dict(config.to_dict()) == config
