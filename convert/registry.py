@@ -89,7 +89,7 @@ def adder(
 
 def _structure(base: str, steps: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> Any:
     """The model without its weights: the base with the steps carried out, or the network that the last step holds."""
-    last = steps[-1]
+    last = steps[-1] if isinstance(steps, Sequence) else None
     if not isinstance(last, Mapping) or last.get("step") != QUANTIZE:
         model = create_model(base, pretrained=False, **arguments)
         replay_(model, steps)
