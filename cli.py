@@ -6,6 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from adderkit.recipes.exchange_verbs import exchange_app
 from adderkit.recipes.failure import fail, line_of
 from adderkit.recipes.integer_verbs import integer_app
 from adderkit.recipes.options import (
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(integer_app)
+app.add_typer(exchange_app)
 
 
 @app.callback()
@@ -277,24 +279,6 @@ def prune(
     print(result.summary())
 
 
-@app.command("import-checkpoint")
-def import_checkpoint(
-    file: Annotated[str, typer.Argument(help="State dict saved by PyTorch, or safetensors.")],
-    model: Annotated[str, typer.Option(help="timm name of the same network, such as resnet50 or cifar_resnet20.")],
-    num_classes: NumClasses = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-adder.")] = None,
-    json: Json = False,
-) -> None:
-    """Import a checkpoint of AdderNet's published code."""
-    from adderkit.recipes.exchange import run_import
-
-    done = run_import(file, model, num_classes, output)
-    if json:
-        print_json(done.to_dict())
-    else:
-        print(done.summary())
-
-
 @app.command()
 def publish(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Saved folder, such as runs/mine/best.")],
@@ -339,26 +323,6 @@ def report(
         print_json(result.to_dict())
     else:
         print(result.summary())
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name.")],
-    form: Annotated[str, typer.Option("--format", help="onnx, torch-export, c or hex.")] = "onnx",
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Default: MODEL.onnx, .pt2, -c or -hex.")] = None,
-    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operators; default 18.")] = None,
-    dataset: Dataset = None,
-    data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
-    """Write a model as ONNX or torch.export program; quantized, also as C99 or .hex files that record images."""
-    from adderkit.recipes.exchange import ExportJob, run_export
-
-    done = run_export(ExportJob(model, form, output, opset, dataset, data_dir))
-    if json:
-        print_json(done.to_dict())
-    else:
-        print(done.summary())
 
 
 @app.command()

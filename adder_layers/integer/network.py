@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .check import check_plan
+from .engine import Engine
 from .plan import IntegerPlan, Linear
 from .record import tensors_of, with_tensors
-from .reference import quantise, run
 
 
 class Tensors(nn.Module):
@@ -47,7 +47,7 @@ class IntegerNetwork(Tensors):
 
     stem: nn.Conv2d | None
     head: nn.Linear | None
-    _checked: IntegerPlan | None
+    _engine: Engine | None
 
     def __init__(self, plan: IntegerPlan, stem: nn.Conv2d | None = None, head: nn.Linear | None = None) -> None:
         super().__init__()
@@ -56,13 +56,25 @@ class IntegerNetwork(Tensors):
             self.put(name, tensor)
         self.stem, self.head = stem, head
         self._begin_anew()
-        self._ready()
+        check_plan(self.plan)
         self.eval()
 
     @property
     def plan(self) -> IntegerPlan:
         """The plan with the tensors that the buffers hold now."""
         return with_tensors(self._form, dict(self.named_buffers()))
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the plan, made with the first call.
+
+        Raises:
+            ValueError: The plan is not sound.
+        """
+        with self._lock:
+            if self._engine is None:
+                self._engine = Engine(self.plan)
+            return self._engine
 
     @property
     def num_features(self) -> int:
@@ -77,7 +89,8 @@ class IntegerNetwork(Tensors):
         Raises:
             ValueError: The images have another size than those that the plan was made for.
         """
-        plan = self._ready()
+        engine = self.engine
+        plan = engine.plan
         first, last = plan.activations[0], plan.steps[-1]
         values = images if self.stem is None else self.stem(images.float())
         if values.ndim != 4 or tuple(values.shape[1:]) != (first.channels, first.height, first.width):
@@ -85,7 +98,7 @@ class IntegerNetwork(Tensors):
                 f"images are {list(images.shape)}, which gives {list(values.shape)} where the plan reads "
                 f"{[first.channels, first.height, first.width]}: an integer network takes images of one size"
             )
-        found = run(plan, quantise(values, first.scale, first.zero))
+        found = engine.run_float(values)
         if isinstance(last, Linear):
             return found.float() * last.scale
         written = plan.activations[last.output]
@@ -101,21 +114,12 @@ class IntegerNetwork(Tensors):
         """
         result = super().load_state_dict(state_dict, strict, assign)
         self._begin_anew()
-        self._ready()
+        check_plan(self.plan)
         return result
-
-    def _ready(self) -> IntegerPlan:
-        """The checked plan, made once."""
-        with self._lock:
-            if self._checked is None:
-                plan = self.plan
-                check_plan(plan)
-                self._checked = plan
-            return self._checked
 
     def _begin_anew(self) -> None:
         self._lock = Lock()
-        self._checked = None
+        self._engine = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "IntegerNetwork":
         """Buffers moved elsewhere are other tensors."""
@@ -124,8 +128,8 @@ class IntegerNetwork(Tensors):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy checks its own plan."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_checked")}
+        """A copy makes an engine of its own."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_engine")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """See ``__getstate__``."""
