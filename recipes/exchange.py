@@ -13,7 +13,7 @@ from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan
 from ..convert.rewrite import adder_layers
 from ..convert.source import build_model, is_folder
-from .portable import FORMS, PortableResult, export_portable, integer_plan, recorded_images
+from .portable import FORMS, PortableResult, export_portable, integer_plan, normalisation, recorded_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
     if job.form in FORMS:
         plan = integer_plan(built, job.model, job.form)
         images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
-        return export_portable(plan, job.name, job.form, job.target, images)
+        return export_portable(plan, job.name, job.form, job.target, images, normalisation(built))
     refuse_integers(built, "exported as floats: take --format c or hex, or export the network it was made from")
     if job.form == "onnx":
         export_onnx(built, job.target, job.opset or 18)

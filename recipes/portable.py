@@ -16,6 +16,7 @@ from ..convert.errors import ExportError
 from ..convert.files import write_pieces
 from ..convert.portable.c_source import Memory, c_source, memory
 from ..convert.portable.memory_images import memory_images
+from ..convert.portable.pixels import Normalisation
 from .data import DataConfig, evaluation_transform, make_loader, subset
 from .recipe import Recipe
 from .setup import open_split
@@ -75,6 +76,12 @@ def integer_plan(model: nn.Module, name: str, form: str) -> IntegerPlan:
     return plan
 
 
+def normalisation(model: nn.Module) -> Normalisation:
+    """How a model's images are normalised."""
+    config = DataConfig.of(model)
+    return Normalisation(config.mean, config.std)
+
+
 def recorded_images(
     plan: IntegerPlan, model: nn.Module, form: str, dataset: str | None, data_dir: str | None
 ) -> Tensor:
@@ -105,7 +112,9 @@ def recorded_images(
     return quantise(images, image.scale, image.zero)
 
 
-def export_portable(plan: IntegerPlan, name: str, form: str, folder: Path, images: Tensor) -> PortableResult:
+def export_portable(
+    plan: IntegerPlan, name: str, form: str, folder: Path, images: Tensor, pixels: Normalisation
+) -> PortableResult:
     """Write a quantized network as C99 or as memory images.
 
     Args:
@@ -114,13 +123,14 @@ def export_portable(plan: IntegerPlan, name: str, form: str, folder: Path, image
         form: ``c`` or ``hex``.
         folder: Folder to write into; what else is in it stays.
         images: ``[N, H, W, C]`` uint8, to be recorded.
+        pixels: How images are normalised.
 
     Raises:
         ExportError: The network cannot be expressed, or the folder cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"--output {folder} is a file, expected a folder")
-    files = _files(plan, name, form, images)
+    files = _files(plan, name, form, images, pixels)
     try:
         for file, pieces in files.items():
             write_pieces(folder / file, pieces)
@@ -131,8 +141,8 @@ def export_portable(plan: IntegerPlan, name: str, form: str, folder: Path, image
     return PortableResult(name, form, layers, folder, tuple(files), size, memory(plan))
 
 
-def _files(plan: IntegerPlan, name: str, form: str, images: Tensor) -> dict[str, Iterable[str]]:
+def _files(plan: IntegerPlan, name: str, form: str, images: Tensor, pixels: Normalisation) -> dict[str, Iterable[str]]:
     if form == "c":
-        return c_source(plan, name, images)
-    manifest, files = memory_images(plan, images[0])
+        return c_source(plan, name, images, pixels)
+    manifest, files = memory_images(plan, images[0], pixels)
     return files | {"manifest.json": [json.dumps(manifest, indent=2) + "\n"]}  # last, so that what it names is there

@@ -28,19 +28,21 @@ from .c_steps import CSteps, size, variant
 from .c_tables import number_lines
 from .checks import check_exportable, check_images
 from .constants import by_shifts
+from .pixels import Normalisation
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _VARYING = "factor|times|requantisation|requantise|adder|convolution|rescale|average_pool"  # see ``variant``
 _INT32_MAX = 2**31 - 1
 
 
-def c_source(plan: IntegerPlan, name: str, images: Tensor) -> dict[str, Iterable[str]]:
+def c_source(plan: IntegerPlan, name: str, images: Tensor, pixels: Normalisation) -> dict[str, Iterable[str]]:
     """Write a network in C.
 
     Args:
         plan: The network.
         name: What it is called; C names and file names begin with ``c_identifier(name)``.
         images: Bytes ``[N, H, W, C]`` uint8, recorded in the test together with what the network makes of them.
+        pixels: How images are normalised, for the header.
 
     Returns:
         For each file its text, in pieces that are made while they are read: ``NAME.h``, ``NAME_weights.h``, ``NAME.c``
@@ -58,7 +60,7 @@ def c_source(plan: IntegerPlan, name: str, images: Tensor) -> dict[str, Iterable
         raise ExportError(f"the network needs {largest} bytes of memory, expected at most {_INT32_MAX}")
     steps = CSteps(plan, prefix, arena)
     return {
-        f"{prefix}.h": _header(plan, steps),
+        f"{prefix}.h": _header(plan, steps, pixels),
         f"{prefix}_weights.h": _weights(steps),
         f"{prefix}.c": _body(plan, steps),
         f"{prefix}_test.c": _test(plan, prefix, images),
@@ -90,16 +92,18 @@ def c_identifier(name: str) -> str:
     return word if word[:1].isalpha() else f"net_{word}".rstrip("_")
 
 
-def _header(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
+def _header(plan: IntegerPlan, steps: CSteps, pixels: Normalisation) -> Iterator[str]:
     prefix, macro = steps.prefix, steps.prefix.upper()
     image, last = plan.activations[0], plan.steps[-1]
-    constants = {
+    constants: dict[str, object] = {
         "IMAGE_HEIGHT": image.height,
         "IMAGE_WIDTH": image.width,
         "IMAGE_CHANNELS": image.channels,
         "IMAGE_BYTES": image.height * image.width * image.channels,
         "IMAGE_SCALE": image.scale,
-        "IMAGE_ZERO": f"{{{', '.join(map(str, image.zero.tolist()))}}}",
+        "IMAGE_ZERO": braced(image.zero.tolist()),
+        "IMAGE_MEAN": braced(pixels.mean),
+        "IMAGE_STD": braced(pixels.std),
     }
     if isinstance(last, Linear):
         written = f"{len(last.offset)} logits; a logit stands for {macro}_OUTPUT_SCALE * logit"
@@ -110,7 +114,7 @@ def _header(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
         constants |= {
             "OUTPUTS": output.height * output.width * output.channels,
             "OUTPUT_SCALE": output.scale,
-            "OUTPUT_ZERO": f"{{{', '.join(map(str, output.zero.tolist()))}}}",
+            "OUTPUT_ZERO": braced(output.zero.tolist()),
         }
     needed = memory(plan)
     constants |= {"RAM_BYTES": needed.ram, "ROM_BYTES": needed.rom}
@@ -119,7 +123,8 @@ def _header(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
         " *\n",
         f" * {prefix}_run reads an image of bytes {size(image)} (height x width x channels, channels fastest)\n",
         f" * and writes {written}.\n",
-        " * Byte q of channel c of the image stands for the real value x, normalised as for the model:\n",
+        " * A pixel p of channel c, from 0 to 255, is the byte q:\n",
+        f" *     x = (p / 255 - {macro}_IMAGE_MEAN[c]) / {macro}_IMAGE_STD[c]\n",
         f" *     q = clamp(floor(x / {macro}_IMAGE_SCALE + {macro}_IMAGE_ZERO[c] + 1/2), 0, 255)\n",
         " *\n",
         " * Memory: RAM_BYTES for activations, static, so that a call must have ended before the next one begins;\n",
@@ -132,6 +137,11 @@ def _header(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
         f"\n{_prototype(plan, prefix)};\n\n",
         "#ifdef __cplusplus\n}\n#endif\n\n#endif\n",
     )
+
+
+def braced(values: Iterable[float]) -> str:
+    """The constants of an array."""
+    return "{" + ", ".join(map(str, values)) + "}"
 
 
 def _weights(steps: CSteps) -> Iterator[str]:

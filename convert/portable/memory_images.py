@@ -4,6 +4,7 @@ A file holds one array, one word to a line, the last dimension fastest. A word h
 digits, negative numbers in two's complement (IEEE 1364, ``$readmemh``).
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from ...adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, req
 from ...adder_layers.integer.reference import trace
 from .checks import check_exportable, check_images
 from .constants import constants
+from .pixels import Normalisation
 
 _SUMS = {
     "adder": "a[o] = sum |q - weight[o]| over a window",
@@ -25,6 +27,7 @@ _SUMS = {
 _FORMULA = {
     "total": "t = a * multiplier[c] + r * residual_multiplier[c] + offset[c], int64; r is the residual's byte",
     "byte": "q = min(max(t, 0) >> shift[c], levels) << exponent[c]",
+    "pixel": "of p, 0 to 255: q = floor((p / 255 - mean[c]) / std[c] / scale + zero[c] + 1/2), clamped",
     "real": "scale * (q - zero[c]); an adder layer or convolution reads zero[c] where it is padded",
     "window": "tap (i, j) of output pixel (y, x) is input pixel (y * stride + i * dilation - padding, likewise for x)",
     "groups": "filter o sees channels g * C .. g * C + C - 1, with g = o / (filters / groups) and C of weight",
@@ -32,12 +35,15 @@ _FORMULA = {
 _LINES = 4096
 
 
-def memory_images(plan: IntegerPlan, image: Tensor) -> tuple[dict[str, Any], dict[str, Iterable[str]]]:
+def memory_images(
+    plan: IntegerPlan, image: Tensor, pixels: Normalisation
+) -> tuple[dict[str, Any], dict[str, Iterable[str]]]:
     """Write a network, and what it makes of one image, as memory images.
 
     Args:
         plan: The network.
         image: Bytes ``[H, W, C]`` uint8.
+        pixels: How images are normalised, for the manifest.
 
     Returns:
         The manifest, JSON-ready, and for each file it names the text, in pieces that are made while they are read.
@@ -76,7 +82,13 @@ def memory_images(plan: IntegerPlan, image: Tensor) -> tuple[dict[str, Any], dic
             for name, tensor in constants(step).items()
         }
         steps.append({"index": index, "path": path} | _described(step) | {"arrays": arrays})
-    manifest = {"format": 1, "formula": _FORMULA, "activations": activations, "steps": steps}
+    manifest = {
+        "format": 1,
+        "formula": _FORMULA,
+        "normalisation": dataclasses.asdict(pixels),
+        "activations": activations,
+        "steps": steps,
+    }
     if isinstance(plan.steps[-1], Linear):
         manifest["logits"] = {"scale": plan.steps[-1].scale} | entry("logits", output[0], "O")
     return manifest, files

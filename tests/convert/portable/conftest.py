@@ -11,7 +11,9 @@ import torch
 
 from adderkit.adder_layers.integer.plan import Linear
 from adderkit.convert.portable.c_source import c_identifier, c_source
+from adderkit.convert.portable.pixels import Normalisation
 
+PIXELS = Normalisation((0.5, 0.25, 0.125), (1.5, 0.75, 1e-5))
 WARNINGS = [
     *("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow"),
     *("-Wstrict-prototypes", "-Wmissing-prototypes"),
@@ -55,7 +57,7 @@ class Compiler:
     def write(self, plan, name, images):
         """The files of ``c_source``; returns their beginning."""
         prefix = c_identifier(name)
-        for file, pieces in c_source(plan, name, images).items():
+        for file, pieces in c_source(plan, name, images, PIXELS).items():
             (self.folder / file).write_text("".join(pieces))
         return prefix
 

@@ -14,7 +14,7 @@ from adderkit.adder_layers.integer.plan import Adder, Convolution, IntegerPlan, 
 from adderkit.convert.errors import ExportError
 from adderkit.convert.portable.c_source import c_identifier, c_source
 
-from .conftest import SANITIZERS, WARNINGS, random_plans
+from .conftest import PIXELS, SANITIZERS, WARNINGS, random_plans
 
 
 def with_extremes(images):
@@ -194,10 +194,11 @@ def test_two_networks_in_one_program(plans, compiler):
 def test_header_states_memory_and_grid(plans):
     builder = plans.residual_network()
     plan = builder.plan()
-    files = {name: "".join(pieces) for name, pieces in c_source(plan, "net", builder.image(1)).items()}
+    files = {name: "".join(pieces) for name, pieces in c_source(plan, "net", builder.image(1), PIXELS).items()}
     defined = dict(re.findall(r"#define NET_(\w+) (.+)", files["net.h"]))
     assert defined["IMAGE_SCALE"] == "0.125"
     assert defined["IMAGE_ZERO"] == f"{{{', '.join(str(int(zero)) for zero in plan.activations[0].zero)}}}"
+    assert (defined["IMAGE_MEAN"], defined["IMAGE_STD"]) == ("{0.5, 0.25, 0.125}", "{1.5, 0.75, 1e-05}")
     assert [int(defined[f"IMAGE_{name}"]) for name in ("HEIGHT", "WIDTH", "CHANNELS", "BYTES")] == [23, 19, 3, 1311]
     assert (defined["OUTPUTS"], defined["OUTPUT_SCALE"]) == ("10", "0.5")
     sizes = {"uint8_t": 1, "int8_t": 1, "int32_t": 4, "int64_t": 8}
@@ -210,7 +211,7 @@ def test_texts_of_others_stay_in_their_comment(plans):
     builder = plans.Builder(3, 4, 4)
     builder.rescale()
     plan = IntegerPlan(tuple(builder.activations), tuple(builder.steps), ("a*/ int evil; /* \\\n??/ b\u202e",))
-    body = "".join(c_source(plan, "x*/y", builder.image(1))["x_y.c"])
+    body = "".join(c_source(plan, "x*/y", builder.image(1), PIXELS)["x_y.c"])
     assert "/* 0 a__ int evil_ __ _____ b_: rescale, 4x4x3 to 4x4x3 */" in body
 
 
@@ -237,19 +238,19 @@ def test_plan_that_could_overflow_is_refused(plans):
     factors = dataclasses.replace(step.requantisation, offset=step.requantisation.offset + 2**62)
     plan = dataclasses.replace(builder.plan(), steps=(dataclasses.replace(step, requantisation=factors),))
     with pytest.raises(ExportError, match=r"step 0 \(adder adder0\) could overflow"):
-        c_source(plan, "net", builder.image(1))
+        c_source(plan, "net", builder.image(1), PIXELS)
 
 
 def test_images_of_another_size_are_refused(plans):
     builder = plans.residual_network()
     with pytest.raises(ExportError, match=r"images are \[2, 23, 18, 3\] torch.uint8, expected \[N, 23, 19, 3\] uint8"):
-        c_source(builder.plan(), "net", builder.image()[:, :, 1:])
+        c_source(builder.plan(), "net", builder.image()[:, :, 1:], PIXELS)
 
 
 def test_weights_come_in_small_pieces(plans):
     """Millions of weights are never one text."""
     builder = plans.single(Adder, plans.Layer(256, 512, plans.square(3, padding=1), size=(3, 3)))
-    pieces = c_source(builder.plan(), "net", builder.image(1))["net_weights.h"]
+    pieces = c_source(builder.plan(), "net", builder.image(1), PIXELS)["net_weights.h"]
     lengths = [len(piece) for piece in pieces]
     assert sum(lengths) > 3 * 256 * 512 * 9
     assert max(lengths) < 500

@@ -13,7 +13,7 @@ from adderkit.adder_layers.integer.plan import Adder
 from adderkit.convert.errors import ExportError
 from adderkit.convert.portable.memory_images import hex_lines, memory_images
 
-from .conftest import random_plans
+from .conftest import PIXELS, random_plans
 
 
 def words(text, bits, signed):
@@ -92,18 +92,19 @@ class TestBench:
 @pytest.mark.parametrize("builder", [random_plans.residual_network(2, (11, 9)), random_plans.plain_network()])
 def test_manifest_and_files_suffice(builder):
     plan, image = builder.plan(), builder.image(1)
-    bench = TestBench(*memory_images(plan, image[0]))
+    bench = TestBench(*memory_images(plan, image[0], PIXELS))
     for step in bench.manifest["steps"]:
         bench.check(step)
     assert (bench.array(bench.manifest["activations"][0]["bytes"]) == image[0].numpy()).all()
     assert bench.array(bench.manifest["logits"]).tolist() == reference.run(plan, image)[0].tolist()
+    assert bench.manifest["normalisation"] == {"mean": [0.5, 0.25, 0.125], "std": [1.5, 0.75, 1e-5]}
     assert [step["path"] for step in bench.manifest["steps"]] == list(plan.paths)
 
 
 @pytest.mark.parametrize("name", ["groups-of-three", "depthwise-stride2", "5x3-asymmetric", "residual-six-bits"])
 def test_single_layers(name):
     builder = random_plans.single(Adder, random_plans.LAYERS[name])
-    bench = TestBench(*memory_images(builder.plan(), builder.image(1)[0]))
+    bench = TestBench(*memory_images(builder.plan(), builder.image(1)[0], PIXELS))
     for step in bench.manifest["steps"]:
         bench.check(step)
     assert "logits" not in bench.manifest
@@ -112,7 +113,7 @@ def test_single_layers(name):
 def test_every_file_is_named_once_and_only_plain_names():
     builder = random_plans.residual_network(2, (11, 9))
     plan = dataclasses.replace(builder.plan(), paths=tuple("../../evil" for _ in builder.steps))
-    manifest, files = memory_images(plan, builder.image(1)[0])
+    manifest, files = memory_images(plan, builder.image(1)[0], PIXELS)
     named = [part.split('"')[1] for part in json.dumps(manifest).split('"file": ')[1:]]
     assert sorted(named) == sorted(files)
     assert len(named) == len(set(named))
@@ -142,11 +143,11 @@ def test_long_arrays_come_in_pieces():
 def test_image_of_another_size_is_refused():
     builder = random_plans.plain_network()
     with pytest.raises(ExportError, match=r"image is \[9, 10, 3\] torch.uint8, expected \[10, 9, 3\] uint8"):
-        memory_images(builder.plan(), builder.image(1)[0].transpose(0, 1))
+        memory_images(builder.plan(), builder.image(1)[0].transpose(0, 1), PIXELS)
 
 
 def test_plan_that_does_not_fit_is_refused():
     builder = random_plans.plain_network()
     plan = dataclasses.replace(builder.plan(), steps=tuple(builder.steps[1:]), paths=("a", "b", "c"))
     with pytest.raises(ExportError, match=r"cannot be exported: step 0 .* reads activation 1"):
-        memory_images(plan, builder.image(1)[0])
+        memory_images(plan, builder.image(1)[0], PIXELS)
