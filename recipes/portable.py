@@ -66,12 +66,17 @@ def integer_plan(model: nn.Module, name: str, form: str) -> IntegerPlan:
     """The plan of a quantized network.
 
     Raises:
-        ExportError: The model called ``name`` is none.
+        ExportError: The model called ``name`` is none, or computes a part in floating point.
     """
     plan = getattr(model, "plan", None)
     if not isinstance(plan, IntegerPlan):
         raise ExportError(
             f"{name} is not quantized, which --format {form} needs; first: adderkit quantize {name} --dataset NAME"
+        )
+    if any(getattr(model, part, None) is not None for part in ("stem", "head")):
+        raise ExportError(
+            f"{name} has its first layer and its classifier in fp32, which --format {form} cannot have; "
+            "quantize again with --first-last int8"
         )
     return plan
 

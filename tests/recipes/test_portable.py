@@ -112,6 +112,17 @@ def test_network_that_is_not_quantized(adder_folder, adder_kit, tmp_path):
     assert not (tmp_path / "plain-c").exists()
 
 
+def test_layers_in_floating_point_are_refused(quantized, adder_kit, tmp_path):
+    quantized.stem = nn.Conv2d(1, 3, 1)
+    code, _, error = adder_kit("export", "net", "--format", "hex")
+    expected = (
+        "error: net has its first layer and its classifier in fp32, which --format hex cannot have; "
+        "quantize again with --first-last int8\n"
+    )
+    assert (code, error) == (1, expected)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
