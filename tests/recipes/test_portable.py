@@ -14,7 +14,11 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.integer import reference
+from adderkit.convert.batchnorm import reestimate_batchnorm_
 from adderkit.convert.checkpoint import save
+from adderkit.convert.quantize import quantize
+from adderkit.convert.quantize_config import QuantizeConfig
+from adderkit.convert.rewrite import adder_layers
 from adderkit.recipes import exchange
 from adderkit.recipes.portable import recorded_images
 
@@ -62,6 +66,35 @@ def test_c_passes_the_test_that_the_summary_names(quantized, adder_kit, tmp_path
     command = re.search("(cc -std=c99 .*)", out)[1]
     done = subprocess.run(command, shell=True, cwd=tmp_path / "net-8bit-c", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "4 images, 0 outputs differ\n")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler named cc")
+@pytest.mark.parametrize("config", [QuantizeConfig(), QuantizeConfig(bits=4, requant="shift")])
+def test_quantized_resnet20(config, adder_kit, tmp_path):
+    """From a saved folder to a program whose logits are those of the network that ``load`` gives."""
+    torch.manual_seed(0)
+    model = timm.create_model("cifar_resnet20", pretrained_cfg_overlay={"input_size": (3, 16, 16)}).eval()
+    adderkit.convert_(model)
+    for layer in adder_layers(model).values():
+        nn.init.normal_(layer.weight)
+    images = torch.randn(16, 3, 16, 16)
+    reestimate_batchnorm_(model, [images])
+    save(quantize(model, images, config), tmp_path / "net", {})
+
+    code, _, _ = adder_kit("export", "net", "--format", "c")
+    assert code == 0
+    command = "cc -std=c99 -fsanitize=address,undefined net.c net_test.c && ./a.out"
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "net-c", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "4 images, 0 outputs differ\n"), done.stderr
+
+    network = adderkit.load(tmp_path / "net")
+    first = network.plan.activations[0]
+    recorded = recorded_images(network.plan, network, "c", None, None)
+    real = (recorded.float() - first.zero.float()) * first.scale
+    expected = re.findall(r"-?\d+", (tmp_path / "net-c" / "net_test.c").read_text().split("expected[IMAGES]")[1])
+    logits = torch.tensor([int(number) for number in expected[: 4 * 10]]).view(4, 10) * network.plan.steps[-1].scale
+    torch.testing.assert_close(network(real.permute(0, 3, 1, 2)), logits.float(), rtol=0, atol=0)
+    assert ("net_adder_by_shifts(" in (tmp_path / "net-c" / "net.c").read_text()) == (config.requant == "shift")
 
 
 def test_hex_has_what_its_manifest_names(quantized, adder_kit, tmp_path):
