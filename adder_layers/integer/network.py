@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .check import check_plan
 from .engine import Engine
+from .gpu import GpuEngine
 from .plan import IntegerPlan, Linear
 from .record import tensors_of, with_tensors
 
@@ -47,7 +48,7 @@ class IntegerNetwork(Tensors):
 
     stem: nn.Conv2d | None
     head: nn.Linear | None
-    _engine: Engine | None
+    _engine: Engine | GpuEngine | None
 
     def __init__(self, plan: IntegerPlan, stem: nn.Conv2d | None = None, head: nn.Linear | None = None) -> None:
         super().__init__()
@@ -65,15 +66,17 @@ class IntegerNetwork(Tensors):
         return with_tensors(self._form, dict(self.named_buffers()))
 
     @property
-    def engine(self) -> Engine:
-        """What runs the plan, made with the first call.
+    def engine(self) -> Engine | GpuEngine:
+        """What runs the plan on the device where its tensors are, made with the first call.
 
         Raises:
             ValueError: The plan is not sound.
         """
         with self._lock:
             if self._engine is None:
-                self._engine = Engine(self.plan)
+                plan = self.plan
+                device = plan.activations[0].zero.device
+                self._engine = GpuEngine(plan, device) if device.type == "cuda" else Engine(plan)
             return self._engine
 
     @property

@@ -6,6 +6,7 @@ import torch
 from adderkit.adder_layers import gpu
 from adderkit.adder_layers.integer import reference
 from adderkit.adder_layers.integer.gpu import GpuEngine
+from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.adder_layers.integer.plan import Adder, Convolution
 from tests.adder_layers.integer.random_plans import LAYERS, Layer, plain_network, residual_network, single, square
 
@@ -57,3 +58,13 @@ def test_the_extremes_of_the_sum():
     plan.activations[0].zero.zero_()
     image = torch.zeros(2, 5, 5, 512, dtype=torch.uint8)
     assert torch.equal(GpuEngine(plan, "cuda").run(image.cuda()).cpu(), reference.run(plan, image))
+
+
+def test_a_network_moved_to_the_device_gives_the_same_logits():
+    builder = residual_network()
+    network = IntegerNetwork(builder.plan())
+    images = torch.rand(3, 3, 23, 19) * 20
+    expected = network(images)
+    moved = network.to("cuda")
+    assert isinstance(moved.engine, GpuEngine)
+    assert torch.equal(moved(images.cuda()).cpu(), expected)
