@@ -135,7 +135,8 @@ def main() -> None:
     costs = (adderkit.cost(original).multiplications, adderkit.cost(converted).multiplications)
     trials: dict[str, Any] = result["trials"]
     include: dict[float, tuple[str, ...]] = {1.0: tuple(plan.paths("convert"))}
-    for removed in sorted(REMOVED, reverse=True):
+    # All layers first, whose fidelity says which to choose for less; then what takes least.
+    for removed in sorted(REMOVED, key=lambda share: (share < 1, share)):
         if removed < 1:
             everything = trials["1.0"]["methods"][METHODS[0]]["layers"]
             include[removed] = _chosen(plan, everything, costs, removed)
