@@ -17,6 +17,7 @@ from timm.models import create_model, is_model
 from timm.models._hub import save_config_for_hf  # timm's public save_for_hf writes weights as well
 from torch import Tensor, nn
 
+from ..adder_layers.integer.network import IntegerNetwork
 from . import registry as registry  # so that create_model knows "adder" and the paper's networks
 from .allocation import AllocationLimit, count_elements
 from .errors import AdderkitError, CheckpointError
@@ -81,7 +82,8 @@ def save(
         write_json(folder / CONFIG, {**config, "adderkit": {"version": FORMAT_VERSION, "sha256": digest}})
         write_json(folder / REPORT, {**facts, "sha256": digest})
         if not (folder / CARD).exists():
-            write_text(folder / CARD, model_card(base, is_converted(model), folder.name))
+            integers = isinstance(model, IntegerNetwork)
+            write_text(folder / CARD, model_card(base, is_converted(model), folder.name, integers))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
     except TypeError as error:

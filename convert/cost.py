@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adder_layers.integer.network import IntegerNetwork
 from .energy import PRECISIONS, Precision, arithmetic_energy, memory_energy
 from .errors import AdderkitError
 from .graph import input_size, meta_copy
@@ -88,6 +89,29 @@ class LayerCost:
 
 
 @dataclasses.dataclass(frozen=True)
+class IntegerRow:
+    """What one step of an integer network writes.
+
+    Args:
+        path: Layer of the float network.
+        kind: What it sums.
+        bits: Of the codes it writes; 32 for logits.
+        groups: Groups of channels with steps of their own.
+        sum_bits: Bits that its sums take at the most.
+        low: Least real value it can write, ``None`` for logits; ``high`` the largest.
+        high: See ``low``.
+    """
+
+    path: str
+    kind: str
+    bits: int
+    groups: int
+    sum_bits: int
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Cost:
     """What a model costs for one image.
 
@@ -96,12 +120,14 @@ class Cost:
         parameters: Of the whole model.
         input_shape: ``(channels, height, width)`` of the image.
         uncounted: Operators that ran and have no formula, by name.
+        integers: Of an integer network, what its steps write.
     """
 
     layers: tuple[LayerCost, ...]
     parameters: int
     input_shape: tuple[int, ...]
     uncounted: tuple[str, ...] = ()
+    integers: tuple[IntegerRow, ...] = ()
 
     @property
     def honest(self) -> Operations:
@@ -163,6 +189,7 @@ class Cost:
             "energy_pj": _energies(self.honest_before, self.honest),
             "memory": {name: self._memory(precision) for name, precision in PRECISIONS.items()},
             "uncounted": list(self.uncounted),
+            "integers": [dataclasses.asdict(row) for row in self.integers],
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
@@ -187,6 +214,10 @@ def cost(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) 
     Raises:
         AdderkitError: The model cannot run on the input.
     """
+    if isinstance(model, IntegerNetwork):
+        from .integer_cost import integer_cost  # here: it needs what stands above
+
+        return integer_cost(model)
     if example_input is None:
         example_input = input_size(model)
     image = example_input[:1] if isinstance(example_input, Tensor) else torch.zeros(1, *example_input)

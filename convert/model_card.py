@@ -31,21 +31,36 @@ model = timm.create_model("{source}", pretrained=True).eval()
 ```
 """
 
+_INTEGER = """# {name}
+
+`{base}` in integers: bytes between the layers, sums in int32. Plain timm refuses this checkpoint; import adderkit
+first.
+
+```python
+import adderkit, timm
+
+model = timm.create_model("{source}", pretrained=True).eval()  # or adderkit.load("{ours}")
+```
+"""
+
 _REPORT = "\nWhat was converted, how faithful each layer is and what was measured stands in `adder_report.json`.\n"
 
 
-def model_card(base: str, converted: bool, name: str) -> str:
+def model_card(base: str, converted: bool, name: str, integers: bool = False) -> str:
     """The card of a saved folder.
 
     Args:
         base: Architecture in timm's registry.
         converted: Whether the model is an adder network.
         name: What the folder is called.
+        integers: Whether it is an integer network.
 
     Returns:
         Markdown with front matter.
     """
-    return front_matter(converted) + beginning(base, converted, name, f"local-dir:{name}") + _REPORT * converted
+    tags = ["quantized"] if integers else []
+    first = beginning(base, converted, name, f"local-dir:{name}", integers)
+    return front_matter(converted, tags) + first + _REPORT * (converted or integers)
 
 
 def front_matter(converted: bool, tags: Sequence[str] = (), **facts: Any) -> str:
@@ -61,7 +76,7 @@ def front_matter(converted: bool, tags: Sequence[str] = (), **facts: Any) -> str
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
-def beginning(base: str, converted: bool, name: str, source: str) -> str:
+def beginning(base: str, converted: bool, name: str, source: str, integers: bool = False) -> str:
     """Title, one sentence, and how to load the model.
 
     Args:
@@ -69,6 +84,8 @@ def beginning(base: str, converted: bool, name: str, source: str) -> str:
         converted: Whether the model is an adder network.
         name: The title.
         source: What timm loads it by: ``local-dir:FOLDER`` or ``hf-hub:user/name``.
+        integers: Whether it is an integer network.
     """
     ours = source.removeprefix("local-dir:")
-    return (_ADDER if converted else _CNN).format(base=base, name=name, source=source, ours=ours)
+    form = _INTEGER if integers else _ADDER if converted else _CNN
+    return form.format(base=base, name=name, source=source, ours=ours)

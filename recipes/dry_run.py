@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from ..convert.checkpoint import read_report
 from ..convert.errors import DatasetError
+from ..convert.integer_record import refuse_integers
 from ..convert.source import is_folder
 from .data import DataConfig, ImageSource, check_name, loader_workers, open_dataset, subset
 from .memory import Memory, estimate_memory
@@ -104,6 +105,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
     if splits is None and not is_folder(job.model) and job.num_classes is None:
         job = dataclasses.replace(job, num_classes=classes or _default_classes(job.model))
     model = build_student(job, recipe, weights=False)
+    refuse_integers(model, "trained: train the network that it was made from, with --recipe int8-qat")
     check_norms(model)
     for dataset in splits or ():
         check_class_count(dataset, recipe, model)

@@ -19,10 +19,12 @@ from torch import nn
 from ..convert.batchnorm import batch_norms, reestimate_batchnorm_
 from ..convert.checkpoint import load, read_report
 from ..convert.errors import RecipeError
+from ..convert.integer_record import refuse_integers
 from ..convert.source import is_folder
 from .data import DataConfig, plain_batches
 from .evaluate import Metrics, evaluate
 from .going_on import LoaderError, begun_before
+from .integer_training import imitate_integers_
 from .interruption import Interrupted, StopRequest, any_process
 from .journal import Journal
 from .position import AVERAGE_COLUMNS, Position, Row, gather_sums
@@ -100,8 +102,11 @@ def resume(folder: RunFolder) -> list[Row]:
 def _first_model(job: Job, recipe: Recipe) -> nn.Module:
     """The model that a run begins with."""
     model = build_student(job, recipe)
+    refuse_integers(model, "trained: train the network that it was made from, with --recipe int8-qat")
     if recipe.adder_init == "normal":
         draw_adder_weights(model)
+    if recipe.bits:
+        imitate_integers_(model, recipe)
     return model
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.cost import Cost, cost
+from ..convert.cost import Cost, IntegerRow, cost
 from ..convert.energy import PRECISIONS, arithmetic_energy, memory_energy
 from ..convert.errors import AdderkitError
 from ..convert.operations import Operations
@@ -52,7 +52,18 @@ def run_inspection(
 
 def cost_tables(cost: Cost) -> list[Table]:
     """Operations by layer, bytes and energy by layer, then the totals: what a reader sees last."""
-    return [_operations_table(cost), _energy_table(cost), _total_table(cost), _total_energy_table(cost)]
+    integers = [integer_table(cost.integers)] if cost.integers else []
+    return [*integers, _operations_table(cost), _energy_table(cost), _total_table(cost), _total_energy_table(cost)]
+
+
+def integer_table(rows: Iterable[IntegerRow]) -> Table:
+    """What the steps of an integer network write."""
+    table = Table(title="integers: what each step writes", title_justify="left")
+    _columns(table, ("layer", "kind"), ("bits", "channel groups", "from", "to", "bits of sums"))
+    for row in rows:
+        ends = ["" if end is None else f"{end:.3g}" for end in (row.low, row.high)]
+        table.add_row(escape(row.path), row.kind, str(row.bits), str(row.groups), *ends, str(row.sum_bits))
+    return table
 
 
 def _operations_table(cost: Cost) -> Table:

@@ -43,5 +43,24 @@ def quantize(
     print(result.summary())
 
 
+@integer_app.command("bench")
+def bench(
+    model: Annotated[str, typer.Argument(help="Saved folder, or a timm name (built without weights).")],
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images in a forward pass.")] = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Each step of an integer network too.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure how long a forward pass takes on this machine's CPU."""
+    from .bench import bench_tables, run_bench
+    from .tables import show
+
+    result = run_bench(model, batch_size, profile=profile)
+    if json:
+        print_json(result.to_dict())
+        return
+    for table in bench_tables(result):
+        show(table)
+
+
 def _announce(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

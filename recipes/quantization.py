@@ -8,15 +8,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..adder_layers.integer.check import check_plan
-from ..adder_layers.integer.plan import requantisation_of
 from ..convert.checkpoint import read_report, save
+from ..convert.cost import IntegerRow
 from ..convert.errors import ModelSourceError
+from ..convert.integer_cost import integer_rows
 from ..convert.integer_ranges import Range
 from ..convert.quantize import quantize_with_ranges
 from ..convert.quantize_config import QuantizeConfig
 from ..convert.source import build_model, is_folder
 from .data import unlabelled_images
+from .inspection import integer_table
 from .provenance import command_line, commands_of, teacher_source, weights_source
 
 _KEPT = ("plan", "calibration", "pruning", "imported", "teacher")
@@ -46,30 +47,11 @@ class QuantizationJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizedStep:
-    """One step of an integer network, for people.
-
-    Args:
-        path: Layer of the float network.
-        kind: What it sums.
-        bits: Of the codes it writes; 32 for logits.
-        exponents: Groups of channels with steps of their own.
-        sum_bits: Bits that its sums take at the most.
-    """
-
-    path: str
-    kind: str
-    bits: int
-    exponents: int
-    sum_bits: int
-
-
-@dataclasses.dataclass(frozen=True)
 class QuantizationResult:
     """What was done; ``folder`` is ``None`` after a dry run."""
 
     config: QuantizeConfig
-    steps: tuple[QuantizedStep, ...]
+    steps: tuple[IntegerRow, ...]
     ranges: tuple[Range, ...]
     images: int
     bytes_before: int
@@ -108,17 +90,11 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     images = unlabelled_images(job.dataset, job.data_dir, model, job.images, seed=job.seed)
     announce(f"quantizing {job.model} on {len(images)} unlabelled images of {job.dataset}")
     network, ranges = quantize_with_ranges(model, images, job.config)
-    plan = network.plan
-    steps = []
-    for step, path, reach in zip(plan.steps, plan.paths, check_plan(plan), strict=True):
-        factors = requantisation_of(step)
-        bits = 32 if step.kind == "linear" else 8 if factors is None else factors.levels.bit_length()
-        groups = 1 if factors is None else len(factors.exponent.unique())
-        sum_bits = max(abs(reach.least), reach.largest).bit_length()
-        steps.append(QuantizedStep(path, step.kind, bits, groups, sum_bits))
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
     folder = None if dry_run else job.folder
-    result = QuantizationResult(job.config, tuple(steps), tuple(ranges), len(images), sizes[0], sizes[1], folder)
+    result = QuantizationResult(
+        job.config, tuple(integer_rows(network.plan)), tuple(ranges), len(images), sizes[0], sizes[1], folder
+    )
     if folder is not None:
         before = read_report(source) if is_folder(job.model) else {}
         known: dict[str, Any] = {"pretrained": job.pretrained, "checkpoint": job.checkpoint}
@@ -150,11 +126,4 @@ def quantization_tables(result: QuantizationResult) -> list[Table]:
             cells = (str(row.bits), f"{row.low:.3g}", f"{row.high:.3g}", f"{100 * row.error:.2f} %")
             table.add_row(escape(row.path) or "(image)", row.rule, *cells)
         tables.append(table)
-    table = Table(title="steps", title_justify="left")
-    for column in ("layer", "kind"):
-        table.add_column(column)
-    for column in ("bits", "channel groups", "bits of sums"):
-        table.add_column(column, justify="right")
-    for step in result.steps:
-        table.add_row(escape(step.path), step.kind, str(step.bits), str(step.exponents), str(step.sum_bits))
-    return [*tables, table]
+    return [*tables, integer_table(result.steps)]

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 from ..convert.errors import RecipeError
+from ..convert.quantize_config import BITS
 
 RECIPE_VERSION = 1
 
@@ -92,6 +93,8 @@ class Recipe:
         model_ema_decay: What the average keeps of itself in a step.
         model_ema_warmup: Lower decay in the first steps.
         amp: Mixed precision: ``no``, ``bf16`` or ``fp16``.
+        bits: Train for integers of 8, 6, 5 or 4 bits, see ``QuantizeConfig``; 0 trains in floating point.
+        requant: How those integers go from sums to bytes: ``fixed`` or ``shift``.
         channels_last: Lay weights and activations out with the channels last.
         torchcompile: Compile the model with that backend of ``torch.compile``, such as ``inductor``; empty for none.
         seed: Of weights, order and augmentation.
@@ -152,6 +155,8 @@ class Recipe:
     model_ema_decay: float = 0.9998
     model_ema_warmup: bool = False
     amp: str = "no"
+    bits: int = 0
+    requant: str = "fixed"
     channels_last: bool = False
     torchcompile: str = ""
     seed: int = 0
@@ -171,6 +176,8 @@ class Recipe:
         for name, known in _ONE_OF.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}, expected {', '.join(known[:-1])} or {known[-1]}")
+        if self.bits and self.bits not in BITS:
+            raise RecipeError(f"bits is {self.bits}, expected 0 or one of {', '.join(map(str, BITS))}")
         for name in ("kd_temperature", "kernel_temperature", "sharpness"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected a positive number")
@@ -247,6 +254,7 @@ _SHARES = ("hflip", "scale", "smoothing", "reprob", "mixup_prob", "mixup_switch_
 _ONE_OF = {
     "amp": ("no", "bf16", "fp16"),
     "adder_init": ("keep", "normal"),
+    "requant": ("fixed", "shift"),
     "mixup_mode": ("batch", "pair", "elem"),
 }
 _LEAST: dict[str, float] = {

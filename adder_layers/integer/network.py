@@ -63,7 +63,7 @@ class IntegerNetwork(Tensors):
     @property
     def plan(self) -> IntegerPlan:
         """The plan with the tensors that the buffers hold now."""
-        return with_tensors(self._form, dict(self.named_buffers()))
+        return with_tensors(self._form, dict(self.named_buffers(remove_duplicate=False)))
 
     @property
     def engine(self) -> Engine | GpuEngine:

@@ -71,7 +71,7 @@ def published_card(facts: CardFacts) -> str:
     name = facts.repository.split("/")[1]
     parts = [
         _front_matter(facts, name),
-        beginning(facts.base, facts.converted, name, f"hf-hub:{facts.repository}"),
+        beginning(facts.base, facts.converted, name, f"hf-hub:{facts.repository}", bool(facts.cost.integers)),
         _image(facts.cost.input_shape),
         _cost(facts),
         _accuracy(facts.evaluations),

@@ -23,7 +23,15 @@ from adderkit.recipes.recipe_files import (
 
 
 def test_shipped_recipes():
-    assert recipe_names() == ["addernet-cifar", "addernet-imagenet", "cnn", "distill", "imagenet-distill", "pkkd"]
+    assert recipe_names() == [
+        "addernet-cifar",
+        "addernet-imagenet",
+        "cnn",
+        "distill",
+        "imagenet-distill",
+        "int8-qat",
+        "pkkd",
+    ]
 
 
 @pytest.mark.parametrize("name", recipe_names())
