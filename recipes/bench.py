@@ -9,7 +9,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from ..adder_layers.integer.engine import StepTime
+from ..adder_layers.integer.engine import Engine, StepTime
 from ..adder_layers.integer.network import IntegerNetwork
 from ..convert.errors import AdderkitError
 from ..convert.graph import input_size
@@ -84,7 +84,7 @@ def profiled(model: IntegerNetwork, batch_size: int) -> tuple[StepTime, ...]:
     size = (batch_size, first.height, first.width, first.channels)
     generator = torch.Generator().manual_seed(0)
     try:
-        return tuple(model.engine.profile(torch.randint(0, 256, size, generator=generator).to(torch.uint8)))
+        return tuple(Engine(model.plan).profile(torch.randint(0, 256, size, generator=generator).to(torch.uint8)))
     except RuntimeError as error:
         raise AdderkitError(str(error)) from error
 
