@@ -33,7 +33,7 @@ using Bytes = __m512i;
 using Sums = __m512i;
 inline Bytes broadcast(std::uint64_t value) { return _mm512_set1_epi64(value); }
 inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return _mm512_add_epi64(sum, _mm512_sad_epu8(x, w)); }
-inline void store(std::int32_t* p, Sums sum) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi64_epi32(sum)); }
+inline void store(std::int64_t* p, Sums sum) { _mm512_storeu_si512(p, sum); }
 
 #elif defined(__AVX2__)
 
@@ -42,10 +42,7 @@ using Bytes = __m256i;
 using Sums = __m256i;
 inline Bytes broadcast(std::uint64_t value) { return _mm256_set1_epi64x(value); }
 inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return _mm256_add_epi64(sum, _mm256_sad_epu8(x, w)); }
-inline void store(std::int32_t* p, Sums sum) {
-    const __m256i low = _mm256_permutevar8x32_epi32(sum, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-    _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(low));
-}
+inline void store(std::int64_t* p, Sums sum) { _mm256_storeu_si256((__m256i*)p, sum); }
 
 #elif defined(__SSE2__)
 
@@ -54,7 +51,7 @@ using Bytes = __m128i;
 using Sums = __m128i;
 inline Bytes broadcast(std::uint64_t value) { return _mm_set1_epi64x(value); }
 inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return _mm_add_epi64(sum, _mm_sad_epu8(x, w)); }
-inline void store(std::int32_t* p, Sums sum) { _mm_storel_epi64((__m128i*)p, _mm_shuffle_epi32(sum, 8)); }
+inline void store(std::int64_t* p, Sums sum) { _mm_storeu_si128((__m128i*)p, sum); }
 
 #elif defined(__ARM_NEON)
 
@@ -63,9 +60,7 @@ using Bytes = uint8x16_t;
 using Sums = uint32x4_t;
 inline Bytes broadcast(std::uint64_t value) { return vreinterpretq_u8_u64(vdupq_n_u64(value)); }
 inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return vpadalq_u16(sum, vpaddlq_u8(vabdq_u8(x, w))); }
-inline void store(std::int32_t* p, Sums sum) {
-    vst1_s32(p, vreinterpret_s32_u32(vmovn_u64(vpaddlq_u32(sum))));
-}
+inline void store(std::int64_t* p, Sums sum) { vst1q_s64(p, vreinterpretq_s64_u64(vpaddlq_u32(sum))); }
 
 #else
 
@@ -73,13 +68,13 @@ constexpr Index kPositions = 4, kLanes = 1, kVectors = 4;
 struct Bytes {
     Byte value[8];
 };
-using Sums = std::int32_t;
+using Sums = std::int64_t;
 inline Bytes broadcast(std::uint64_t value) { return load<Bytes>(&value); }
 inline Sums add_differences(Sums sum, const Bytes& x, const Bytes& w) {
     for (int i = 0; i < 8; ++i) sum += x.value[i] > w.value[i] ? x.value[i] - w.value[i] : w.value[i] - x.value[i];
     return sum;
 }
-inline void store(std::int32_t* p, Sums sum) { *p = sum; }
+inline void store(std::int64_t* p, Sums sum) { *p = sum; }
 
 #endif
 
@@ -99,7 +94,7 @@ inline void adder_step(Sums (&sum)[Positions][Vectors], const std::uint64_t (&x)
 }
 
 template <int Vectors, int Positions>
-void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std::int32_t* sums) {
+void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums) {
     const Byte* source[Positions];
     ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) source[p] = x[p];
     Sums sum[Positions][Vectors] = {};
@@ -133,7 +128,6 @@ inline Quads broadcast_quad(std::uint32_t value) { return _mm512_set1_epi32(valu
 inline Products add_products(Products sum, Quads x, const Byte* w) {
     return _mm512_dpbusd_epi32(sum, x, load<__m512i>(w));
 }
-inline void store_products(std::int32_t* p, Products sum) { _mm512_storeu_si512(p, sum); }
 
 #elif defined(__AVX2__)
 
@@ -151,7 +145,6 @@ inline Products add_products(Products sum, const Quads& x, const Byte* w) {
     const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), odd = _mm256_srai_epi16(all, 8);
     return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(x.even, even), _mm256_madd_epi16(x.odd, odd)));
 }
-inline void store_products(std::int32_t* p, Products sum) { _mm256_storeu_si256((__m256i*)p, sum); }
 
 #elif defined(__SSE2__)
 
@@ -169,7 +162,6 @@ inline Products add_products(Products sum, const Quads& x, const Byte* w) {
     const __m128i even = _mm_srai_epi16(_mm_slli_epi16(all, 8), 8), odd = _mm_srai_epi16(all, 8);
     return _mm_add_epi32(sum, _mm_add_epi32(_mm_madd_epi16(x.even, even), _mm_madd_epi16(x.odd, odd)));
 }
-inline void store_products(std::int32_t* p, Products sum) { _mm_storeu_si128((__m128i*)p, sum); }
 
 #else
 
@@ -186,13 +178,20 @@ inline Products add_products(Products sum, Quads x, const Byte* w) {
         for (int i = 0; i < 4; ++i) sum.value[o] += x.value[i] * static_cast<std::int8_t>(w[4 * o + i]);
     return sum;
 }
-inline void store_products(std::int32_t* p, Products sum) { __builtin_memcpy(p, &sum, sizeof sum); }
 
 #endif
 
+typedef std::int32_t ProductSums __attribute__((vector_size(4 * kProductLanes)));
+typedef std::int64_t WideProductSums __attribute__((vector_size(8 * kProductLanes)));
+
+inline void store_products(std::int64_t* p, const Products& sum) {
+    const WideProductSums wide = __builtin_convertvector(load<ProductSums>(&sum), WideProductSums);
+    __builtin_memcpy(p, &wide, sizeof wide);
+}
+
 // Weights beyond a run's end are 0, so what is read there does not count.
 template <int Vectors, int Positions>
-void convolution_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std::int32_t* sums) {
+void convolution_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums) {
     const Byte* source[Positions];
     ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) source[p] = x[p];
     Products sum[Positions][Vectors] = {};
@@ -218,6 +217,7 @@ typedef std::int8_t SignedStrip __attribute__((vector_size(kStrip)));
 typedef std::uint16_t WideStrip __attribute__((vector_size(2 * kStrip)));
 typedef std::int16_t SignedWideStrip __attribute__((vector_size(2 * kStrip)));
 typedef std::int32_t SumStrip __attribute__((vector_size(4 * kStrip)));
+typedef std::int64_t WideSumStrip __attribute__((vector_size(8 * kStrip)));
 
 inline Strip larger(Strip a, Strip b) { return a > b ? a : b; }
 inline Strip smaller(Strip a, Strip b) { return a < b ? a : b; }
@@ -225,7 +225,7 @@ inline Strip smaller(Strip a, Strip b) { return a < b ? a : b; }
 // Adds term(byte of the window, weight) over the taps, in the narrow type `Narrow` where a chunk of them fits.
 template <typename Narrow, Index Chunk, typename Term>
 inline void channel_sums(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
-                         const Byte* weight, Index weight_row, std::int32_t* sums, Term term) {
+                         const Byte* weight, Index weight_row, std::int64_t* sums, Term term) {
     for (Index p = 0; p < positions; ++p, sums += kMaxChannels)
         for (Index c = 0; c < channels; c += kStrip) {
             const Byte* source = x[p] + first + c;
@@ -237,12 +237,13 @@ inline void channel_sums(const Byte* const* x, Index positions, const Runs& taps
                 for (Index t = begin; t < end; ++t, w += weight_row) sum += term(source + taps.offsets[t], w);
                 total += __builtin_convertvector(sum, SumStrip);
             }
-            __builtin_memcpy(sums + c, &total, sizeof total);
+            const WideSumStrip wide = __builtin_convertvector(total, WideSumStrip);
+            __builtin_memcpy(sums + c, &wide, sizeof wide);
         }
 }
 
 void depthwise_adder(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
-                     const Byte* weight, Index weight_row, std::int32_t* sums) {
+                     const Byte* weight, Index weight_row, std::int64_t* sums) {
     channel_sums<WideStrip, kDepthwiseTaps>(
         x, positions, taps, first, channels, weight, weight_row, sums, [](const Byte* value, const Byte* w) {
             const Strip a = load<Strip>(value), b = load<Strip>(w);
@@ -251,7 +252,7 @@ void depthwise_adder(const Byte* const* x, Index positions, const Runs& taps, In
 }
 
 void depthwise_convolution(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
-                           const Byte* weight, Index weight_row, std::int32_t* sums) {
+                           const Byte* weight, Index weight_row, std::int64_t* sums) {
     channel_sums<SignedWideStrip, 1>(
         x, positions, taps, first, channels, weight, weight_row, sums, [](const Byte* value, const Byte* w) {
             return __builtin_convertvector(load<Strip>(value), SignedWideStrip) *
@@ -260,7 +261,7 @@ void depthwise_convolution(const Byte* const* x, Index positions, const Runs& ta
 }
 
 void window_sums(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels, const Byte*,
-                 Index, std::int32_t* sums) {
+                 Index, std::int64_t* sums) {
     channel_sums<WideStrip, kDepthwiseTaps>(
         x, positions, taps, first, channels, x[0], 0, sums,
         [](const Byte* value, const Byte*) { return __builtin_convertvector(load<Strip>(value), WideStrip); });
@@ -280,16 +281,15 @@ void window_largest(const Byte* x, const Index* taps, Index count, Index channel
 constexpr Index kWide = 8;
 typedef std::int64_t Wide __attribute__((vector_size(64)));
 inline Wide product(Wide a, Wide b) { return (Wide)_mm512_mul_epi32((__m512i)a, (__m512i)b); }
-inline Wide widen(const std::int32_t* p) { return (Wide)_mm512_cvtepi32_epi64(load<__m256i>(p)); }
 inline Wide widen(const Byte* p) { return (Wide)_mm512_cvtepu8_epi64(_mm_cvtsi64_si128(load<std::int64_t>(p))); }
 inline std::uint64_t narrow(Wide codes) { return _mm_cvtsi128_si64(_mm512_cvtepi64_epi8((__m512i)codes)); }
+inline std::uint64_t saturate(Wide codes) { return _mm_cvtsi128_si64(_mm512_cvtusepi64_epi8((__m512i)codes)); }
 
 #elif defined(__AVX2__)
 
 constexpr Index kWide = 4;
 typedef std::int64_t Wide __attribute__((vector_size(32)));
 inline Wide product(Wide a, Wide b) { return (Wide)_mm256_mul_epi32((__m256i)a, (__m256i)b); }
-inline Wide widen(const std::int32_t* p) { return (Wide)_mm256_cvtepi32_epi64(load<__m128i>(p)); }
 inline Wide widen(const Byte* p) { return (Wide)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(load<std::int32_t>(p))); }
 inline std::uint64_t narrow(Wide codes) {
     const __m256i low = _mm256_shuffle_epi8((__m256i)codes, _mm256_set1_epi32(0x80800800));
@@ -302,40 +302,48 @@ inline std::uint64_t narrow(Wide codes) {
 constexpr Index kWide = 1;
 using Wide = std::int64_t;
 inline Wide product(Wide a, Wide b) { return a * b; }
-inline Wide widen(const std::int32_t* p) { return *p; }
 inline Wide widen(const Byte* p) { return *p; }
 inline std::uint64_t narrow(Wide code) { return code; }
 
 #endif
 
-template <bool HasResidual>
-void requantise_channels(const std::int32_t* sums, Index positions, Index channel, Index count, const Factors& factors,
-                         const Byte* const* residual, Byte* const* out, Index at) {
+#if !defined(__AVX512BW__)
+inline std::uint64_t saturate(Wide codes) {
+    const Wide most = 255 - Wide{};
+    return narrow(codes < most ? codes : most);
+}
+#endif
+
+template <bool HasResidual, bool HasExponent>
+void requantise_channels(const std::int64_t* sums, Index positions, Index channel, Index count, const Factors& factors,
+                         const Byte* const* residual, Byte* const* out) {
     const Wide multiplier = load<Wide>(factors.multiplier + channel), offset = load<Wide>(factors.offset + channel);
-    const Wide shift = load<Wide>(factors.shift + channel), exponent = load<Wide>(factors.exponent + channel);
+    const Wide shift = load<Wide>(factors.shift + channel), levels = factors.levels - Wide{};
+    const Wide exponent = HasExponent ? load<Wide>(factors.exponent + channel) : Wide{};
     const Wide added = HasResidual ? load<Wide>(factors.residual + channel) : Wide{};
-    const Wide levels = factors.levels - Wide{};
     for (Index p = 0; p < positions; ++p, sums += kMaxChannels) {
-        Wide total = product(widen(sums), multiplier) + offset;
-        if constexpr (HasResidual) total += product(widen(residual[p] + at), added);
+        Wide total = product(load<Wide>(sums), multiplier) + offset;
+        if constexpr (HasResidual) total += product(widen(residual[p] + channel), added);
         total = (total > 0 ? total : Wide{}) >> shift;
-        total = (total < levels ? total : levels) << exponent;
-        const std::uint64_t bytes = narrow(total);
-        if (count >= kWide)
-            __builtin_memcpy(out[p] + at, &bytes, kWide);
+        std::uint64_t bytes;
+        if constexpr (HasExponent)
+            bytes = narrow((total < levels ? total : levels) << exponent);
         else
-            __builtin_memcpy(out[p] + at, &bytes, count);
+            bytes = saturate(total);
+        if (count >= kWide)
+            __builtin_memcpy(out[p] + channel, &bytes, kWide);
+        else
+            __builtin_memcpy(out[p] + channel, &bytes, count);
     }
 }
 
-void requantise(const std::int32_t* sums, Index positions, Index first, Index channels, const Factors& factors,
+void requantise(const std::int64_t* sums, Index positions, Index first, Index channels, const Factors& factors,
                 const Byte* const* residual, Byte* const* out) {
-    for (Index c = 0; c < channels; c += kWide) {
-        if (factors.residual)
-            requantise_channels<true>(sums + c, positions, first + c, channels - c, factors, residual, out, first + c);
-        else
-            requantise_channels<false>(sums + c, positions, first + c, channels - c, factors, residual, out, first + c);
-    }
+    const auto carry_out = factors.residual ? factors.exponent ? requantise_channels<true, true> : requantise_channels<true, false>
+                           : factors.exponent ? requantise_channels<false, true>
+                                              : requantise_channels<false, false>;
+    for (Index c = 0; c < channels; c += kWide)
+        carry_out(sums + c, positions, first + c, channels - c, factors, residual, out);
 }
 
 // Every operation is rounded to fp32 by itself (-ffp-contract=off), as in the reference.

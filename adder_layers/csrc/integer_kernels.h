@@ -26,16 +26,16 @@ struct Factors {
     const std::int64_t* multiplier;
     const std::int64_t* offset;
     const std::int64_t* shift;
-    const std::int64_t* exponent;
+    const std::int64_t* exponent;  // null where all are 0 and `levels` is 255
     const std::int64_t* residual;  // null for none
     std::int64_t levels;
 };
 
 // x[p] is the first byte that position p's window may read; sums[p * kMaxChannels + channel] is written.
-using TileSums = void (*)(const Byte* const* x, const Runs& runs, const Byte* weight, std::int32_t* sums);
+using TileSums = void (*)(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums);
 // The same for channels that are summed each for itself: taps are runs of one byte, weights [taps][channels] or null.
 using ChannelSums = void (*)(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
-                             const Byte* weight, Index weight_row, std::int32_t* sums);
+                             const Byte* weight, Index weight_row, std::int64_t* sums);
 
 // Channels of one vector, and bytes of each that one step takes; weights are [steps][vectors][lanes][bytes].
 struct Shape {
@@ -51,7 +51,7 @@ struct IntegerKernels {
     ChannelSums depthwise_adder, depthwise_convolution, window_sums;
     void (*window_largest)(const Byte* x, const Index* taps, Index count, Index channels, Byte* out);
     // out[p][channel] from sums[p][channel], channels first to first + channels of the factors; out points at `first`.
-    void (*requantise)(const std::int32_t* sums, Index positions, Index first, Index channels, const Factors& factors,
+    void (*requantise)(const std::int64_t* sums, Index positions, Index first, Index channels, const Factors& factors,
                        const Byte* const* residual, Byte* const* out);
     // clamp(floor(x / scale + zero + 1/2), 0, 255) of one row: channels x_stride apart become bytes side by side.
     void (*quantise)(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift,

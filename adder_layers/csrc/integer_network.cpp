@@ -75,7 +75,7 @@ void Network::add(const StepSizes& sizes, const Byte* weight, StepFactors factor
     steps_.push_back(make_step(sizes, activations_[sizes.input], kernels_, weight, std::move(factors)));
 }
 
-std::unique_ptr<Network::Arena> Network::borrow(Index bytes) const {
+std::unique_ptr<Bytes> Network::borrow(Index bytes) const {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         for (auto& arena : idle_)
@@ -87,7 +87,7 @@ std::unique_ptr<Network::Arena> Network::borrow(Index bytes) const {
             }
         if (!idle_.empty()) idle_.pop_back();  // too small: a larger one takes its place
     }
-    return std::make_unique<Arena>(bytes);
+    return std::make_unique<Bytes>(bytes);
 }
 
 void Network::run(const Images& images, Index count, void* output, int threads, double* seconds) const {
@@ -180,13 +180,14 @@ class Block {
         : kernels_(kernels), step_(step), at_(at), count_(count),
           height_(step.by_channel ? kMaxPositions : kernels.positions),
           factors_{step.factors.multiplier.data(), step.factors.offset.data(), step.factors.shift.data(),
-                   step.factors.exponent.data(), step.factors.residual.empty() ? nullptr : step.factors.residual.data(),
+                   step.plain ? nullptr : step.factors.exponent.data(),
+                   step.factors.residual.empty() ? nullptr : step.factors.residual.data(),
                    step.sizes.levels} {}
 
     void bytes(Index tile) const {
         const auto [first, channels] = span(tile);
         for (Index p = 0; p < count_; p += height_) {
-            alignas(64) std::int32_t sums[kMaxPositions * kMaxChannels];
+            alignas(64) std::int64_t sums[kMaxPositions * kMaxChannels];
             const Index positions = std::min(height_, count_ - p);
             sum(tile, first, channels, p, positions, sums);
             kernels_.requantise(sums, positions, first, channels, factors_, at_.residual.data() + p, at_.output.data() + p);
@@ -197,7 +198,7 @@ class Block {
     void logits(Index tile, std::int32_t* out) const {
         const auto [first, channels] = span(tile);
         for (Index p = 0; p < count_; p += height_) {
-            alignas(64) std::int32_t sums[kMaxPositions * kMaxChannels];
+            alignas(64) std::int64_t sums[kMaxPositions * kMaxChannels];
             const Index positions = std::min(height_, count_ - p);
             sum(tile, first, channels, p, positions, sums);
             for (Index i = 0; i < positions; ++i)
@@ -216,7 +217,7 @@ class Block {
         return {tile / per_group * filters + within, std::min(step_.tile_channels, filters - within)};
     }
 
-    void sum(Index tile, Index first, Index channels, Index p, Index positions, std::int32_t* sums) const {
+    void sum(Index tile, Index first, Index channels, Index p, Index positions, std::int64_t* sums) const {
         const Index group = step_.by_channel ? 0 : tile / step_.tiles_per_group();
         const Runs runs{step_.offsets.data() + group * step_.runs, step_.runs, step_.run_length};
         const Byte* const* x = at_.input.data() + p;

@@ -3,11 +3,24 @@
 
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "integer_kernels.h"
 
 namespace adderkit {
+
+// Memory that begins with a cache line, so that vectors of a line's size do not lie across two.
+template <typename T>
+struct LineAllocator {
+    using value_type = T;
+    static constexpr std::align_val_t kLine{64};
+    T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+    void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
+    bool operator==(const LineAllocator&) const { return true; }
+    bool operator!=(const LineAllocator&) const { return false; }
+};
+using Bytes = std::vector<Byte, LineAllocator<Byte>>;
 
 // Bytes [images][height + 2 halo][width + 2 halo][channels] in the arena; the halo holds `zero`, byte by channel.
 struct Activation {
@@ -56,7 +69,6 @@ class Network {
     void run(const Images& images, Index count, void* output, int threads, double* seconds) const;
 
   private:
-    using Arena = std::vector<Byte>;
     struct Pass;
 
     void read_images(const Pass& pass, const Images& images) const;
@@ -64,7 +76,7 @@ class Network {
     void largest_step(const Pass& pass, const Step& step) const;
     void write_output(const Pass& pass, Byte* output) const;
     void fill_halo(const Pass& pass, const Activation& target, Index image, Index begin, Index end) const;
-    std::unique_ptr<Arena> borrow(Index bytes) const;
+    std::unique_ptr<Bytes> borrow(Index bytes) const;
 
     const IntegerKernels kernels_;
     const std::vector<Activation> activations_;
@@ -72,7 +84,7 @@ class Network {
     std::vector<Step> steps_;
     std::vector<float> quantise_shift_;  // zero + 1/2 of the images' channels
     mutable std::mutex mutex_;
-    mutable std::vector<std::unique_ptr<Arena>> idle_;  // of earlier calls, so that their memory is not new each time
+    mutable std::vector<std::unique_ptr<Bytes>> idle_;  // of earlier calls, so that their memory is not new each time
 };
 
 }  // namespace adderkit

@@ -71,6 +71,8 @@ Step make_step(const StepSizes& sizes, const Activation& input, const IntegerKer
         pack_by_channel(step, weight);
     else if (weighted)
         pack(step, weight);
+    const auto shifted = [](std::int64_t exponent) { return exponent > 0; };
+    step.plain = sizes.levels == 255 && std::none_of(factors.exponent.begin(), factors.exponent.end(), shifted);
     step.factors = std::move(factors);
     for (auto* values : {&step.factors.multiplier, &step.factors.offset, &step.factors.shift, &step.factors.exponent,
                          &step.factors.residual})

@@ -15,9 +15,10 @@ struct Step {
     Index tile_channels;
     std::vector<Index> offsets;  // of the runs, [groups][runs], from the pixel that padding 0 would begin at
     Index runs, run_length;
-    std::vector<Byte> weight;    // packed
+    Bytes weight;                // packed
     Index packed_run;            // steps of `shape.bytes` bytes that a run takes
     StepFactors factors;
+    bool plain;                  // codes are whole bytes: 255 is the largest, and none is shifted
 
     Index group_filters() const { return sizes.filters / sizes.groups; }
     Index tiles_per_group() const { return by_channel ? ceil_div(sizes.filters, tile_channels)
