@@ -15,15 +15,28 @@ from adderkit.adder_layers import cpu
 # A function that takes longer than the first is called three times only; than the second, once and without warming up.
 SLOW_SECONDS, VERY_SLOW_SECONDS = 0.7, 1.5
 SLOW_ROUNDS = 3
+SETTLE_SECONDS = 0.02
 
 
-def interleaved(timed: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, one after the other in every round, so that drift hits all alike."""
+def interleaved(
+    timed: dict[str, Callable[[], Any]], device: str, rounds: int, settle: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each function, one after the other in every round, so that drift hits all alike.
+
+    Args:
+        timed: The functions.
+        device: ``"cpu"`` or ``"cuda"``.
+        rounds: How often each is timed, less where it is slow.
+        settle: Before each, wait until another library's threads have stopped spinning, and call it once untimed.
+    """
     warm_up = {name: _seconds(function, device) for name, function in timed.items()}
     seconds = {name: [value] if value >= VERY_SLOW_SECONDS else [] for name, value in warm_up.items()}
     for round_ in range(rounds):
         for name, function in timed.items():
             if warm_up[name] < (VERY_SLOW_SECONDS if round_ < SLOW_ROUNDS else SLOW_SECONDS):
+                if settle:
+                    time.sleep(SETTLE_SECONDS)
+                    function()
                 seconds[name].append(_seconds(function, device))
     return seconds
 
