@@ -74,7 +74,8 @@ class Recipe:
         mixup_switch_prob: Probability of cutmix where both are on.
         mixup_mode: Drawn anew for each ``batch``, ``pair`` of images or ``elem``, one image.
         mixup_off_epoch: No mixing from that epoch on; 0 means always.
-        clip_grad: Largest gradient norm, clipped before the adaptive rate; 0 means no clipping.
+        clip_grad: Largest norm of the gradient, without that of adder weights where ``eta`` gives it its norm; 0 means
+            no clipping.
         eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
         adder_init: ``keep`` the weights that the model comes with, or draw those of the adder layers from N(0, 1) with
             ``normal``, as AdderNet does for training from scratch.

@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any
 
 import torch
 from accelerate import skip_first_batches
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..convert.errors import AdderkitError
+from ..convert.rewrite import adder_layers
 from .going_on import LoaderError, loader_reason
 from .interruption import Interrupted, StopRequest, any_process
 from .journal import Journal
@@ -109,7 +110,7 @@ def _step(
     run: Run, position: Position, statistics: KeptStatistics, loss: Tensor, images: int, stop: StopRequest
 ) -> bool:
     """Clip and step, the adaptive rate acting in between; or skip. Whether any process was asked to stop."""
-    norm = _gradient_norm(run) + _norm(run.objective)  # a teacher that trains too is not clipped
+    norm = _gradient_norm(run) + _norm(run.objective.parameters())  # a teacher that trains too is not clipped
     total = float(loss)
     broken, wanted = any_process(run.accelerator, not math.isfinite(total + float(norm)), stop.requested)
     if broken:
@@ -135,16 +136,24 @@ def _step(
 
 
 def _gradient_norm(run: Run) -> Tensor:
-    """The norm of the model's whole gradient, unscaled and summed over processes; clipped where the recipe says so."""
-    if run.recipe.clip_grad:
-        clipped: Tensor = run.accelerator.clip_grad_norm_(list(run.model.parameters()), run.recipe.clip_grad)
-        return whole(clipped)
-    run.accelerator.unscale_gradients()
-    return _norm(run.model)
+    """The norm of the model's whole gradient, unscaled and summed over processes; clipped where the recipe says so.
+
+    Where the adaptive rate gives the adder weights' gradients their norm, those are not clipped and do not count: they
+    are so much larger than all others that clipping the whole would leave next to nothing of BatchNorm's and the
+    classifier's.
+    """
+    if not run.recipe.clip_grad:
+        run.accelerator.unscale_gradients()
+        return _norm(run.model.parameters())
+    rescaled = [layer.weight for layer in adder_layers(run.bare_model).values()] if run.recipe.eta else []
+    known = {id(weight) for weight in rescaled}
+    others = [parameter for parameter in run.model.parameters() if id(parameter) not in known]
+    clipped: Tensor = run.accelerator.clip_grad_norm_(others, run.recipe.clip_grad)
+    return whole(clipped) + _norm(rescaled)
 
 
-def _norm(module: nn.Module) -> Tensor:
-    norm = torch.nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+def _norm(parameters: Iterable[Tensor]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
     return whole(norm)
 
 
