@@ -16,7 +16,7 @@ from .position import Position
 from .prepare import Run
 from .run_folder import RunFolder
 from .run_plan import RunPlan, device_name
-from .trackers import start_trackers
+from .trackers import end_trackers, start_trackers
 
 _SECONDS_BETWEEN_PLOTS = 60.0
 
@@ -60,8 +60,7 @@ class Journal:
         elif value is not None:
             self.note(f"ended by {type(value).__name__}: {' '.join(str(value).split())}".removesuffix(": "))
         if self.accelerator.is_main_process:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+            end_trackers(self.accelerator)
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -1,6 +1,8 @@
 """Trackers: a run's numbers in TensorBoard, trackio, Weights & Biases or whatever else accelerate can log with."""
 
+import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,32 @@ def start_trackers(
     name, identity = folder.resolve().name, str(arguments.get("id"))
     options: dict[str, dict[str, Any]] = {
         "tensorboard": {"purge_step": step + 1 if step else None},
-        "wandb": {"name": name, "id": identity, "resume": "allow", "dir": str(folder)},
+        # Its own record of the command line would have the address of the data.
+        "wandb": {
+            "name": name,
+            "id": identity,
+            "resume": "allow",
+            "dir": str(folder),
+            "settings": {"x_disable_meta": True},
+        },
         "trackio": {"name": f"{name}-{identity}", "resume": "allow"},
     }
     settings = {"model": arguments["job"]["model"], **recipe.to_dict()}
     shown = {key: "" if value is None else value for key, value in settings.items() if key not in _PRIVATE}
-    accelerator.init_trackers(_PROJECT, None if step else shown, options)
+    with _standard_output_kept():
+        accelerator.init_trackers(_PROJECT, None if step else shown, options)
+
+
+def end_trackers(accelerator: Accelerator) -> None:
+    """End the logs; on the main process."""
+    with _standard_output_kept():
+        for tracker in accelerator.trackers:
+            # accelerate ends the run behind trackio's back, which ends it once more, and says so, when Python ends.
+            end = sys.modules["trackio"].finish if tracker.name == "trackio" else tracker.finish
+            end()
+    accelerator.trackers.clear()
+
+
+def _standard_output_kept() -> AbstractContextManager[Any]:
+    """Inside, what trackers print goes to standard error: standard output is for results."""
+    return redirect_stdout(sys.stderr)

@@ -1,5 +1,12 @@
 """Trackers: names are checked, numbers arrive, and a run that is resumed goes on in the same log."""
 
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -21,6 +28,7 @@ def recording():
         def __init__(self, project, **options):
             super().__init__(_blank=True)
             events.append(("project", project, options))
+            print("begun")
 
         @property
         def tracker(self):
@@ -37,6 +45,7 @@ def recording():
 
         def finish(self):
             events.append(("end",))
+            print("ended")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LOGGER_TYPE_TO_CLASS, "recording", Recording)
@@ -74,13 +83,16 @@ def test_a_run_is_refused_before_its_folder_is_made(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_logged(recording, train):
+def test_what_is_logged(recording, train, capsys):
     rows, _ = train(epochs=2, train_images=96, log_with="recording", log_interval=2, data_dir="/secret/place")
     assert recording[0] == ("project", "adderkit", {})
     settings = recording[1][1]
     assert (settings["model"], settings["lr"], settings["img_size"]) == ("cifar_resnet20", 0.1, "")
     assert "secret" not in str(recording)
     assert recording[-1] == ("end",)
+    printed = capsys.readouterr()
+    assert printed.out == ""  # what a tracker prints is no result
+    assert printed.err.count("begun") == printed.err.count("ended") == 1
     steps = numbers(recording, "train/")
     assert list(steps) == [2, 4, 6]
     assert all(set(values) == {"train/loss", "train/lr", "train/images_per_second", "train/skipped_steps"}
@@ -120,7 +132,8 @@ def test_options_name_the_run_and_where_it_goes_on(monkeypatch, tmp_path, quick_
     arguments = {"id": "abc", "job": {"model": "net"}}
     start_trackers(accelerator, quick_recipe(), tmp_path / "mine", arguments, 0)
     assert given["c"]["model"] == "net"
-    assert given["o"]["wandb"] == {"name": "mine", "id": "abc", "resume": "allow", "dir": str(tmp_path / "mine")}
+    wandb = {"name": "mine", "id": "abc", "resume": "allow", "dir": str(tmp_path / "mine")}
+    assert given["o"]["wandb"] == {**wandb, "settings": {"x_disable_meta": True}}
     assert given["o"]["tensorboard"] == {"purge_step": None}
     start_trackers(accelerator, quick_recipe(), tmp_path / "mine", arguments, 12)
     assert given["c"] is None
@@ -141,3 +154,34 @@ def test_tensorboard_goes_on_in_the_same_log(train, tmp_path, stop_at, monkeypat
     assert found == {3 * (row["epoch"] + 1): pytest.approx(row["train_loss"], rel=1e-6) for row in rows}
     assert [event.step for event in log.Scalars("train/loss")] == list(range(1, 10))
     assert "weight_rms/features.0.0" in log.Tags()["scalars"]
+
+
+def test_wandb_makes_one_log_without_secrets(train, tmp_path, monkeypatch):
+    """Offline, with the command line that Weights & Biases would have noted."""
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_API_KEY": "hidden-key" * 4}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["adderkit", "--data-dir", "s3://user:hidden-word@place"])
+    train(log_with="wandb", data_dir="s3://user:hidden-word@place")
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    written = b"".join(path.read_bytes() for path in log.rglob("*") if path.is_file())
+    assert b"eval_top1" in written
+    assert b"hidden" not in written
+
+
+def test_trackio_keeps_the_numbers(tmp_path):
+    """In a process of its own, since trackio reads where its files go when it is imported."""
+    pytest.importorskip("trackio")
+    words = ["finetune", "cifar_resnet20", "--no-pretrained", "--dataset", "digits", "--epochs", "1", "--json"]
+    words += ["--set", "train_images=64", "--set", "batch_size=32", "--set", "log_interval=1", "--workers", "0"]
+    words += ["--set", "log_with=trackio", "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = subprocess.run(
+        [sys.executable, "-m", "adderkit", *words], env=environment, check=True, capture_output=True, text=True
+    )
+    (row,) = json.loads(done.stdout)["rows"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "adderkit.db")) as database:
+        logged = [(step, json.loads(values)) for step, values in database.execute("SELECT step, metrics FROM metrics")]
+    assert [step for step, values in logged if "train/loss" in values] == [1, 2]
+    (epoch,) = [values for _, values in logged if "epoch/epoch" in values]
+    assert epoch["epoch/eval_top1"] == row["eval_top1"]
