@@ -1,4 +1,4 @@
-"""Data sets by Hugging Face's ``datasets``, here from a folder: mapped from disk (``hfds/…``) and streamed (``hfids/…``)."""
+"""Data sets by Hugging Face's ``datasets`` from a folder: mapped from disk (``hfds/…``) and streamed (``hfids/…``)."""
 
 import pytest
 from PIL import Image
