@@ -159,16 +159,16 @@ def seeds_of(runs: Path, name: str) -> list[int]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """The rows as Markdown, seeds of a row together: mean and range."""
-    lines = ["| way | epochs | seeds | top-1 % after the last epoch | CPU seconds |", "|---|---|---|---|---|"]
+    lines = ["| way | epochs | seeds | top-1 % after the last epoch | CPU minutes |", "|---|---|---|---|---|"]
     for name, way in WAYS.items():
         same = [row for row in found if row["row"] == name]
         if same:
             last = [row["last"] for row in same]
             spread = f" ({min(last):.2f} to {max(last):.2f})" if len(last) > 1 else ""
-            seconds = statistics.mean(row["start"]["cpu_seconds"] + row["cost"]["cpu_seconds"] for row in same)
+            minutes = statistics.mean(row["start"]["cpu_seconds"] + row["cost"]["cpu_seconds"] for row in same) / 60
             seeds = ", ".join(str(row["seed"]) for row in same)
             top1 = f"{statistics.mean(last):.2f}{spread}"
-            lines.append(f"| {way.label} | {way.epochs} | {seeds} | {top1} | {seconds:.0f} |")
+            lines.append(f"| {way.label} | {way.epochs} | {seeds} | {top1} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,8 +23,9 @@ SETTINGS = {
     "workers": 0,
     "crop_padding": 1,
     "opt": "momentum",
-    "lr": 0.02,
-    "eta": 0.2,
+    # Adder weights move far, the others little: else rounding grows with each step, sharp gradients being steep.
+    "lr": 0.0005,
+    "eta": 8.0,
 }
 
 
