@@ -98,7 +98,7 @@ def runs(place, adder, processes, sharded):
     """A run of the loop, and on several processes the same again, stopped and resumed."""
     changes = {"dataset": "digits", "epochs": 1, "train_images": 64, "bn_images": 32, "workers": 0, "sync_bn": True}
     # Adder weights move far, the others little; see two_processes.py.
-    changes |= {"opt": "momentum", "lr": 0.001, "eta": 1.0, "clip_grad": 1.0, "batch_size": 16 // processes}
+    changes |= {"opt": "momentum", "lr": 0.0001, "eta": 10.0, "clip_grad": 1.0, "batch_size": 16 // processes}
     recipe = load_recipe("distill").changed(changes)
     name = "sharded" if sharded else "whole"
     if sharded:
