@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adderkit.adder_layers.conv import AdderConv2d
@@ -56,7 +57,9 @@ def test_products_of_a_cnn_are_half_its_flops(name):
 
 def test_matrix_products_of_a_transformer_are_half_its_flops():
     model = timm.create_model("test_vit")
-    assert cost(model).honest.products == flops(model, torch.zeros(1, 3, 160, 160)) // 2
+    with sdpa_kernel(SDPBackend.MATH):  # torch's counter knows the CPU's fused attention in some versions only
+        expected = flops(model, torch.zeros(1, 3, 160, 160)) // 2
+    assert cost(model).honest.products == expected
 
 
 @pytest.mark.parametrize(
