@@ -147,7 +147,7 @@ class TestRecipes:
     def test_ls(self, adder_kit, json_of):
         status, out, _ = adder_kit("recipes", "ls")
         assert status == 0
-        names = ["addernet-cifar", "addernet-imagenet", "cnn", "distill", "imagenet-distill", "pkkd"]
+        names = ["addernet-cifar", "addernet-imagenet", "cnn", "distill", "imagenet-distill", "int8-qat", "pkkd"]
         assert [line.split()[0] for line in out.splitlines()] == names
         assert list(json_of("recipes", "ls")) == names
 
