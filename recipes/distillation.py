@@ -20,8 +20,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """
     return (
         F.kl_div(
-            F.log_softmax(student.float() / temperature, dim=1),
-            F.log_softmax(teacher.float() / temperature, dim=1),
+            F.log_softmax(_at_least_single(student) / temperature, dim=1),
+            F.log_softmax(_at_least_single(teacher) / temperature, dim=1),
             reduction="batchmean",
             log_target=True,
         )
@@ -78,6 +78,10 @@ class Teacher(Renormalised):
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode."""
         return super().train(False)
+
+
+def _at_least_single(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:
