@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ...adder_layers.integer.arena import place
 from ...adder_layers.integer.plan import IntegerPlan, Linear, Rescale, last_use, reads
 
 
@@ -30,20 +31,15 @@ class _Buffer:
 
 
 def plan_arena(plan: IntegerPlan) -> Arena:
-    """Place the activations: the largest first, each as low as it fits beside those that live at the same time.
+    """Place the activations where those that live at the same time do not meet.
 
     A step that adds a residual nobody needs afterwards writes over it, which halves what a residual block needs.
     """
-    placed: list[tuple[_Buffer, int]] = []
-    for buffer in sorted(_buffers(plan), key=lambda buffer: (-buffer.size, buffer.first)):
-        offset = 0
-        for other, start in sorted(placed, key=lambda pair: pair[1]):
-            alive_together = buffer.first <= other.last and other.first <= buffer.last
-            if alive_together and start < offset + buffer.size:
-                offset = max(offset, start + other.size)
-        placed.append((buffer, offset))
-    offsets = {number: offset for buffer, offset in placed for number in buffer.activations}
-    return Arena(offsets, max((offset + buffer.size for buffer, offset in placed), default=0))
+    buffers = dict(enumerate(_buffers(plan)))
+    sizes = {number: buffer.size for number, buffer in buffers.items()}
+    placed = place(sizes, {number: (buffer.first, buffer.last) for number, buffer in buffers.items()})
+    offsets = {each: placed[number] for number, buffer in buffers.items() for each in buffer.activations}
+    return Arena(offsets, max((placed[number] + size for number, size in sizes.items()), default=0))
 
 
 def _buffers(plan: IntegerPlan) -> list[_Buffer]:
