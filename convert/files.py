@@ -51,7 +51,21 @@ def check_file_target(what: str, target: Path, suffixes: tuple[str, ...], expect
         raise AdderkitError(f"{what} ends in {target.suffix!r}, expected {expected}")
     if target.is_dir():
         raise AdderkitError(f"{what} is a folder, expected a file")
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    check_folder_target(what, target.absolute().parent)
+
+
+def check_folder_target(what: str, target: Path) -> None:
+    """Find out before the work whether a folder can be made or written in.
+
+    Args:
+        what: How messages call it.
+        target: The folder.
+
+    Raises:
+        AdderkitError: It, or what it is to be made in, is no folder or cannot be written to.
+    """
+    there = target.absolute()
+    folder = next(each for each in (there, *there.parents) if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise AdderkitError(f"{what} cannot be written: {folder} is no folder that you may write to")
 

@@ -13,6 +13,7 @@ from ..convert.checkpoint import read_report, save
 from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
 from ..convert.errors import AdderkitError, ModelSourceError
+from ..convert.files import check_folder_target
 from ..convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
 from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan, plan
@@ -126,6 +127,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
         raise ModelSourceError(
             f"--output {job.folder} is the model itself, which is needed as teacher; name another folder"
         )
+    if not dry_run:
+        check_folder_target(f"--output {job.folder}", job.folder)
     if job.policy.acts and job.dataset is None:
         raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}

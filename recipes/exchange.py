@@ -4,8 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from timm.models import is_model, is_model_pretrained
+from torch import nn
+
 from ..convert.checkpoint import save
-from ..convert.errors import ExportError
+from ..convert.errors import ExportError, ModelSourceError
 from ..convert.export import export_onnx, export_program
 from ..convert.files import check_file_target, sha256
 from ..convert.import_checkpoint import import_checkpoint
@@ -132,7 +135,7 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
         AdderkitError: The model cannot be had or exported, packages are missing, or the target cannot be written.
     """
     _check_options(job)
-    built = build_model(job.model)
+    built = _built(job.model)
     if job.form in FORMS:
         plan = integer_plan(built, job.model, job.form)
         images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
@@ -143,6 +146,15 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
     else:
         export_program(built, job.target)
     return ExportResult(job.model, job.form, len(adder_layers(built)), job.target)
+
+
+def _built(name: str) -> nn.Module:
+    if is_folder(name) or name.startswith("hf-hub:") or not is_model(name) or is_model_pretrained(name):
+        return build_model(name)
+    raise ModelSourceError(
+        f"timm has no pretrained weights for {name!r}, expected a network that has some: name the folder that finetune "
+        "or convert wrote"
+    )
 
 
 def _check_options(job: ExportJob) -> None:

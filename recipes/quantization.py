@@ -11,6 +11,7 @@ from rich.table import Table
 from ..convert.checkpoint import read_report, save
 from ..convert.cost import IntegerRow
 from ..convert.errors import ModelSourceError
+from ..convert.files import check_folder_target
 from ..convert.integer_cost import integer_rows
 from ..convert.integer_ranges import Range
 from ..convert.quantize import quantize_with_ranges
@@ -84,6 +85,8 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     source = Path(job.model.removeprefix("local-dir:"))
     if is_folder(job.model) and source.resolve() == job.folder.resolve():
         raise ModelSourceError(f"--output {job.folder} is the model itself; name another folder")
+    if not dry_run:
+        check_folder_target(f"--output {job.folder}", job.folder)
     if job.dataset is None:
         raise ModelSourceError("ranges are measured on unlabelled images: give --dataset")
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)

@@ -14,7 +14,7 @@ from adderkit.recipes import verification
 
 VERBS = (
     *("convert", "finetune", "evaluate", "inspect", "prune", "import-checkpoint", "export", "publish", "report"),
-    *("demo", "recipes"),
+    *("demo", "recipes", "quantize", "bench"),
 )
 
 
@@ -242,3 +242,16 @@ class TestInspect:
         config["num_classes"] = 7
         (folder / "config.json").write_text(json.dumps(config))
         assert "expected [7, 64, 1, 1] by the steps in config.json" in fails("inspect", folder)
+
+
+@pytest.mark.parametrize("words", [["prune", "--ratio", "0.5"], ["convert", "--model"], ["quantize"]])
+def test_target_that_cannot_be_written_is_refused_before_the_work(words, fails, cnn_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = fails(*words, cnn_folder, "--dataset", "digits", "--output", "file/in/it")
+    assert "--output file/in/it cannot be written" in error
+
+
+def test_export_of_a_network_without_weights_names_no_option_it_lacks(fails):
+    error = fails("export", "cifar_resnet20", "--output", "x.onnx")
+    assert "timm has no pretrained weights for 'cifar_resnet20'" in error
+    assert "--" not in error
