@@ -62,6 +62,13 @@ WAYS: dict[str, Way] = {
     ),
     "pkkd": Way("random weights, pkkd", "random", (*RANDOM, "--recipe", "pkkd", *TEACHER), 3, "#009E73"),
     "calibrated": Way("calibrated, not trained", "calibrated", (), 0, "#56B4E9"),
+    "predictions-1": Way(
+        "calibrated, distilled by predictions alone",
+        "calibrated",
+        ("--recipe", "distill", "--set", "block_loss_weight=0", *TEACHER),
+        1,
+        "#999999",
+    ),
     "distill-1": Way("calibrated, distilled", "calibrated", ("--recipe", "distill", *TEACHER), 1, "#56B4E9"),
     "distill-3": Way("calibrated, distilled", "calibrated", ("--recipe", "distill", *TEACHER), 3, "#0072B2"),
     "distill-10": Way("calibrated, distilled", "calibrated", ("--recipe", "distill", *TEACHER), 10, "#004466"),

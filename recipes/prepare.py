@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..convert.errors import DatasetError, RecipeError
 from ..convert.rewrite import adder_layers, is_converted
 from .adaptive_rate import AdaptiveRate
+from .block_distillation import BlockObjective
 from .data import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
+from .distillation import Renormalised
 from .mixing import Mixing
 from .moving_average import make_average
 from .objective import Objective
 from .position import Position
-from .progressive_distillation import make_objective, prepare_teacher
+from .progressive_distillation import ProgressiveObjective, prepare_teacher
 from .recipe import Recipe
 from .run_plan import check_batches
 from .setup import Job, build_teacher, check_norms, open_split
@@ -134,6 +136,19 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         norm_images=norm_images,
     )
     return dataclasses.replace(run, schedule=make_schedule(recipe, optimizer, run.updates_per_epoch))
+
+
+def make_objective(recipe: Recipe, teacher: Renormalised | None, student: nn.Module) -> Objective:
+    """What a recipe trains a model for.
+
+    Raises:
+        ModelSourceError: The recipe compares parts of student and teacher that one of them lacks.
+    """
+    if teacher is None:
+        return Objective(recipe, None)
+    if recipe.teacher_lr:
+        return ProgressiveObjective(recipe, teacher, student)
+    return BlockObjective(recipe, teacher, student) if recipe.block_loss_weight else Objective(recipe, teacher)
 
 
 def _set_up_layers(model: nn.Module, objective: Objective, recipe: Recipe, accelerator: Accelerator) -> None:

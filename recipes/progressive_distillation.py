@@ -17,17 +17,12 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, mse_loss
 
-from ..convert.block_matching import block_paths, outputs_at
+from ..convert.block_matching import outputs_at
 from ..convert.errors import ModelSourceError
-from ..convert.graph import trace_layers
-from ..convert.modes import evaluation_mode
-from ..convert.rewrite import adder_layers
-from .data import DataConfig
+from .block_distillation import common_blocks
 from .distillation import Renormalised
 from .objective import Objective
 from .recipe import Recipe
-
-Shapes = Mapping[str, torch.Size]
 
 
 def gaussian_kernel(features: Tensor, temperature: float) -> Tensor:
@@ -64,39 +59,19 @@ def stage_ends(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[int, i
     Raises:
         ModelSourceError: The student has no adder layer, or the teacher no module to compare with it.
     """
-    adders = adder_layers(student)
-    if not adders:
-        raise ModelSourceError("the model has no adder layer, so it cannot learn by pkkd; convert it first")
-    paths = block_paths(student, [layer for layer in trace_layers(student) if layer.path in adders])
-    known = dict(teacher.named_modules())
-    ours = _shapes(student, paths)
-    theirs = _shapes(teacher, [path for path in paths if path in known])
-    common = [path for path in paths if path in ours and path in theirs and ours[path][2:] == theirs[path][2:]]
+    shapes = common_blocks(student, teacher)
+    common = [path for path, (ours, theirs) in shapes.items() if len(ours) == 4 and ours[2:] == theirs[2:]]
     ends = [
-        path for path, following in pairwise([*common, ""]) if not following or ours[path][2:] != ours[following][2:]
+        path
+        for path, following in pairwise([*common, ""])
+        if not following or shapes[path][0][2:] != shapes[following][0][2:]
     ]
     if not ends:
         raise ModelSourceError(
-            f"the teacher has none of the modules that pkkd compares, such as {paths[0]}; "
+            f"no feature map of the teacher is as large as the student's, such as that of {next(iter(shapes))}; "
             "give the CNN that was converted with --teacher NAME|DIR"
         )
-    return {path: (ours[path][1], theirs[path][1]) for path in ends}
-
-
-def _shapes(model: nn.Module, paths: list[str]) -> Shapes:
-    """Shapes of the feature maps that modules give for one image."""
-    first = next(model.parameters())
-    image = first.new_zeros(1, *DataConfig.of(model).input_size)
-    with torch.no_grad(), evaluation_mode(model), outputs_at(model, paths) as found:
-        model(image)
-    return {path: value.shape for path, value in found.items() if value.ndim == 4}
-
-
-def make_objective(recipe: Recipe, teacher: Renormalised | None, student: nn.Module) -> Objective:
-    """What a recipe trains a model for, its teacher frozen or training alongside."""
-    if teacher is None or not recipe.teacher_lr:
-        return Objective(recipe, teacher)
-    return ProgressiveObjective(recipe, teacher, student)
+    return {path: (shapes[path][0][1], shapes[path][1][1]) for path in ends}
 
 
 def prepare_teacher(

@@ -83,6 +83,8 @@ class Recipe:
         kd_temperature: Softens both predictions in distillation.
         distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
         task_loss_weight: Weight of the cross-entropy with the labels.
+        block_loss_weight: Weight of the difference between the outputs of the teacher's blocks and the student's, see
+            ``block_distillation``.
         teacher_lr: Learning rate, at the top of the schedule, of a teacher that trains alongside; 0 means a frozen one.
         kernel_loss_weight: Weight of the difference between the features of such a teacher and the student's, see
             ``progressive_distillation``.
@@ -147,6 +149,7 @@ class Recipe:
     kd_temperature: float = 2.0
     distill_loss_weight: float = 0.0
     task_loss_weight: float = 1.0
+    block_loss_weight: float = 0.0
     teacher_lr: float = 0.0
     kernel_loss_weight: float = 0.0
     kernel_temperature: float = 1.0
@@ -202,6 +205,11 @@ class Recipe:
             )
         if self.teacher_lr and not self.distill_loss_weight:
             raise RecipeError(f"teacher_lr is {self.teacher_lr}, expected 0 where distill_loss_weight is 0: no teacher")
+        if self.block_loss_weight and (self.teacher_lr or not self.distill_loss_weight):
+            raise RecipeError(
+                f"block_loss_weight is {self.block_loss_weight}, expected 0 where distill_loss_weight is 0 or "
+                "teacher_lr is not: blocks are compared with those of a frozen teacher"
+            )
         if self.kernel_loss_weight and not self.teacher_lr:
             raise RecipeError(
                 f"kernel_loss_weight is {self.kernel_loss_weight}, expected 0 where teacher_lr is 0: "
@@ -263,7 +271,7 @@ _LEAST: dict[str, float] = {
     "lr_base_size": 0,
     **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval", "skip_limit"), 1),
     **dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "eta"), 0),
-    **dict.fromkeys(("teacher_lr", "kernel_loss_weight"), 0),
+    **dict.fromkeys(("block_loss_weight", "teacher_lr", "kernel_loss_weight"), 0),
     **dict.fromkeys(("distill_loss_weight", "task_loss_weight", "color_jitter", "seed"), 0),
     **dict.fromkeys(("mixup", "cutmix", "mixup_off_epoch"), 0),
 }

@@ -144,6 +144,7 @@ class TestStudent:
         """One batch of all images, no augmentation: the mean training loss can be computed from outside."""
         monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
         changes = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "smoothing": 0.1, "kd_temperature": 3.0}
+        changes["block_loss_weight"] = 0.0
         rows, _ = train("distill", job=Job(str(adder_folder)), train_images=0, batch_size=1437, **changes)
         student, teacher = adderkit.load(adder_folder).train(), adderkit.load(cnn_folder)
         dataset = open_dataset("digits", None, "train", 1)
