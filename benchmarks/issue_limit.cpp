@@ -19,6 +19,9 @@ static Vector difference(Vector a, Vector b, Vector one, int i) { return i % 2 ?
 static Vector add_differences(Vector sum, Vector x, Vector w) {
     return (Vector)_mm512_add_epi64((__m512i)sum, _mm512_sad_epu8((__m512i)x, (__m512i)w));
 }
+static Vector add_differences_as_floats(Vector sum, Vector x, Vector w) {
+    return (Vector)_mm512_add_pd((__m512d)sum, (__m512d)_mm512_sad_epu8((__m512i)x, (__m512i)w));
+}
 #else
 typedef __m256 Vector;
 #define REGISTER(value) "+x"(value)
@@ -30,6 +33,9 @@ static Vector hard_tanh(Vector a) { return _mm256_min_ps(_mm256_max_ps(a, all(-1
 static Vector difference(Vector a, Vector b, Vector one, int) { return _mm256_fmsub_ps(a, one, b); }
 static Vector add_differences(Vector sum, Vector x, Vector w) {
     return (Vector)_mm256_add_epi64((__m256i)sum, _mm256_sad_epu8((__m256i)x, (__m256i)w));
+}
+static Vector add_differences_as_floats(Vector sum, Vector x, Vector w) {
+    return (Vector)_mm256_add_pd((__m256d)sum, (__m256d)_mm256_sad_epu8((__m256i)x, (__m256i)w));
 }
 #endif
 
@@ -73,6 +79,8 @@ int main() {
         return multiply_add(hard_tanh(difference(w, x, one, i)), x, sum);
     });
     const double product = rate([&](Vector sum, Vector x, Vector, int) { return multiply_add(x, w, sum); });
-    const double differences = rate([&](Vector sum, Vector x, Vector, int) { return add_differences(sum, x, w); });
+    const double differences =
+        std::max(rate([&](Vector sum, Vector x, Vector, int) { return add_differences(sum, x, w); }),
+                 rate([&](Vector sum, Vector x, Vector, int) { return add_differences_as_floats(sum, x, w); }));
     std::printf("%.2f %.2f %.2f %.2f\n", forward, grad, product, differences * sizeof(float));  // 4 bytes in a lane
 }

@@ -24,7 +24,8 @@ def issue_limit(device: str, instruction_set: str | None = None) -> dict[str, fl
 
         rate = hardware()["issue_limit_giga_terms_per_second"]
         return {"forward": rate, "input gradient": rate, "products": INSTRUCTIONS_PER_TERM * rate} if rate else {}
-    compiler, flags = shutil.which("c++"), FLAGS.get(instruction_set or cpu.instruction_set() or "")
+    best = instruction_set or cpu.instruction_set() or ""
+    compiler, flags = shutil.which("c++"), FLAGS.get(best.removesuffix("_float"))
     if compiler is None or flags is None:
         return {}
     source = Path(__file__).with_name("issue_limit.cpp")

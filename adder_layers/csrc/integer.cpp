@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "integer_network.h"
 
@@ -27,8 +28,10 @@ std::vector<IntegerSet> available() {
     std::vector<IntegerSet> found;
 #if defined(ADDERKIT_X86)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni"))
-        found.push_back({"avx512", avx512_integer_kernels()});
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
+        found = {{"avx512_float", avx512_float_integer_kernels()}, {"avx512", avx512_integer_kernels()}};
+        if (!__builtin_cpu_is("amd")) std::swap(found[0], found[1]);  // not measured there
+    }
     if (__builtin_cpu_supports("avx2")) found.push_back({"avx2", avx2_integer_kernels()});
 #endif
     found.push_back({"baseline", baseline_integer_kernels()});

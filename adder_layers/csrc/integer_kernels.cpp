@@ -5,83 +5,38 @@
 // The instruction that sums 8 absolute differences of bytes serves 8 bytes of the window: a vector holds 8 bytes of each
 // of several filters, the window's 8 bytes are broadcast against it, and each 64-bit lane gathers the sum of one filter.
 // So no sum is ever taken across lanes.
-#include "integer_kernels.h"
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
+#include "integer_vectors.h"
 
 namespace adderkit {
 namespace {
 
 #define ADDERKIT_UNROLL _Pragma("GCC unroll 8")
 
-template <typename T>
-inline T load(const void* p) {
-    T value;
-    __builtin_memcpy(&value, p, sizeof(T));
-    return value;
-}
-
-// What an instruction set brings: kLanes filters in a vector of Bytes; `Sums` gather them.
-#if defined(__AVX512BW__)
-
-constexpr Index kPositions = 6, kLanes = 8, kVectors = 4;
-using Bytes = __m512i;
-using Sums = __m512i;
-inline Bytes broadcast(std::uint64_t value) { return _mm512_set1_epi64(value); }
-inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return _mm512_add_epi64(sum, _mm512_sad_epu8(x, w)); }
-inline void store(std::int64_t* p, Sums sum) { _mm512_storeu_si512(p, sum); }
-
-#elif defined(__AVX2__)
-
-constexpr Index kPositions = 6, kLanes = 4, kVectors = 2;
-using Bytes = __m256i;
-using Sums = __m256i;
-inline Bytes broadcast(std::uint64_t value) { return _mm256_set1_epi64x(value); }
-inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return _mm256_add_epi64(sum, _mm256_sad_epu8(x, w)); }
-inline void store(std::int64_t* p, Sums sum) { _mm256_storeu_si256((__m256i*)p, sum); }
-
-#elif defined(__SSE2__)
-
-constexpr Index kPositions = 6, kLanes = 2, kVectors = 2;
-using Bytes = __m128i;
-using Sums = __m128i;
-inline Bytes broadcast(std::uint64_t value) { return _mm_set1_epi64x(value); }
-inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return _mm_add_epi64(sum, _mm_sad_epu8(x, w)); }
-inline void store(std::int64_t* p, Sums sum) { _mm_storeu_si128((__m128i*)p, sum); }
-
-#elif defined(__ARM_NEON)
-
-constexpr Index kPositions = 6, kLanes = 2, kVectors = 4;
-using Bytes = uint8x16_t;
-using Sums = uint32x4_t;
-inline Bytes broadcast(std::uint64_t value) { return vreinterpretq_u8_u64(vdupq_n_u64(value)); }
-inline Sums add_differences(Sums sum, Bytes x, Bytes w) { return vpadalq_u16(sum, vpaddlq_u8(vabdq_u8(x, w))); }
-inline void store(std::int64_t* p, Sums sum) { vst1q_s64(p, vreinterpretq_s64_u64(vpaddlq_u32(sum))); }
-
-#else
-
-constexpr Index kPositions = 4, kLanes = 1, kVectors = 4;
-struct Bytes {
-    Byte value[8];
-};
-using Sums = std::int64_t;
-inline Bytes broadcast(std::uint64_t value) { return load<Bytes>(&value); }
-inline Sums add_differences(Sums sum, const Bytes& x, const Bytes& w) {
-    for (int i = 0; i < 8; ++i) sum += x.value[i] > w.value[i] ? x.value[i] - w.value[i] : w.value[i] - x.value[i];
-    return sum;
-}
-inline void store(std::int64_t* p, Sums sum) { *p = sum; }
-
-#endif
-
 // Bytes of a window's run beyond its end are 0 here as they are in the weights: no distance.
 inline std::uint64_t load_tail(const Byte* p, Index length) {
     return load<std::uint64_t>(p) & (~std::uint64_t{0} >> (64 - 8 * length));  // written for little-endian machines
 }
+
+// How the sums of kWide channels become bytes, by the formula in adder_layers/integer/plan.py.
+struct Requantiser {
+    const bool adds, shifts;  // a residual is added, codes are shifted
+    const Wide multiplier, offset, shift, levels, added, exponent;
+
+    Requantiser(const Factors& factors, Index channel)
+        : adds(factors.residual != nullptr), shifts(factors.exponent != nullptr),
+          multiplier(load<Wide>(factors.multiplier + channel)), offset(load<Wide>(factors.offset + channel)),
+          shift(load<Wide>(factors.shift + channel)), levels(factors.levels - Wide{}),
+          added(adds ? load<Wide>(factors.residual + channel) : Wide{}),
+          exponent(shifts ? load<Wide>(factors.exponent + channel) : Wide{}) {}
+
+    void write(Wide sums, const Byte* residual, Byte* out) const {
+        Wide total = product(sums, multiplier) + offset;
+        if (adds) total += product(widen(residual), added);
+        total = shift_right(total > 0 ? total : Wide{}, shift);
+        const std::uint64_t codes = shifts ? narrow((total < levels ? total : levels) << exponent) : saturate(total);
+        __builtin_memcpy(out, &codes, kWide);
+    }
+};
 
 template <int Vectors, int Positions>
 inline void adder_step(Sums (&sum)[Positions][Vectors], const std::uint64_t (&x)[Positions], const Byte* weight) {
@@ -89,12 +44,13 @@ inline void adder_step(Sums (&sum)[Positions][Vectors], const std::uint64_t (&x)
     ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) w[v] = load<Bytes>(weight + v * sizeof(Bytes));
     ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) {
         const Bytes value = broadcast(x[p]);
-        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = add_differences(sum[p][v], value, w[v]);
+        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = add(sum[p][v], differences(value, w[v]));
     }
 }
 
+// Sums become bytes without leaving the registers.
 template <int Vectors, int Positions>
-void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums) {
+void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, const Target& target) {
     const Byte* source[Positions];
     ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) source[p] = x[p];
     Sums sum[Positions][Vectors] = {};
@@ -113,80 +69,13 @@ void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std:
             weight += Vectors * sizeof(Bytes);
         }
     }
-    ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p)
-        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) store(sums + p * kMaxChannels + v * kLanes, sum[p][v]);
-}
-
-// Products of 4 bytes of a window with 4 signed bytes of each filter. Pairs of products must not be added in 16 bits,
-// as 255 * 127 + 255 * 127 does not fit; so without VNNI both sides are widened first.
-#if defined(__AVX512VNNI__)
-
-constexpr Index kProductLanes = 16, kProductVectors = 2;
-using Products = __m512i;
-using Quads = __m512i;
-inline Quads broadcast_quad(std::uint32_t value) { return _mm512_set1_epi32(value); }
-inline Products add_products(Products sum, Quads x, const Byte* w) {
-    return _mm512_dpbusd_epi32(sum, x, load<__m512i>(w));
-}
-
-#elif defined(__AVX2__)
-
-constexpr Index kProductLanes = 8, kProductVectors = 1;
-using Products = __m256i;
-struct Quads {
-    __m256i even, odd;
-};
-inline Quads broadcast_quad(std::uint32_t value) {
-    const __m256i all = _mm256_set1_epi32(value);
-    return {_mm256_and_si256(all, _mm256_set1_epi32(0x00ff00ff)), _mm256_srli_epi16(all, 8)};
-}
-inline Products add_products(Products sum, const Quads& x, const Byte* w) {
-    const __m256i all = load<__m256i>(w);
-    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), odd = _mm256_srai_epi16(all, 8);
-    return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(x.even, even), _mm256_madd_epi16(x.odd, odd)));
-}
-
-#elif defined(__SSE2__)
-
-constexpr Index kProductLanes = 4, kProductVectors = 1;
-using Products = __m128i;
-struct Quads {
-    __m128i even, odd;
-};
-inline Quads broadcast_quad(std::uint32_t value) {
-    const __m128i all = _mm_set1_epi32(value);
-    return {_mm_and_si128(all, _mm_set1_epi32(0x00ff00ff)), _mm_srli_epi16(all, 8)};
-}
-inline Products add_products(Products sum, const Quads& x, const Byte* w) {
-    const __m128i all = load<__m128i>(w);
-    const __m128i even = _mm_srai_epi16(_mm_slli_epi16(all, 8), 8), odd = _mm_srai_epi16(all, 8);
-    return _mm_add_epi32(sum, _mm_add_epi32(_mm_madd_epi16(x.even, even), _mm_madd_epi16(x.odd, odd)));
-}
-
-#else
-
-constexpr Index kProductLanes = 4, kProductVectors = 1;
-struct Products {
-    std::int32_t value[4];
-};
-struct Quads {
-    Byte value[4];
-};
-inline Quads broadcast_quad(std::uint32_t value) { return load<Quads>(&value); }
-inline Products add_products(Products sum, Quads x, const Byte* w) {
-    for (int o = 0; o < 4; ++o)
-        for (int i = 0; i < 4; ++i) sum.value[o] += x.value[i] * static_cast<std::int8_t>(w[4 * o + i]);
-    return sum;
-}
-
-#endif
-
-typedef std::int32_t ProductSums __attribute__((vector_size(4 * kProductLanes)));
-typedef std::int64_t WideProductSums __attribute__((vector_size(8 * kProductLanes)));
-
-inline void store_products(std::int64_t* p, const Products& sum) {
-    const WideProductSums wide = __builtin_convertvector(load<ProductSums>(&sum), WideProductSums);
-    __builtin_memcpy(p, &wide, sizeof wide);
+    ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
+        ADDERKIT_UNROLL for (int i = 0; i < kLanes / kWide; ++i) {
+            const Index channel = target.first + v * kLanes + i * kWide;
+            const Requantiser requantiser(target.factors, channel);
+            ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p)
+                requantiser.write(part(sum[p][v], i), target.residual[p] + channel, target.out[p] + channel);
+        }
 }
 
 // Weights beyond a run's end are 0, so what is read there does not count.
@@ -275,75 +164,14 @@ void window_largest(const Byte* x, const Index* taps, Index count, Index channel
     }
 }
 
-// Requantisation: several channels of one position in 64-bit lanes. The product takes the lanes' low 32 bits.
-#if defined(__AVX512BW__)
-
-constexpr Index kWide = 8;
-typedef std::int64_t Wide __attribute__((vector_size(64)));
-inline Wide product(Wide a, Wide b) { return (Wide)_mm512_mul_epi32((__m512i)a, (__m512i)b); }
-inline Wide widen(const Byte* p) { return (Wide)_mm512_cvtepu8_epi64(_mm_cvtsi64_si128(load<std::int64_t>(p))); }
-inline std::uint64_t narrow(Wide codes) { return _mm_cvtsi128_si64(_mm512_cvtepi64_epi8((__m512i)codes)); }
-inline std::uint64_t saturate(Wide codes) { return _mm_cvtsi128_si64(_mm512_cvtusepi64_epi8((__m512i)codes)); }
-
-#elif defined(__AVX2__)
-
-constexpr Index kWide = 4;
-typedef std::int64_t Wide __attribute__((vector_size(32)));
-inline Wide product(Wide a, Wide b) { return (Wide)_mm256_mul_epi32((__m256i)a, (__m256i)b); }
-inline Wide widen(const Byte* p) { return (Wide)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(load<std::int32_t>(p))); }
-inline std::uint64_t narrow(Wide codes) {
-    const __m256i low = _mm256_shuffle_epi8((__m256i)codes, _mm256_set1_epi32(0x80800800));
-    return std::uint32_t(_mm_cvtsi128_si32(_mm256_castsi256_si128(low))) |
-           std::uint32_t(_mm_cvtsi128_si32(_mm256_extracti128_si256(low, 1))) << 16;
-}
-
-#else
-
-constexpr Index kWide = 1;
-using Wide = std::int64_t;
-inline Wide product(Wide a, Wide b) { return a * b; }
-inline Wide widen(const Byte* p) { return *p; }
-inline std::uint64_t narrow(Wide code) { return code; }
-
-#endif
-
-#if !defined(__AVX512BW__)
-inline std::uint64_t saturate(Wide codes) {
-    const Wide most = 255 - Wide{};
-    return narrow(codes < most ? codes : most);
-}
-#endif
-
-template <bool HasResidual, bool HasExponent>
-void requantise_channels(const std::int64_t* sums, Index positions, Index channel, Index count, const Factors& factors,
-                         const Byte* const* residual, Byte* const* out) {
-    const Wide multiplier = load<Wide>(factors.multiplier + channel), offset = load<Wide>(factors.offset + channel);
-    const Wide shift = load<Wide>(factors.shift + channel), levels = factors.levels - Wide{};
-    const Wide exponent = HasExponent ? load<Wide>(factors.exponent + channel) : Wide{};
-    const Wide added = HasResidual ? load<Wide>(factors.residual + channel) : Wide{};
-    for (Index p = 0; p < positions; ++p, sums += kMaxChannels) {
-        Wide total = product(load<Wide>(sums), multiplier) + offset;
-        if constexpr (HasResidual) total += product(widen(residual[p] + channel), added);
-        total = (total > 0 ? total : Wide{}) >> shift;
-        std::uint64_t bytes;
-        if constexpr (HasExponent)
-            bytes = narrow((total < levels ? total : levels) << exponent);
-        else
-            bytes = saturate(total);
-        if (count >= kWide)
-            __builtin_memcpy(out[p] + channel, &bytes, kWide);
-        else
-            __builtin_memcpy(out[p] + channel, &bytes, count);
+void requantise(const std::int64_t* sums, Index positions, Index channels, const Target& target) {
+    for (Index c = 0; c < channels; c += kWide) {
+        const Index channel = target.first + c;
+        const Requantiser requantiser(target.factors, channel);
+        for (Index p = 0; p < positions; ++p)
+            requantiser.write(load<Wide>(sums + p * kMaxChannels + c), target.residual[p] + channel,
+                              target.out[p] + channel);
     }
-}
-
-void requantise(const std::int64_t* sums, Index positions, Index first, Index channels, const Factors& factors,
-                const Byte* const* residual, Byte* const* out) {
-    const auto carry_out = factors.residual ? factors.exponent ? requantise_channels<true, true> : requantise_channels<true, false>
-                           : factors.exponent ? requantise_channels<false, true>
-                                              : requantise_channels<false, false>;
-    for (Index c = 0; c < channels; c += kWide)
-        carry_out(sums + c, positions, first + c, channels - c, factors, residual, out);
 }
 
 // Every operation is rounded to fp32 by itself (-ffp-contract=off), as in the reference.

@@ -31,7 +31,18 @@ struct Factors {
     std::int64_t levels;
 };
 
-// x[p] is the first byte that position p's window may read; sums[p * kMaxChannels + channel] is written.
+// Where a tile's bytes go: from out[p] + first on, and as far behind residual[p] lie those that are added (if any are).
+// Whole vectors of channels are read and written.
+struct Target {
+    const Factors& factors;
+    Index first;
+    const Byte* const* residual;
+    Byte* const* out;
+};
+
+// x[p] is the first byte that position p's window may read.
+using AdderTile = void (*)(const Byte* const* x, const Runs& runs, const Byte* weight, const Target& target);
+// sums[p * kMaxChannels + channel] is written.
 using TileSums = void (*)(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums);
 // The same for channels that are summed each for itself: taps are runs of one byte, weights [taps][channels] or null.
 using ChannelSums = void (*)(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
@@ -46,13 +57,11 @@ struct Shape {
 struct IntegerKernels {
     Index positions;  // of a full tile
     Shape adder_shape, convolution_shape;
-    TileSums adder[kMaxVectors + 1][kMaxPositions + 1];        // by vectors and positions
+    AdderTile adder[kMaxVectors + 1][kMaxPositions + 1];        // by vectors and positions
     TileSums convolution[kMaxVectors + 1][kMaxPositions + 1];
     ChannelSums depthwise_adder, depthwise_convolution, window_sums;
     void (*window_largest)(const Byte* x, const Index* taps, Index count, Index channels, Byte* out);
-    // out[p][channel] from sums[p][channel], channels first to first + channels of the factors; out points at `first`.
-    void (*requantise)(const std::int64_t* sums, Index positions, Index first, Index channels, const Factors& factors,
-                       const Byte* const* residual, Byte* const* out);
+    void (*requantise)(const std::int64_t* sums, Index positions, Index channels, const Target& target);
     // clamp(floor(x / scale + zero + 1/2), 0, 255) of one row: channels x_stride apart become bytes side by side.
     void (*quantise)(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift,
                      Byte* out);
@@ -61,5 +70,6 @@ struct IntegerKernels {
 IntegerKernels baseline_integer_kernels();
 IntegerKernels avx2_integer_kernels();
 IntegerKernels avx512_integer_kernels();
+IntegerKernels avx512_float_integer_kernels();  // sums added as doubles, see integer_vectors.h
 
 }  // namespace adderkit

@@ -2,6 +2,9 @@
 #include "integer_network.h"
 
 #include <omp.h>
+#if defined(ADDERKIT_X86)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -58,6 +61,18 @@ struct Positions {
     }
 };
 
+// The kernels may add sums as denormal numbers (integer_vectors.h); a thread may have been told to flush those to zero.
+class DefaultFloatingPoint {
+#if defined(ADDERKIT_X86)
+  public:
+    DefaultFloatingPoint() { _mm_setcsr(0x1f80); }  // as a process begins: nothing is flushed, nothing traps
+    ~DefaultFloatingPoint() { _mm_setcsr(before_); }
+
+  private:
+    const unsigned before_ = _mm_getcsr();
+#endif
+};
+
 void fill_pixels(Byte* out, const std::vector<Byte>& zero, Index count) {
     for (Index i = 0; i < count; ++i, out += zero.size()) std::memcpy(out, zero.data(), zero.size());
 }
@@ -104,6 +119,7 @@ void Network::run(const Images& images, Index count, void* output, int threads, 
         if (logits) pass.logits = static_cast<std::int32_t*>(output) + begin * last.sizes.filters;
 #pragma omp parallel num_threads(threads)
         {
+            [[maybe_unused]] DefaultFloatingPoint mode;
             double started = omp_get_wtime();
             const auto note = [&](std::size_t slot) {
                 if (!seconds || omp_get_thread_num() != 0) return;
@@ -186,11 +202,16 @@ class Block {
 
     void bytes(Index tile) const {
         const auto [first, channels] = span(tile);
+        const bool whole = channels % step_.shape.lanes == 0;
+        Byte spare[kMaxPositions][kMaxChannels];  // kernels write whole vectors
+        Byte* spares[kMaxPositions];
+        for (Index i = 0; i < kMaxPositions; ++i) spares[i] = spare[i] - first;
         for (Index p = 0; p < count_; p += height_) {
-            alignas(64) std::int64_t sums[kMaxPositions * kMaxChannels];
             const Index positions = std::min(height_, count_ - p);
-            sum(tile, first, channels, p, positions, sums);
-            kernels_.requantise(sums, positions, first, channels, factors_, at_.residual.data() + p, at_.output.data() + p);
+            const Target target{factors_, first, at_.residual.data() + p, whole ? at_.output.data() + p : spares};
+            write(tile, channels, p, positions, target);
+            for (Index i = 0; i < (whole ? 0 : positions); ++i)
+                std::memcpy(at_.output[p + i] + first, spare[i], channels);
         }
     }
 
@@ -217,21 +238,34 @@ class Block {
         return {tile / per_group * filters + within, std::min(step_.tile_channels, filters - within)};
     }
 
+    Index group(Index tile) const { return step_.by_channel ? 0 : tile / step_.tiles_per_group(); }
+    Runs runs(Index tile) const { return {step_.offsets.data() + group(tile) * step_.runs, step_.runs, step_.run_length}; }
+    const Byte* weight(Index tile) const {
+        const Index begin = group(tile) * step_.group_lanes() + tile % step_.tiles_per_group() * step_.tile_channels;
+        return step_.weight.data() + begin * step_.filter_bytes();
+    }
+
+    void write(Index tile, Index channels, Index p, Index positions, const Target& target) const {
+        const Byte* const* x = at_.input.data() + p;
+        if (!step_.by_channel && step_.kind == Kind::adder) {
+            kernels_.adder[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), target);
+            return;
+        }
+        alignas(64) std::int64_t sums[kMaxPositions * kMaxChannels];
+        sum(tile, target.first, channels, p, positions, sums);
+        kernels_.requantise(sums, positions, channels, target);
+    }
+
     void sum(Index tile, Index first, Index channels, Index p, Index positions, std::int64_t* sums) const {
-        const Index group = step_.by_channel ? 0 : tile / step_.tiles_per_group();
-        const Runs runs{step_.offsets.data() + group * step_.runs, step_.runs, step_.run_length};
         const Byte* const* x = at_.input.data() + p;
         if (step_.by_channel) {
             const ChannelSums sum = step_.weight.empty()              ? kernels_.window_sums
                                     : step_.kind == Kind::adder       ? kernels_.depthwise_adder
                                                                       : kernels_.depthwise_convolution;
-            sum(x, positions, runs, first, channels, step_.weight.data(), step_.sizes.filters, sums);
-            return;
+            sum(x, positions, runs(tile), first, channels, step_.weight.data(), step_.sizes.filters, sums);
+        } else {
+            kernels_.convolution[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), sums);
         }
-        const Index begin = group * step_.group_lanes() + tile % step_.tiles_per_group() * step_.tile_channels;
-        const Byte* weight = step_.weight.data() + begin * step_.filter_bytes();
-        const auto& table = step_.kind == Kind::adder ? kernels_.adder : kernels_.convolution;
-        table[ceil_div(channels, step_.shape.lanes)][positions](x, runs, weight, sums);
     }
 
     const IntegerKernels& kernels_;

@@ -217,6 +217,19 @@ def test_the_engine_keeps_its_weights():
     assert torch.equal(engine.run(image), expected)
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="no such mode here")
+def test_a_thread_that_flushes_denormal_numbers(forced):
+    """Sums may be added as such numbers; what the caller asked for holds again afterwards."""
+    smallest = torch.tensor([5e-324], dtype=torch.float64)
+    torch.set_flush_denormal(True)
+    try:
+        assert_equals_reference(single(Adder, LAYERS["3x3"]), forced)
+        assert (smallest * 1).item() == 0
+    finally:
+        torch.set_flush_denormal(False)
+    assert (smallest * 1).item() > 0
+
+
 def test_strided_images(forced):
     builder = residual_network()
     plan, image = builder.plan(), builder.image(4)
