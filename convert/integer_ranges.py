@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import batch_norms
+from .errors import AdderkitError
 from .fake_quantize import ActivationGrid, FakeQuantized, carry_out, sums
 from .integer_grids import Grid, grid_for
 from .integer_stages import WEIGHT_KINDS, Stage, Stages
@@ -24,6 +25,7 @@ _SHARES = tuple(0.25 + 0.05 * index for index in range(16))  # of the largest va
 _SAMPLES = 1 << 15  # values of a channel that percentiles are taken from
 _JUDGES = 32  # images that candidates are compared on
 _READERS = 2  # layers that compare them
+_CUT = 0.01  # of the largest logit: what rounding may make of another order of operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,9 @@ def set_ranges_(model: FakeQuantized, original: nn.Module, images: Tensor) -> li
 
     Returns:
         A range for each activation that has one of its own.
+
+    Raises:
+        AdderkitError: The stages that the model was cut into do not compute what it does.
     """
     stages, found = model._stages, []
     exact, rounded = {0: images}, {0: images}
@@ -83,10 +88,23 @@ def set_ranges_(model: FakeQuantized, original: nn.Module, images: Tensor) -> li
                     if last[number] == index:
                         exact.pop(number, None)
                         rounded.pop(number, None)
+            _check_cut(original, images, exact[stages.stages[-1].output])
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     return found
+
+
+def _check_cut(original: nn.Module, images: Tensor, found: Tensor) -> None:
+    """Tracing sees neither values nor Python's names: what changes in place under two of them is cut wrongly."""
+    expected = original(images)
+    if expected.numel() != found.numel() or float((found.view_as(expected) - expected).abs().max()) > _CUT * float(
+        expected.abs().max()
+    ):
+        raise AdderkitError(
+            f"{type(original).__name__} cannot be quantized: cut into stages by torch.fx it gives other logits than by "
+            "its forward; write its forward without operations in place and choices by values"
+        )
 
 
 def images_that_fit(stages: Stages, memory: int) -> int:

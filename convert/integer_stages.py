@@ -185,11 +185,11 @@ class _Fusion:
     def _function(self, node: fx.Node, name: str) -> None:
         path = _path(node) or name
         bare = function_name(name)
-        if bare in _FORM or not any(isinstance(value, fx.Node) and value in self.items for value in node.args):
+        if bare in _FORM or not any(source in self.items for source in node.all_input_nodes):
             return
         if bare in ("add", "iadd"):
             self._add(node, path)
-        elif bare in _PASSING or bare == "getitem":
+        elif bare in _PASSING or (bare == "getitem" and _keeps_all(node.args[1])):
             self._pass(node)
         elif bare in ("relu", "relu6"):
             self._clamp(node, node.args[0], path, 0.0, 6.0 if bare == "relu6" else math.inf)
@@ -201,7 +201,7 @@ class _Fusion:
             self._global_pool(node, path)
         else:
             raise AdderkitError(f"{path} calls {bare}, which integer plans cannot express; {_REMEDY}")
-        if name.endswith("_") and not name.endswith("__"):
+        if (name.endswith("_") and not name.endswith("__")) or _argument(node, 1, "inplace") is True:
             self._replace(node)
 
     def _bounds(self, path: str, module: nn.Module) -> tuple[float, float]:
@@ -217,7 +217,7 @@ class _Fusion:
         kind: Kind = "adder" if isinstance(module, AdderConv2d) else "convolution"
         norms = (f"{path}.normalisation",) if isinstance(module, NormalisedAdderConv2d) else ()
         if (item.flat and (height, width) != (1, 1)) or isinstance(module, nn.Linear):
-            if not item.flat and len(node.meta["tensor_meta"].shape) == 2 and (height, width) != (1, 1):
+            if isinstance(module, nn.Linear) and len(node.meta["tensor_meta"].shape) != 2:
                 raise AdderkitError(f"{path} reads rows of pixels, which integer plans cannot express; {_REMEDY}")
             window, groups = Window((height, width), (1, 1), (0, 0), (1, 1)), 1
         else:
@@ -238,9 +238,10 @@ class _Fusion:
         self.items[node] = item
 
     def _add(self, node: fx.Node, path: str) -> None:
-        sources = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, fx.Node)]
-        if len(sources) != 2 or self._size(sources[0]) != self._size(sources[1]):
-            raise AdderkitError(f"{path} adds what is not another activation of the same size; {_REMEDY}")
+        terms = (*node.args, *node.kwargs.values())
+        sources = [value for value in terms if isinstance(value, fx.Node)]
+        if (len(terms), len(sources)) != (2, 2) or self._size(sources[0]) != self._size(sources[1]):
+            raise AdderkitError(f"{path} adds what is not just another activation of the same size; {_REMEDY}")
         order = list(node.graph.nodes)
         first, second = sorted(sources, key=order.index)
         if not self._takes_residual(second) and self._takes_residual(first):
@@ -378,6 +379,12 @@ def _users(node: Any) -> list[fx.Node]:
 def _name(node: fx.Node) -> str:
     target: str | Callable[..., Any] = node.target
     return target if isinstance(target, str) else getattr(target, "__name__", "function")
+
+
+def _keeps_all(index: Any) -> bool:
+    """Whether an index only adds dimensions, as ``[:, :, None, None]`` does."""
+    entries = index if isinstance(index, tuple) else (index,)
+    return all(entry is None or entry is ... or entry == slice(None) for entry in entries)
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
