@@ -31,6 +31,20 @@ def named_batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._Batch
 
 
 @torch.no_grad()
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm with running statistics does in evaluation: gain and shift ``[C]``, fp64 on the CPU."""
+    assert isinstance(norm, _BATCH_NORM)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = (norm.running_var.double().cpu() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double().cpu() * gain
+    if not norm.affine:
+        return gain, shift
+    factor, bias = norm.weight.double().cpu(), norm.bias.double().cpu()
+    return gain * factor, shift * factor + bias
+
+
+@torch.no_grad()
 def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running statistics of every BatchNorm by the averages over some batches, in place.
 

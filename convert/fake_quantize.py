@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batchnorm import affine_of
 from .errors import AdderkitError, CheckpointError
 from .integer_grids import BYTE_BITS, Grid, signed_weights
 from .integer_stages import Stage, Stages, stages_of
@@ -20,6 +21,7 @@ from .quantize_config import QuantizeConfig
 
 STEP = "fake_quantize"
 STEP_VERSION = 1
+_SIGNED_KINDS = ("convolution", "linear")  # with a step for each filter
 
 
 class ActivationGrid(nn.Module):
@@ -88,7 +90,7 @@ class FakeQuantized(nn.Module):
     def shifts(self, stage: Stage) -> bool:
         """Whether the gain behind a layer's sums has to be a power of two that its weights cannot make it."""
         on_grid = str(stage.output) in self.quantization
-        return self._quantize_config.requant == "shift" and stage.kind == "adder" and on_grid
+        return self._quantize_config.requant == "shift" and stage.kind not in _SIGNED_KINDS and on_grid
 
     def quantise(self, number: int, values: Tensor) -> Tensor:
         """Values ``[N, C, H, W]`` of an activation on its grid; those that max-pooling gives are on it already."""
@@ -205,11 +207,18 @@ def _normalised(model: Any, stage: Stage, norm: Any, values: Tensor) -> Tensor:
     source: Any = model.grid(stage.input)
     target: Any = model.grid(stage.output)
     variance = values.detach().var((0, 2, 3), unbiased=False) if norm.training else norm.running_var
-    factor = norm.weight.detach().abs() / (variance + norm.eps).sqrt() * (source.scale / target.step)
-    ratio = torch.where(factor > 0, torch.exp2(factor.log2().round()) / factor, torch.ones_like(factor))
+    taps = math.prod(stage.window.kernel) if stage.kind == "average_pool" else 1
+    factor = (variance + norm.eps).rsqrt() * (source.scale / taps / target.step)
+    if not norm.affine:
+        return result * _ratio(factor)[:, None, None]
     bias = norm.bias[:, None, None]
-    shifted: Tensor = (result - bias) * ratio[:, None, None] + bias
+    shifted: Tensor = (result - bias) * _ratio(factor * norm.weight.detach().abs())[:, None, None] + bias
     return shifted
+
+
+def _ratio(factor: Tensor) -> Tensor:
+    """What takes factors to the nearest power of two; 1 where they are 0."""
+    return torch.where(factor > 0, torch.exp2(factor.log2().round()) / factor, torch.ones_like(factor))
 
 
 def sums(model: nn.Module, stage: Stage, source: Tensor, grid: Grid | None) -> Tensor:
@@ -240,6 +249,32 @@ def sums(model: nn.Module, stage: Stage, source: Tensor, grid: Grid | None) -> T
         weight, excess = grid.weights(weight, stage.groups)
         return layer._conv_forward(source, weight, layer.bias) - excess[:, None, None]  # type: ignore[no-any-return]
     if grid is not None:
-        codes, step = signed_weights(weight, weight_bits(stage, model._quantize_config))  # type: ignore[arg-type]
+        assert isinstance(model, FakeQuantized)
+        codes, step = filters_of(model, stage, weight)
         weight = weight + (codes * step[:, None, None, None] - weight).detach()
     return F.conv2d(source, weight, layer.bias, window.stride, window.padding, window.dilation, stage.groups)
+
+
+def filters_of(model: FakeQuantized, stage: Stage, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution's filters in whole numbers; where only shifts requantise, in steps coarse enough for that.
+
+    Args:
+        model: With the grids and BatchNorms around the layer.
+        stage: The layer's.
+        weight: Its weight ``[O, C / groups, kh, kw]``.
+
+    Returns:
+        Codes ``[O, C / groups, kh, kw]``, and the step ``[O]`` of each filter: with the input's scale and the gain of
+        the BatchNorms behind it a power of two times the output's step.
+    """
+    codes, step = signed_weights(weight, weight_bits(stage, model._quantize_config))
+    source, target = model.grid(stage.input), model.grid(stage.output)
+    if model._quantize_config.requant != "shift" or source is None:
+        return codes, step
+    factor = source.scale * step.double().cpu()
+    for path in stage.norms:
+        factor = factor * affine_of(model.get_submodule(path))[0].abs()
+    if target is not None:
+        factor = factor / target.step.double().cpu()
+    ratio = torch.where(factor > 0, torch.exp2(factor.log2().ceil()) / factor, torch.ones_like(factor)).to(step)
+    return (codes / ratio[:, None, None, None]).round(), step * ratio

@@ -24,9 +24,10 @@ from ..adder_layers.integer.plan import (
     Rescale,
     Step,
 )
+from .batchnorm import affine_of
 from .errors import AdderkitError
-from .fake_quantize import FakeQuantized, weight_bits
-from .integer_grids import Grid, signed_weights
+from .fake_quantize import FakeQuantized, filters_of
+from .integer_grids import Grid
 from .integer_stages import Stage
 
 _LARGEST = 2**31 - 1
@@ -145,8 +146,8 @@ class _Builder:
         zero = (grid.zero * torch.exp2(grid.exponent)).double()
         if stage.kind in ("rescale", "average_pool"):
             taps = math.prod(stage.window.kernel)
-            gain = torch.full_like(zero, grid.scale / taps)
-            return None, self._normalised(stage, _Affine(gain, -grid.scale * zero)), torch.full_like(zero, 255 * taps)
+            affine = self._normalised(stage, _Affine(torch.full_like(zero, grid.scale / taps), -grid.scale * zero))
+            return None, self._shiftable(stage, affine), torch.full_like(zero, 255 * taps)
         layer = self.model.get_submodule(stage.path)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight = layer.weight.detach().cpu().float().reshape(len(layer.weight), -1, *stage.window.kernel)
@@ -162,34 +163,27 @@ class _Builder:
         codes = (rows / grid.step.view(shape) + grid.zero.view(shape)).round().clamp(0, grid.levels)
         stored = (codes * torch.exp2(grid.exponent).view(shape)).flatten(0, 1).to(torch.uint8).permute(0, 2, 3, 1)
         gain = torch.full((len(weight),), -grid.scale, dtype=torch.float64)
-        affine = self._normalised(stage, _Affine(gain, bias - excess.double()))
-        if self.shifts and stage.norms:
-            affine = self._power_of_two(stage, affine)
+        affine = self._shiftable(stage, self._normalised(stage, _Affine(gain, bias - excess.double())))
         values = stored.flatten(1).double()
         return stored.contiguous(), affine, torch.maximum(values, 255 - values).sum(1)
 
-    def _power_of_two(self, stage: Stage, affine: _Affine) -> _Affine:
+    def _shiftable(self, stage: Stage, affine: _Affine) -> _Affine:
         """The nearest gain that a shift can give; the mean stays BatchNorm's, as in ``fake_quantize``."""
+        if not stage.norms or not self.model.shifts(stage):
+            return affine
         norm = self.model.get_submodule(stage.norms[-1])
         assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
         step = self._grid(stage.output).step.double()
         rounded = _nearest_power(affine.gain / step) * step
         ratio = torch.where(affine.gain == 0, torch.ones_like(rounded), rounded / affine.gain)
-        bias = norm.bias.detach().cpu().double()
+        bias = norm.bias.detach().cpu().double() if norm.affine else torch.zeros_like(rounded)
         return _Affine(rounded, (affine.shift - bias) * ratio + bias)
 
     def _convolution(
         self, stage: Stage, grid: Grid, zero: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, _Affine, Tensor]:
-        codes, step = signed_weights(weight, weight_bits(stage, self.model._quantize_config))
+        codes, step = filters_of(self.model, stage, weight)
         affine = self._normalised(stage, _Affine(grid.scale * step.double(), bias))
-        if self.shifts:  # a coarser step of the weights makes the gain a power of two
-            target = self.model.grid(stage.output)
-            unit = torch.ones(()) if target is None else target.step.cpu()
-            factor = (affine.gain / unit).abs()
-            ratio = torch.where(factor > 0, torch.exp2(factor.log2().ceil()) / factor, torch.ones_like(factor))
-            codes = (codes / ratio.float()[:, None, None, None]).round()
-            affine = _Affine(affine.gain * ratio, affine.shift)
         # Padded taps read the zero point too, so that its part is the same everywhere.
         rows = codes.unflatten(0, (stage.groups, -1)).double()
         below = (rows * zero.view(stage.groups, 1, -1, 1, 1)).sum((2, 3, 4)).flatten()
@@ -199,15 +193,7 @@ class _Builder:
 
     def _normalised(self, stage: Stage, affine: _Affine) -> _Affine:
         for path in stage.norms:
-            norm = self.model.get_submodule(path)
-            assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            gain = (norm.running_var.double().cpu() + norm.eps).rsqrt()
-            shift = -norm.running_mean.double().cpu() * gain
-            if norm.affine:
-                factor, bias = norm.weight.double().cpu(), norm.bias.double().cpu()
-                gain, shift = gain * factor, shift * factor + bias
+            gain, shift = affine_of(self.model.get_submodule(path))
             affine = affine.then(gain, shift)
         return affine
 
@@ -236,13 +222,12 @@ class _Builder:
         self, factor: Tensor, other: Tensor | None, offset: Tensor, largest: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The shift of each channel, and its factors as whole numbers, with as many bits as int32 and int64 hold."""
+        factor = _nearest_power(factor) if self.shifts else factor
         second = torch.zeros_like(factor) if other is None else other
         most = torch.maximum(factor.abs(), second.abs()).clamp_min(2.0**-31)
         total = largest * factor.abs() + 255 * second.abs() + offset.abs() + 1
         bits = torch.minimum((_LARGEST / most).log2().floor(), _TOTAL_BITS - total.log2().ceil())
         bits = bits.clamp(0, _LARGEST_SHIFT)
-        if self.shifts:
-            factor = _nearest_power(factor)
         first, last = ((each * torch.exp2(bits)).round().clamp(-_LARGEST, _LARGEST) for each in (factor, second))
         return bits, (first.to(torch.int32), last.to(torch.int32))
 

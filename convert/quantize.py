@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adder_layers.integer.network import IntegerNetwork
-from .batchnorm import reestimate_batchnorm_
+from .batchnorm import affine_of, reestimate_batchnorm_
 from .calibrate import MEMORY, batches_of
 from .domain import teachers_domain
 from .errors import AdderkitError
@@ -109,13 +109,11 @@ def _network(model: nn.Module, twin: FakeQuantized) -> IntegerNetwork:
 
 def _affine_of(model: FakeQuantized, stage: Stage, outputs: int) -> tuple[Tensor, Tensor]:
     """Gain and shift ``[O]`` of the normalisations behind a layer that stays in fp32."""
-    points = torch.stack([torch.zeros(outputs), torch.ones(outputs)])[:, :, None, None]
+    gain, shift = torch.ones(outputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
     for path in stage.norms:
-        norm = model.get_submodule(path)
-        assert isinstance(norm, nn.BatchNorm2d)
-        points = nn.BatchNorm2d.forward(norm, points)
-    shift = points[0].flatten()
-    return points[1].flatten() - shift, shift
+        factor, bias = affine_of(model.get_submodule(path))
+        gain, shift = gain * factor, shift * factor + bias
+    return gain.float(), shift.float()
 
 
 @torch.no_grad()

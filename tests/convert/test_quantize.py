@@ -50,14 +50,17 @@ def test_integers_nearly_do_what_floats_did(teacher, student, images, config, ki
     assert not any(tensor.is_floating_point() for tensor in network.state_dict().values()) or "first_last" in config
 
 
-@pytest.mark.parametrize("config", [{}, {"bits": 4}, {"first_last": "fp32"}])
-def test_integers_are_what_training_imitates(student, images, config):
+@pytest.mark.parametrize("config", [{}, {"bits": 4}, {"first_last": "fp32"}, {"requant": "shift"}])
+@pytest.mark.parametrize("kind", ["adder", "cnn"])
+def test_integers_are_what_training_imitates(teacher, student, images, config, kind):
     """The same up to sums that fall on the boundary between two codes."""
-    prepare_(student, [images], QuantizeConfig(**config))
-    assert isinstance(student, FakeQuantized)
-    network = quantize(student, images)
+    model = student if kind == "adder" else teacher
+    adderkit.convert.batchnorm.reestimate_batchnorm_(model, [images])
+    prepare_(model, [images], QuantizeConfig(**config))
+    assert isinstance(model, FakeQuantized)
+    network = quantize(model, images)
     with torch.no_grad():
-        found, expected = network(images), student(images)
+        found, expected = network(images), model(images)
     step = float(expected.std()) * 0.02
     assert float(((found - expected).abs() > step).float().mean()) < 0.02
 
