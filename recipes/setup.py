@@ -67,7 +67,8 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
     from_hub = job.pretrained and job.checkpoint is None
     if known is not None and not saved and not from_hub:
         size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
-        overlay: dict[str, Any] = {"input_size": (arguments["in_chans"], *size)}
+        # Whole, as training sees them: ImageNet's centre crop of 0.875 would enlarge what is evaluated.
+        overlay: dict[str, Any] = {"input_size": (arguments["in_chans"], *size), "crop_pct": 1.0}
         if arguments["in_chans"] == known.input_size[0]:
             overlay |= {"mean": known.mean, "std": known.std}
         arguments["pretrained_cfg_overlay"] = overlay

@@ -3,15 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import timm
+from PIL import Image
 from timm.layers import FrozenBatchNormAct2d
 from torchvision.ops import FrozenBatchNorm2d
 
 import adderkit
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
 from adderkit.convert.rewrite import is_converted
-from adderkit.recipes.data import DataConfig
+from adderkit.recipes.data import DataConfig, evaluation_transform
 from adderkit.recipes.recipe import Recipe
 from adderkit.recipes.setup import (
     Job,
@@ -33,6 +35,14 @@ def test_a_fresh_model_takes_the_data_set_s_facts():
     data = DataConfig.of(model)
     assert model.num_classes == 10
     assert (data.input_size, data.mean, data.std) == ((1, 8, 8), (0.3053,), (0.3761,))
+
+
+def test_small_images_are_evaluated_whole():
+    """As they are trained on; timm's settings of this network would cut 4 of 32 pixels away and enlarge the rest."""
+    model = build_student(Job("mobilenetv2_035", pretrained=False), Recipe(dataset="digits", img_size=32))
+    frame = np.pad(np.full((30, 30), 255, np.uint8), 1)
+    found = evaluation_transform(DataConfig.of(model))(Image.fromarray(frame))
+    assert float(found[:, [0, -1]].max()) < 0 < float(found[:, 1:-1, 1:-1].min())
 
 
 def test_a_fresh_model_for_class_folders(image_folder):
