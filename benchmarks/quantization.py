@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import adderkit
 from adderkit.convert.fake_quantize import FakeQuantized
 from adderkit.convert.files import read_json_object, write_json
-from adderkit.recipes.data import DataConfig, unlabelled_images
+from adderkit.recipes.data import DataConfig, evaluation_transform, unlabelled_images
 from adderkit.recipes.small_datasets import SMALL_DATASETS
 
 from .fashion_mnist import hardware, versions
@@ -100,11 +101,10 @@ def measure(model: nn.Module) -> dict[str, Any]:
 
 
 def test_images(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Images ``[N, 1, 28, 28]`` as the model expects them, and labels."""
+    """Images ``[N, C, H, W]`` as the model expects them, and labels."""
     images, targets = SMALL_DATASETS["fashion-mnist"].read(None, "validation")
-    config = DataConfig.of(model)
-    values = torch.from_numpy(images.copy()).float().view(-1, *config.input_size) / 255
-    return (values - config.mean[0]) / config.std[0], torch.from_numpy(targets.copy())
+    transform: Any = evaluation_transform(DataConfig.of(model))
+    return torch.stack([transform(Image.fromarray(image)) for image in images]), torch.from_numpy(targets.copy())
 
 
 if __name__ == "__main__":
