@@ -37,7 +37,8 @@ def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[tor
     adders = adder_layers(student)
     if not adders:
         raise ModelSourceError(
-            "the model has no adder layer, so no block to compare with the teacher's; convert it first"
+            "the model has no adder layer, so no block to compare with the teacher's; convert it first, or give that "
+            "loss the weight 0 (block_loss_weight, or kernel_loss_weight for pkkd)"
         )
     paths = block_paths(student, [layer for layer in trace_layers(student) if layer.path in adders])
     known = dict(teacher.named_modules())
@@ -47,7 +48,8 @@ def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[tor
     if not found:
         raise ModelSourceError(
             f"the teacher has none of the modules that are compared, such as {paths[0]}; "
-            "give the CNN that was converted with --teacher NAME|DIR"
+            "give the CNN that was converted with --teacher NAME|DIR, or that loss the weight 0 (block_loss_weight, or "
+            "kernel_loss_weight for pkkd)"
         )
     return found
 

@@ -205,10 +205,10 @@ class Recipe:
             )
         if self.teacher_lr and not self.distill_loss_weight:
             raise RecipeError(f"teacher_lr is {self.teacher_lr}, expected 0 where distill_loss_weight is 0: no teacher")
-        if self.block_loss_weight and (self.teacher_lr or not self.distill_loss_weight):
+        if self.block_loss_weight and (self.teacher_lr or self.bits or not self.distill_loss_weight):
             raise RecipeError(
-                f"block_loss_weight is {self.block_loss_weight}, expected 0 where distill_loss_weight is 0 or "
-                "teacher_lr is not: blocks are compared with those of a frozen teacher"
+                f"block_loss_weight is {self.block_loss_weight}, expected 0 where distill_loss_weight is 0, or "
+                "teacher_lr or bits is not: blocks of floats are compared with those of a frozen teacher"
             )
         if self.kernel_loss_weight and not self.teacher_lr:
             raise RecipeError(

@@ -96,7 +96,9 @@ def test_the_recipe_says_what_is_compared(changes, kind, pair):
     assert type(prepare.make_objective(recipe, Teacher(teacher, DataConfig.of(student)), student)).__name__ == kind
 
 
-@pytest.mark.parametrize("changes", [{"distill_loss_weight": 0.0}, {"teacher_lr": 0.1}, {"block_loss_weight": -1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"distill_loss_weight": 0.0}, {"teacher_lr": 0.1}, {"bits": 8}, {"block_loss_weight": -1.0}]
+)
 def test_settings_that_do_not_fit_are_refused(changes):
     with pytest.raises(RecipeError, match=r"block_loss_weight is .*, expected"):
         Recipe(**{**SETTINGS, **changes})
