@@ -18,7 +18,15 @@ LARGEST, LR = 0.01, 0.5
 def test_weights_whose_gradient_is_rescaled_do_not_count(eta, adder_folder, cnn_folder, train, monkeypatch):
     """Of the adder weights alone the gradient's norm is above the bound, hundredfold; so is that of all."""
     monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
-    settings = {"opt": "momentum", "momentum": 0.0, "lr": LR, "clip_grad": LARGEST, "eta": eta, "bn_images": 0}
+    settings = {
+        "block_loss_weight": 0.0,
+        "opt": "momentum",
+        "momentum": 0.0,
+        "lr": LR,
+        "clip_grad": LARGEST,
+        "eta": eta,
+        "bn_images": 0,
+    }
     _, folder = train("distill", job=Job(str(adder_folder)), batch_size=64, **settings)
 
     model, teacher = adderkit.load(adder_folder), adderkit.load(cnn_folder)
