@@ -123,7 +123,7 @@ def test_a_summary_is_ordered():
 
 @pytest.mark.parametrize("mode", gpu_layers.MODES)
 def test_a_layer_is_measured_in_every_way(mode):
-    row = gpu_layers.measure(LAYER, mode, host_timer, "cpu", 1e3)
+    row = gpu_layers.measure(LAYER, mode, host_timer, "cpu", 1e-3)
     assert set(row["functions"]) >= {
         f"{what} {kind}" for what in ("adder", "conv") for kind in ("forward", "input grad")
     }

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import adderkit
 from adderkit.convert.errors import AdderkitError
 from adderkit.recipes import finetune
+from adderkit.recipes.block_distillation import BlockObjective
 from adderkit.recipes.objective import Objective
 from adderkit.recipes.setup import Job
 
@@ -20,9 +21,11 @@ def poison(monkeypatch, steep):
     """Give some of a run's batches, counted from 0, images of NaN, or let their loss or gradient be infinite."""
 
     def patch(kind, *which):
-        loss, count = Objective.forward, iter(range(1000))
+        count = iter(range(1000))
+        plain = {each: each.forward for each in (Objective, BlockObjective)}
 
         def poisoned(self, model, batch, targets):
+            loss = plain[type(self)]
             if next(count) not in which:
                 return loss(self, model, batch, targets)
             if kind == "images":
@@ -31,7 +34,8 @@ def poison(monkeypatch, steep):
             broken = {"loss": value * math.inf, "loss alone": value + math.inf, "gradient": steep(value)}
             return broken[kind]
 
-        monkeypatch.setattr(Objective, "forward", poisoned)
+        for each in plain:
+            monkeypatch.setattr(each, "forward", poisoned)
 
     return patch
 
