@@ -160,7 +160,7 @@ def test_killed_again_and_again(kind, straight, same_run, tmp_path):
     for attempt in range(60):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            _, errors = process.communicate(timeout=9 + 0.37 * (attempt % 11) + attempt / 4)
+            _, errors = process.communicate(timeout=2 + 0.37 * attempt)  # sooner than any machine is done
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
