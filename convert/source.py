@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import registry as registry  # so that timm knows our names
 from .checkpoint import CONFIG, base_architecture, load
 from .errors import CheckpointError, ModelSourceError
+from .files import check_folder_target
 from .hub import quiet_hub
 from .weight_files import state_dict_from
 
@@ -60,6 +61,30 @@ def build_model(
     return _create(name, pretrained, arguments)
 
 
+def check_target(name: str, folder: Path, *, write: bool, reason: str = "") -> None:
+    """Find out before the work whether what is made of a model may go to a folder.
+
+    Args:
+        name: The model, a saved folder or a timm name.
+        folder: Where the result is to go.
+        write: Whether it will be written; not in a dry run.
+        reason: Why the model's own folder is kept, for the message.
+
+    Raises:
+        ModelSourceError: The folder is the model's own.
+        AdderkitError: It cannot be written to.
+    """
+    if is_folder(name) and Path(name.removeprefix("local-dir:")).resolve() == folder.resolve():
+        raise ModelSourceError(f"--output {folder} is the model itself{reason}; name another folder")
+    if write:
+        check_folder_target(f"--output {folder}", folder)
+
+
+def lacks_weights(name: str) -> bool:
+    """Whether timm knows a network by this name, but no pretrained weights for it."""
+    return not name.startswith("hf-hub:") and is_model(name) and not is_model_pretrained(name)
+
+
 def _refuse(arguments: Mapping[str, Any], folder: str) -> None:
     if arguments:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
@@ -75,7 +100,7 @@ def _from_folder(name: str, folder: str | Path) -> nn.Module:
 
 
 def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
-    if pretrained and not name.startswith("hf-hub:") and not is_model_pretrained(name):
+    if pretrained and lacks_weights(name):
         raise ModelSourceError(
             f"timm has no pretrained weights for {name!r}; give yours with --checkpoint FILE|DIR, "
             "or take random ones with --no-pretrained"

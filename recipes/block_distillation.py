@@ -4,7 +4,7 @@ A converted network's blocks correspond to its teacher's, channel by channel, so
 are, as calibration does (``convert/block_matching.py``); BRECQ (arXiv 2102.05426) matches blocks for the same reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -16,7 +16,7 @@ from ..convert.graph import trace_layers
 from ..convert.modes import evaluation_mode
 from ..convert.rewrite import adder_layers
 from .data import DataConfig
-from .distillation import Renormalised
+from .distillation import Renormalised, at_least_single
 from .objective import Objective
 from .recipe import Recipe
 
@@ -78,10 +78,26 @@ def blocks_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Ten
     """
     losses = []
     for path, value in ours.items():
-        wide = torch.promote_types(value.dtype, torch.float32)
-        given, wanted = value.to(wide).flatten(1), theirs[path].to(wide).flatten(1)
+        given, wanted = (at_least_single(each).flatten(1) for each in (value, theirs[path]))
         losses.append(((given - wanted).square().mean(1) / wanted.var(1).clamp_min(1e-6)).mean())
     return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+Answer = tuple[Tensor, dict[str, Tensor]]
+
+
+def answers(model: nn.Module, teacher: Renormalised, batch: Tensor, paths: Sequence[str]) -> tuple[Answer, Answer]:
+    """Logits ``[N, classes]`` of student and teacher, and what their modules at ``paths`` give.
+
+    Args:
+        model: The student, as accelerate prepared it.
+        teacher: The CNN.
+        batch: Images ``[N, C, H, W]``.
+        paths: Of modules that both have.
+    """
+    student = extract_model_from_parallel(model, keep_torch_compile=False)
+    with outputs_at(student, paths) as ours, outputs_at(teacher.model, paths) as theirs:
+        return (model(batch), ours), (teacher(batch), theirs)
 
 
 class BlockObjective(Objective):
@@ -107,8 +123,6 @@ class BlockObjective(Objective):
 
     def forward(self, model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
         """See ``Objective``; the model is the one that this was built for, as accelerate prepared it."""
-        student = extract_model_from_parallel(model, keep_torch_compile=False)
-        with outputs_at(student, self.paths) as ours, outputs_at(self.teacher.model, self.paths) as theirs:
-            logits, expected = model(batch), self.teacher(batch)
+        (logits, ours), (expected, theirs) = answers(model, self.teacher, batch, self.paths)
         loss = self.student_loss(logits, expected, targets)
         return loss + self.recipe.block_loss_weight * blocks_loss(ours, theirs)

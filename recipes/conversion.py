@@ -13,12 +13,11 @@ from ..convert.checkpoint import read_report, save
 from ..convert.config import AdderConfig, Norm
 from ..convert.cost import cost
 from ..convert.errors import AdderkitError, ModelSourceError
-from ..convert.files import check_folder_target
 from ..convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
 from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan, plan
 from ..convert.rewrite import convert_, is_converted
-from ..convert.source import build_model, is_folder
+from ..convert.source import build_model, check_target, is_folder
 from .data import unlabelled_images
 from .progress import calibration_progress
 from .provenance import command_line, commands_of, teacher_source, weights_source
@@ -123,12 +122,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or nothing can be converted.
     """
-    if is_folder(job.model) and Path(job.model.removeprefix("local-dir:")).resolve() == job.folder.resolve():
-        raise ModelSourceError(
-            f"--output {job.folder} is the model itself, which is needed as teacher; name another folder"
-        )
-    if not dry_run:
-        check_folder_target(f"--output {job.folder}", job.folder)
+    check_target(job.model, job.folder, write=not dry_run, reason=", which is needed as teacher")
     if job.policy.acts and job.dataset is None:
         raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}

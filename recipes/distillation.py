@@ -20,8 +20,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """
     return (
         F.kl_div(
-            F.log_softmax(_at_least_single(student) / temperature, dim=1),
-            F.log_softmax(_at_least_single(teacher) / temperature, dim=1),
+            F.log_softmax(at_least_single(student) / temperature, dim=1),
+            F.log_softmax(at_least_single(teacher) / temperature, dim=1),
             reduction="batchmean",
             log_target=True,
         )
@@ -80,8 +80,9 @@ class Teacher(Renormalised):
         return super().train(False)
 
 
-def _at_least_single(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def at_least_single(values: Tensor) -> Tensor:
+    """Values for a loss: half precision becomes fp32, fp64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:

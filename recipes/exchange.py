@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from timm.models import is_model, is_model_pretrained
 from torch import nn
 
 from ..convert.checkpoint import save
@@ -15,7 +14,7 @@ from ..convert.import_checkpoint import import_checkpoint
 from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan
 from ..convert.rewrite import adder_layers
-from ..convert.source import build_model, is_folder
+from ..convert.source import build_model, is_folder, lacks_weights
 from .portable import FORMS, PortableResult, export_portable, integer_plan, normalisation, recorded_images
 
 
@@ -149,12 +148,12 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
 
 
 def _built(name: str) -> nn.Module:
-    if is_folder(name) or name.startswith("hf-hub:") or not is_model(name) or is_model_pretrained(name):
-        return build_model(name)
-    raise ModelSourceError(
-        f"timm has no pretrained weights for {name!r}, expected a network that has some: name the folder that finetune "
-        "or convert wrote"
-    )
+    if not is_folder(name) and lacks_weights(name):
+        raise ModelSourceError(
+            f"timm has no pretrained weights for {name!r}, expected a network that has some: name the folder that "
+            "finetune or convert wrote"
+        )
+    return build_model(name)
 
 
 def _check_options(job: ExportJob) -> None:

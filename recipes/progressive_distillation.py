@@ -12,14 +12,12 @@ from itertools import pairwise
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, mse_loss
 
-from ..convert.block_matching import outputs_at
 from ..convert.errors import ModelSourceError
-from .block_distillation import common_blocks
+from .block_distillation import answers, common_blocks
 from .distillation import Renormalised
 from .objective import Objective
 from .recipe import Recipe
@@ -122,9 +120,7 @@ class ProgressiveObjective(Objective):
 
     def forward(self, model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
         """See ``Objective``; the model is the one that this was built for, as accelerate prepared it."""
-        student = extract_model_from_parallel(model, keep_torch_compile=False)
-        with outputs_at(student, self.paths) as ours, outputs_at(self.teacher.model, self.paths) as theirs:
-            logits, expected = model(batch), self.teacher(batch)
+        (logits, ours), (expected, theirs) = answers(model, self.teacher, batch, self.paths)
         loss = self.student_loss(logits, expected.detach(), targets) + self.task_loss(expected, targets)
         if self.paths:
             loss = loss + self.recipe.kernel_loss_weight * self._kernel_loss(ours, theirs)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..convert.checkpoint import read_report, save
 from ..convert.errors import ModelSourceError
-from ..convert.files import check_folder_target
 from ..convert.prune_config import NEED_IMAGES, PruneConfig
 from ..convert.pruning import PruningReport, prune_
-from ..convert.source import build_model, is_folder
+from ..convert.source import build_model, check_target, is_folder
 from .data import unlabelled_images
 from .provenance import command_line, commands_of, teacher_source, weights_source
 
@@ -87,11 +86,7 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or nothing can be removed as asked.
     """
-    source = Path(job.model.removeprefix("local-dir:"))
-    if is_folder(job.model) and source.resolve() == job.folder.resolve():
-        raise ModelSourceError(f"--output {job.folder} is the model itself; name another folder")
-    if not dry_run:
-        check_folder_target(f"--output {job.folder}", job.folder)
+    check_target(job.model, job.folder, write=not dry_run)
     if job.config.importance in NEED_IMAGES and job.dataset is None:
         raise ModelSourceError(
             f"importance {job.config.importance} is measured on unlabelled images: give --dataset, "

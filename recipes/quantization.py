@@ -11,12 +11,11 @@ from rich.table import Table
 from ..convert.checkpoint import read_report, save
 from ..convert.cost import IntegerRow
 from ..convert.errors import ModelSourceError
-from ..convert.files import check_folder_target
 from ..convert.integer_cost import integer_rows
 from ..convert.integer_ranges import Range
 from ..convert.quantize import quantize_with_ranges
 from ..convert.quantize_config import QuantizeConfig
-from ..convert.source import build_model, is_folder
+from ..convert.source import build_model, check_target, is_folder
 from .data import unlabelled_images
 from .inspection import integer_table
 from .provenance import command_line, commands_of, teacher_source, weights_source
@@ -82,11 +81,7 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or integers cannot express the model.
     """
-    source = Path(job.model.removeprefix("local-dir:"))
-    if is_folder(job.model) and source.resolve() == job.folder.resolve():
-        raise ModelSourceError(f"--output {job.folder} is the model itself; name another folder")
-    if not dry_run:
-        check_folder_target(f"--output {job.folder}", job.folder)
+    check_target(job.model, job.folder, write=not dry_run)
     if job.dataset is None:
         raise ModelSourceError("ranges are measured on unlabelled images: give --dataset")
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)
@@ -99,7 +94,7 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
         job.config, tuple(integer_rows(network.plan)), tuple(ranges), len(images), sizes[0], sizes[1], folder
     )
     if folder is not None:
-        before = read_report(source) if is_folder(job.model) else {}
+        before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
         known: dict[str, Any] = {"pretrained": job.pretrained, "checkpoint": job.checkpoint}
         report = {
             **{key: before[key] for key in _KEPT if key in before},

@@ -1,11 +1,13 @@
 """Small models, data and runs that the tests of this folder share."""
 
+import copy
 import math
 import multiprocessing
 import runpy
 import socket
 
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
@@ -43,6 +45,16 @@ class Steep(torch.autograd.Function):
 def steep():
     """The identity, with an infinite gradient."""
     return Steep.apply
+
+
+@pytest.fixture
+def pair():
+    """A CNN and the adder network that it becomes."""
+    torch.manual_seed(0)
+    teacher = timm.create_model("cifar_resnet20", num_classes=4, pretrained_cfg_overlay={"input_size": (3, 16, 16)})
+    student = copy.deepcopy(teacher)
+    adderkit.convert_(student)
+    return student, teacher
 
 
 @pytest.fixture(autouse=True)

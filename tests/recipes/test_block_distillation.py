@@ -1,7 +1,5 @@
 """Distillation block by block: the loss against its formula, and what is compared where networks differ."""
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -18,16 +16,6 @@ from adderkit.recipes.setup import Job
 
 SETTINGS = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "block_loss_weight": 2.0, "kd_temperature": 3.0}
 BLOCKS = [f"features.{index}" for index in range(1, 10)]
-
-
-@pytest.fixture
-def pair():
-    """A CNN and the adder network that it becomes."""
-    torch.manual_seed(0)
-    teacher = timm.create_model("cifar_resnet20", num_classes=4, pretrained_cfg_overlay={"input_size": (3, 16, 16)})
-    student = copy.deepcopy(teacher)
-    adderkit.convert_(student)
-    return student, teacher
 
 
 def blocks_of(model, images):

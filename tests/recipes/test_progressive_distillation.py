@@ -29,16 +29,6 @@ FINE = {"adder_init": "keep", "lr": 0.01, "eta": 0.05, "sharpness": 1024.0, "tea
 SETTINGS = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "teacher_lr": 0.1, "kd_temperature": 3.0}
 
 
-@pytest.fixture(scope="module")
-def pair():
-    """A CNN and the adder network that it becomes."""
-    torch.manual_seed(0)
-    teacher = timm.create_model("cifar_resnet20", num_classes=4, pretrained_cfg_overlay={"input_size": (3, 16, 16)})
-    student = copy.deepcopy(teacher)
-    adderkit.convert_(student)
-    return student, teacher
-
-
 def objective_of(pair, **changes):
     student, teacher = copy.deepcopy(pair)
     recipe = Recipe(**{**SETTINGS, **changes})
