@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -53,6 +54,11 @@ class TestShipped:
     def test_names_its_sources(self, name):
         header = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
         assert "arXiv" in "".join(header)
+
+    def test_says_what_to_expect_and_what_it_costs(self, name):
+        header = " ".join(line.lstrip("# ") for line in recipe_text(name).splitlines() if line.startswith("#"))
+        assert re.search(r"Measured (only )?on|Expected (accuracy|top-1)", header)
+        assert re.search(r"Cost: \S", header)
 
 
 def test_distill_is_what_it_says():
