@@ -148,7 +148,8 @@ def weight_grad(
         groups: Number of channel groups.
 
     Returns:
-        Gradient of ``weight``, of its shape and dtype, summed in fp32 for half-precision tensors.
+        Gradient of ``weight``, of its shape and dtype, summed in fp32 for half-precision tensors. On GPUs its products
+        are TF32 where torch allows convolutions that, as it does by default.
     """
     dtype = blocked.compute_dtype(weight.dtype)
     grad, input, wide = grad.to(dtype), input.to(dtype), weight.to(dtype)
@@ -303,8 +304,13 @@ class AdderConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.training and self.sharpness != 1:
             # |s·x - s·w| / s is |x - w|, and its input gradient HardTanh(s·w - s·x). The weight's comes out s times as
-            # large, which the adaptive rate does not see.
-            output = self._distance(input * self.sharpness, weight * self.sharpness, None) / self.sharpness
+            # large, which the adaptive rate does not see. float16 has no room for scaled values: they are fp32.
+            scaled, filters = (
+                (tensor.float() if tensor.dtype == torch.float16 else tensor) * self.sharpness
+                for tensor in (input, weight)
+            )
+            output = self._distance(scaled, filters, None) / self.sharpness
+            output = output.to(torch.promote_types(input.dtype, weight.dtype))
             return output if bias is None else output + bias[:, None, None]
         return self._distance(input, weight, bias)
 

@@ -234,3 +234,19 @@ def test_sharpness_changes_the_input_gradient_and_nothing_else():
     slopes = (1024 * (layer.weight.reshape(1, 4, -1, 1) - columns)).clamp(-1, 1).sum(1)
     torch.testing.assert_close(input_grad, torch.nn.functional.fold(slopes, (6, 6), 3, padding=1))
     assert torch.equal(layer.eval()(input), plain)
+
+
+@pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "float16"])
+def test_sharpness_has_room_in_float16(mixed):
+    """100 times 1024 is beyond float16, and so is the sum of such distances."""
+    layer = AdderConv2d(3, 4, 3, padding=1, dtype=None if mixed else torch.float16)
+    input = (100 * torch.randn(2, 3, 6, 6)).half().requires_grad_()
+    grad = torch.randn(2, 4, 6, 6)
+    with torch.autocast("cpu", dtype=torch.float16, enabled=mixed):
+        plain = layer(input)
+        layer.sharpness = 1024.0
+        sharp = layer(input)
+    sharp.backward(grad.to(sharp.dtype))
+    assert sharp.dtype == plain.dtype
+    assert torch.equal(sharp, plain)
+    assert input.grad.isfinite().all()
