@@ -10,7 +10,7 @@ Each input pixel gathers what its windows contribute, so there are no atomics an
 import triton
 import triton.language as tl
 
-from .conv_kernels import NOWHERE, _columns, _inside, _offset, _split
+from .conv_kernels import NOWHERE, _inside, _offset, _split, _tile
 
 
 @triton.jit
@@ -88,13 +88,11 @@ def input_grad_tiled(
     or none, and ``rows x columns`` counts the pixels of the largest phase. ``x`` and ``result`` are ``[N, C, H, W]``.
     """
     CHANNELS: tl.constexpr = OUTER * LANES
-    program = tl.program_id(0)
-    group = program // channel_tiles % groups
+    group, position, channel = _tile(channel_tiles, groups, OUTER, ROWS, LANES, PIECES)
     phase_h = tl.program_id(1) // stride_w
     phase_w = tl.program_id(1) % stride_w
     thread = tl.arange(0, ROWS * LANES)
-    position = program // channel_tiles // groups * (PIECES * ROWS) + thread // LANES
-    first_channel = program % channel_tiles * CHANNELS + thread % LANES * OUTER
+    first_channel = tl.program_id(0) % channel_tiles * CHANNELS + thread % LANES * OUTER
     x_ptr += phase_h.to(tl.int64) * x_h + phase_w.to(tl.int64) * x_w + group.to(tl.int64) * channels * x_c
     grad_ptr += group.to(tl.int64) * filters * G_O
     pixels = ()
@@ -110,7 +108,6 @@ def input_grad_tiled(
         halves = halves + (_half_input(x_pixel, x_c, first_channel, channels, row >= 0, OUTER, ROWS, LANES),)
         accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.float32),)
         totals = totals + (tl.zeros([1, ROWS, LANES], tl.float32),)
-    channel = program % channel_tiles * CHANNELS + _columns(OUTER, LANES)
     packed = channel_tiles * CHANNELS
     for tap in range(taps):
         up = phase_h + padding_h - tap // kernel_w * dilation_h

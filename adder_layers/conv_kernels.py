@@ -33,6 +33,15 @@ def _columns(OUTER: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
+def _tile(tiles, groups, OUTER: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, PIECES: tl.constexpr):
+    """Group of a tiled kernel's program, positions of its first piece, and its filters or channels."""
+    program = tl.program_id(0)
+    group = program // tiles % groups
+    position = program // tiles // groups * (PIECES * ROWS) + tl.arange(0, ROWS * LANES) // LANES
+    return group, position, program % tiles * (OUTER * LANES) + _columns(OUTER, LANES)
+
+
+@triton.jit
 def _split(position, rows, columns):
     """Image, row and column of ``position``."""
     line = position // columns
@@ -101,11 +110,7 @@ def forward_tiled(
     filters. The channel stride is a constant: an unrolled loop then adds no addresses.
     """
     FILTERS: tl.constexpr = OUTER * LANES
-    program = tl.program_id(0)
-    group = program // filter_tiles % groups
-    thread = tl.arange(0, ROWS * LANES)
-    position = program // filter_tiles // groups * (PIECES * ROWS) + thread // LANES
-    filter = program % filter_tiles * FILTERS + _columns(OUTER, LANES)
+    group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
     x_ptr += group.to(tl.int64) * channels * X_C
     w_row = w_ptr + group.to(tl.int64) * taps * channels * (filter_tiles * FILTERS)
     corners = ()

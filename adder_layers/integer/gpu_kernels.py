@@ -14,7 +14,7 @@ whose channels do not fill words, byte by byte.
 import triton
 import triton.language as tl
 
-from ..conv_kernels import _columns, _corner, _inside, _offset
+from ..conv_kernels import _corner, _inside, _offset, _tile
 
 
 @triton.jit
@@ -94,11 +94,7 @@ def integer_tiled(
     those of a group. A program makes ``PIECES x ROWS`` positions by ``OUTER x LANES`` filters.
     """
     FILTERS: tl.constexpr = OUTER * LANES
-    program = tl.program_id(0)
-    group = program // filter_tiles % groups
-    thread = tl.arange(0, ROWS * LANES)
-    position = program // filter_tiles // groups * (PIECES * ROWS) + thread // LANES
-    filter = program % filter_tiles * FILTERS + _columns(OUTER, LANES)
+    group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
     x_ptr += group * words
     zero_ptr += group * words
     w_row = w_ptr + group.to(tl.int64) * taps * words * (filter_tiles * FILTERS)
