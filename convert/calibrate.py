@@ -96,8 +96,8 @@ def calibrate_(
         memory: Bytes that captured windows and outputs, and the activations of the joint fit, may take. Where that is
             too little for ``samples`` or a batch of 64, fewer are used.
         seed: Of positions and mini-batches; the same seed gives the same weights.
-        state: A file to note finished layers in. A run that finds it there, with the same settings, images and
-            teacher, goes on behind the last of them, to the same result; it is removed at the end.
+        state: A file to note finished layers in. A run that finds it there, with the same settings, images, student
+            and teacher, goes on behind the last of them, to the same result; it is removed at the end.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
@@ -117,8 +117,9 @@ def calibrate_(
     _check_teacher(adders, teacher)
     report = progress or (lambda what, done, total: None)
     fit, generator = Fit(steps, samples, memory), torch.Generator().manual_seed(seed)
-    settings = {**fit._asdict(), "seed": seed, "layers": list(adders)}
-    notes = CalibrationState(state, settings, [*batches, *teacher.state_dict().values()])
+    own = student.state_dict()
+    settings = {**fit._asdict(), "seed": seed, "layers": list(adders), "tensors": list(own)}
+    notes = CalibrationState(state, settings, [*batches, *own.values(), *teacher.state_dict().values()])
     with evaluation_mode(student, teacher), teachers_domain(student, teacher, batches):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
         fitted = fit_layers_(student, teacher, layers, batches, fit, generator, notes, report)

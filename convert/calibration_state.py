@@ -37,7 +37,7 @@ class CalibrationState:
     Args:
         path: Where it lies.
         settings: What the calibration depends on; a file with other settings is not continued.
-        tensors: The same, as tensors: the images and the teacher's weights.
+        tensors: The same, as tensors: the images, and the weights of the student, not yet fitted, and of the teacher.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, object], tensors: Sequence[Tensor]) -> None:

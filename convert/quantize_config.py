@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from .config import nearest_names
+from .config import check_keys
 from .errors import AdderkitError
 
 CONFIG_VERSION = 1
@@ -49,16 +49,5 @@ class QuantizeConfig:
         Raises:
             AdderkitError: An unknown key, a wrong value or a version this release does not know.
         """
-        version = mapping.get("version", CONFIG_VERSION)
-        if version != CONFIG_VERSION:
-            raise AdderkitError(
-                f"quantization configuration has version {version!r:.40}, expected {CONFIG_VERSION}: "
-                "install a newer adderkit"
-            )
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in mapping:
-            if key not in known:
-                close = nearest_names(str(key), known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise AdderkitError(f"unknown key {key!r:.80} in the quantization configuration{hint}")
+        check_keys(cls, mapping, CONFIG_VERSION, "quantization configuration")
         return cls(**mapping)

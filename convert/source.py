@@ -9,7 +9,7 @@ from timm.models import create_model, is_model, is_model_pretrained, list_models
 from torch import Tensor, nn
 
 from . import registry as registry  # so that timm knows our names
-from .checkpoint import CONFIG, base_architecture, load
+from .checkpoint import CONFIG, WEIGHTS, base_architecture, load
 from .errors import CheckpointError, ModelSourceError
 from .files import check_folder_target
 from .hub import quiet_hub
@@ -61,21 +61,26 @@ def build_model(
     return _create(name, pretrained, arguments)
 
 
-def check_target(name: str, folder: Path, *, write: bool, reason: str = "") -> None:
+def check_target(
+    name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = ""
+) -> None:
     """Find out before the work whether what is made of a model may go to a folder.
 
     Args:
         name: The model, a saved folder or a timm name.
         folder: Where the result is to go.
         write: Whether it will be written; not in a dry run.
+        checkpoint: Folder or file that the model's weights come from, where they are not its own.
         reason: Why the model's own folder is kept, for the message.
 
     Raises:
-        ModelSourceError: The folder is the model's own.
+        ModelSourceError: The folder is the model's own, or what is written would replace the checkpoint.
         AdderkitError: It cannot be written to.
     """
     if is_folder(name) and Path(name.removeprefix("local-dir:")).resolve() == folder.resolve():
         raise ModelSourceError(f"--output {folder} is the model itself{reason}; name another folder")
+    if checkpoint is not None and Path(checkpoint).resolve() in (folder.resolve(), (folder / WEIGHTS).resolve()):
+        raise ModelSourceError(f"--output {folder} would replace the weights in {checkpoint}{reason}; name another folder")
     if write:
         check_folder_target(f"--output {folder}", folder)
 

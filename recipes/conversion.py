@@ -122,7 +122,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or nothing can be converted.
     """
-    check_target(job.model, job.folder, write=not dry_run, reason=", which is needed as teacher")
+    reason = ", which is needed as teacher"
+    check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint, reason=reason)
     if job.policy.acts and job.dataset is None:
         raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}

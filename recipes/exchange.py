@@ -14,7 +14,7 @@ from ..convert.import_checkpoint import import_checkpoint
 from ..convert.integer_record import refuse_integers
 from ..convert.plan import ConversionPlan
 from ..convert.rewrite import adder_layers
-from ..convert.source import build_model, is_folder, lacks_weights
+from ..convert.source import build_model, check_target, is_folder, lacks_weights
 from .portable import FORMS, PortableResult, export_portable, integer_plan, normalisation, recorded_images
 
 
@@ -57,6 +57,7 @@ def run_import(file: str, model: str, num_classes: int | None, output: str | Non
         AdderkitError: The file is damaged or not of this network, or the folder cannot be written.
     """
     folder = Path(output or f"{model}-adder")
+    check_target(model, folder, write=True, checkpoint=file)
     built, plan = import_checkpoint(file, model, num_classes)
     save(built, folder, {"plan": plan.to_dict(), "imported": {"file": Path(file).name, "sha256": sha256(Path(file))}})
     classes: Any = built.num_classes

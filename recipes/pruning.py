@@ -86,7 +86,7 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or nothing can be removed as asked.
     """
-    check_target(job.model, job.folder, write=not dry_run)
+    check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
     if job.config.importance in NEED_IMAGES and job.dataset is None:
         raise ModelSourceError(
             f"importance {job.config.importance} is measured on unlabelled images: give --dataset, "

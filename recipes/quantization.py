@@ -60,7 +60,8 @@ class QuantizationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping."""
-        return {**dataclasses.asdict(self), "output": str(self.folder) if self.folder else None, "folder": None}
+        known = {key: value for key, value in dataclasses.asdict(self).items() if key != "folder"}
+        return {**known, "output": str(self.folder) if self.folder else None}
 
     def summary(self) -> str:
         """What a person wants to know last."""
@@ -81,7 +82,7 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     Raises:
         AdderkitError: The model, its weights or the data cannot be had, or integers cannot express the model.
     """
-    check_target(job.model, job.folder, write=not dry_run)
+    check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
     if job.dataset is None:
         raise ModelSourceError("ranges are measured on unlabelled images: give --dataset")
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)

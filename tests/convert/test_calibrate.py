@@ -373,7 +373,7 @@ def test_goes_on_where_it_was_cut_off_to_the_same_bits(teacher, data, tmp_path, 
     assert not state.exists()
 
 
-@pytest.mark.parametrize("change", ["seed", "images", "teacher", "damage"])
+@pytest.mark.parametrize("change", ["seed", "images", "teacher", "student", "damage"])
 def test_state_of_something_else_is_not_taken(teacher, data, tmp_path, change, caplog):
     state = tmp_path / "state"
     teacher, student = pair(teacher)
@@ -391,6 +391,8 @@ def test_state_of_something_else_is_not_taken(teacher, data, tmp_path, change, c
     if change == "images":
         data = data.flip(0)
     _, fresh = pair(teacher)
+    if change == "student":
+        fresh.grouped.weight.data.mul_(1.5)
     calls = []
     options = {**FAST, "seed": 1 if change == "seed" else 0}
     calibrate_(fresh, teacher, data, state=state, progress=lambda *call: calls.append(call[0]), **options)

@@ -77,6 +77,10 @@ def test_the_model_itself_is_not_overwritten(adder_kit, cnn_folder):
     status, _, err = adder_kit("prune", cnn_folder, "--ratio", "0.5", "--importance", "random", "-o", cnn_folder)
     assert status == 1
     assert "is the model itself" in err
+    source = ["--checkpoint", cnn_folder, "-o", cnn_folder]
+    status, _, err = adder_kit("prune", "cifar_resnet20", "--ratio", "0.5", "--importance", "random", *source)
+    assert status == 1
+    assert "would replace the weights in" in err
 
 
 def test_converted_tuned_pruned_tuned_and_resumed(
