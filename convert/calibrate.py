@@ -106,7 +106,7 @@ def calibrate_(
     Raises:
         AdderkitError: No adder layer, too few images, or a teacher that is not this model's original.
     """
-    refuse_integers(student, "calibrated: calibrate the network that it was made from")
+    refuse_integers(student, "calibrated: calibrate the network that it was made from", imitated=True)
     adders = adder_layers(student)
     batches = batches_of(images, batch_size)
     total = sum(map(len, batches))

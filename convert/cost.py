@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..adder_layers.integer.network import IntegerNetwork
 from .energy import PRECISIONS, Precision, arithmetic_energy, memory_energy
 from .errors import AdderkitError
+from .fake_quantize import FakeQuantized
 from .graph import input_size, meta_copy
 from .modes import evaluation_mode
 from .operations import WEIGHT_LAYERS, Operations
@@ -202,7 +203,8 @@ class Cost:
 def cost(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) -> Cost:
     """Count what one forward pass of one image costs, and what it would in the CNN of the same shape.
 
-    What depends on the weights alone is done once, not for each image, and does not count.
+    What depends on the weights alone is done once, not for each image, and does not count. A model that is trained for
+    integers counts as the float network that it was.
 
     Args:
         model: Any model, converted or not; one from timm says itself what images it takes. It is left untouched.
@@ -218,6 +220,8 @@ def cost(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) 
         from .integer_cost import integer_cost  # here: it needs what stands above
 
         return integer_cost(model)
+    if isinstance(model, FakeQuantized):
+        model = model.in_floats()  # rounding is done in training alone
     if example_input is None:
         example_input = input_size(model)
     image = example_input[:1] if isinstance(example_input, Tensor) else torch.zeros(1, *example_input)

@@ -5,6 +5,7 @@ its activations as buffers; its forward pass goes through the stages that ``inte
 passes the gradient straight through (Bengio et al., arXiv 1308.3432). The change is a step in the model's record.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -73,6 +74,12 @@ class FakeQuantized(nn.Module):
                     values.pop(number, None)
         return values[self._stages.stages[-1].output].flatten(1)
 
+    def in_floats(self) -> nn.Module:
+        """The model that it was, with the same modules and tensors."""
+        model = copy.copy(self)
+        model.__class__ = type(self).__bases__[1]
+        return model
+
     def grid(self, number: int) -> Grid | None:
         """Grid of an activation; ``None`` for logits, and for an image that is not quantized."""
         key = str(source_of_grid(self._stages, number))
@@ -107,13 +114,16 @@ def fake_quantize_(model: nn.Module, config: QuantizeConfig, image: tuple[int, i
         image: ``(channels, height, width)``; by default what the model's timm configuration says.
 
     Raises:
-        AdderkitError: Integers cannot express the model, or it is quantized already.
+        AdderkitError: Integers (or shifts, where they are asked for) cannot express the model, or it is quantized
+            already.
     """
     if isinstance(model, FakeQuantized):
         raise AdderkitError("the model is trained for integers already; its ranges are those it was trained with")
     stages = stages_of(model, image)
     if config.first_last == "fp32" and any(stage.kind != "convolution" for stage in stages.stages if 0 in stage.reads):
         raise AdderkitError("the image is read by more than a convolution; expected one with --first-last fp32")
+    if config.requant == "shift":
+        _check_shifts(stages)
     modules: Any = model
     modules._stages, modules._quantize_config = stages, config
     modules.quantization = nn.ModuleDict(
@@ -124,6 +134,34 @@ def fake_quantize_(model: nn.Module, config: QuantizeConfig, image: tuple[int, i
         }
     )
     modules.__class__ = type(type(model).__name__, (FakeQuantized, type(model)), {})
+
+
+def _check_shifts(stages: Stages) -> None:
+    """Refuse averages that shifts cannot bring to the step of what they are added to, or are rescaled to.
+
+    The step of an average over ``t`` pixels is a power of two divided by ``t``, all others are powers of two. Layers
+    behind it take the ``t`` into their weights or their BatchNorm.
+
+    Raises:
+        AdderkitError: Where the two are not a power of two apart.
+    """
+    pixels = [1] * len(stages.shapes)
+    for stage in stages.stages:
+        own = math.prod(stage.window.kernel) if stage.kind == "average_pool" else 1
+        pixels[stage.output] = pixels[stage.input] if stage.kind == "max_pool" else own
+        alone = not stage.norms and stage.kind in ("adder", "rescale", "average_pool")
+        pairs = [(pixels[stage.input], 1)] * alone
+        pairs += [] if stage.residual is None else [(pixels[stage.residual], own)]
+        for read, written in pairs:
+            if _odd_part(read) != _odd_part(written):
+                raise AdderkitError(
+                    f"{stage.path} adds or rescales averages over {max(read, written)} pixels, which shifts alone "
+                    "cannot, expected a power of two: take requant fixed (--requant fixed)"
+                )
+
+
+def _odd_part(number: int) -> int:
+    return number // (number & -number)
 
 
 def fake_step(model: FakeQuantized) -> dict[str, Any]:

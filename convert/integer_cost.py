@@ -21,6 +21,7 @@ from ..adder_layers.integer.plan import (
 )
 from .cost import Cost, IntegerRow, LayerCost
 from .operations import Operations
+from .portable.constants import powers_of_two
 
 _KINDS = {"max_pool": "pooling", "average_pool": "pooling", "rescale": "element-wise"}
 
@@ -80,7 +81,7 @@ def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
     scalings = 0 if factors is None else size * (1 + added)
     sums = size * (taps - 1) + (0 if factors is None else size * (1 + added))
     before = Operations(products=terms, scalings=scalings, sums=sums)
-    shifts = factors is not None and _powers_of_two(step)
+    shifts = factors is not None and powers_of_two(step)
     after = dataclasses.replace(before, scalings=0) if shifts else before
     own = 0 if factors is None else 3 * len(factors.offset)
     return LayerCost(
@@ -94,14 +95,6 @@ def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
         weights=weights,
         activations=source.channels * source.height * source.width + size * (1 + added),
     )
-
-
-def _powers_of_two(step: Step) -> bool:
-    factors = step if isinstance(step, Linear) else requantisation_of(step)
-    assert factors is not None
-    second = factors.residual_multiplier if isinstance(factors, Requantisation) else None
-    both = [factors.multiplier.abs().long(), *([] if second is None else [second.abs().long()])]
-    return all(bool(((each & (each - 1)) == 0).all()) for each in both)
 
 
 def _float_row(path: str, kind: str, shape: tuple[int, ...], count: Operations, weights: int, biases: int) -> LayerCost:

@@ -8,6 +8,7 @@ from torch import nn
 from ..adder_layers.integer.network import IntegerNetwork
 from ..adder_layers.integer.record import empty_plan, structure_of
 from .errors import AdderkitError, CheckpointError
+from .fake_quantize import FakeQuantized
 from .quantize_config import QuantizeConfig
 
 STEP = "quantize"
@@ -43,18 +44,21 @@ def network_from(step: Mapping[str, Any]) -> IntegerNetwork:
         raise CheckpointError(f"the {STEP!r} step does not hold a network: {error}") from error
 
 
-def refuse_integers(model: nn.Module, what: str) -> None:
+def refuse_integers(model: nn.Module, what: str, *, imitated: bool = False) -> None:
     """Refuse a network that is integers already.
 
     Args:
         model: Any model.
         what: What it cannot be, and the remedy.
+        imitated: Refuse a network that is trained for integers, too.
 
     Raises:
-        AdderkitError: It is an integer network.
+        AdderkitError: It is such a network.
     """
     if isinstance(model, IntegerNetwork):
         raise AdderkitError(f"the model is quantized and cannot be {what}")
+    if imitated and isinstance(model, FakeQuantized):
+        raise AdderkitError(f"the model is trained for integers and cannot be {what}")
 
 
 def _arguments(layer: nn.Module) -> dict[str, Any]:

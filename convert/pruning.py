@@ -118,7 +118,7 @@ def prune_(
         NoModuleMatchedError: No channel can be removed, or a pattern to ignore matches no layer.
         AdderkitError: Images are needed and missing, the target cannot be reached, or the model cannot be followed.
     """
-    refuse_integers(model, "pruned: prune the network that it was made from")
+    refuse_integers(model, "pruned: prune the network that it was made from", imitated=True)
     batches = batches_of(images, batch_size) if images is not None else []
     count = sum(map(len, batches))
     if config.importance in NEED_IMAGES and count == 0:

@@ -61,9 +61,7 @@ def build_model(
     return _create(name, pretrained, arguments)
 
 
-def check_target(
-    name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = ""
-) -> None:
+def check_target(name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = "") -> None:
     """Find out before the work whether what is made of a model may go to a folder.
 
     Args:
@@ -79,8 +77,11 @@ def check_target(
     """
     if is_folder(name) and Path(name.removeprefix("local-dir:")).resolve() == folder.resolve():
         raise ModelSourceError(f"--output {folder} is the model itself{reason}; name another folder")
-    if checkpoint is not None and Path(checkpoint).resolve() in (folder.resolve(), (folder / WEIGHTS).resolve()):
-        raise ModelSourceError(f"--output {folder} would replace the weights in {checkpoint}{reason}; name another folder")
+    replaced = (folder.resolve(), (folder / WEIGHTS).resolve())
+    if checkpoint is not None and Path(checkpoint).resolve() in replaced:
+        raise ModelSourceError(
+            f"--output {folder} would replace the weights in {checkpoint}{reason}: name another folder"
+        )
     if write:
         check_folder_target(f"--output {folder}", folder)
 

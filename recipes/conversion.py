@@ -129,7 +129,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     pretrained = job.pretrained and (not dry_run or is_folder(job.model))
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
-    refuse_integers(model, "converted: convert the CNN that it was made from")
+    refuse_integers(model, "converted: convert the CNN that it was made from", imitated=True)
     if is_converted(model):
         raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
     if dry_run:

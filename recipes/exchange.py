@@ -140,7 +140,8 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
         plan = integer_plan(built, job.model, job.form)
         images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
         return export_portable(plan, job.name, job.form, job.target, images, normalisation(built))
-    refuse_integers(built, "exported as floats: take --format c or hex, or export the network it was made from")
+    remedy = "take --format c or hex once it is quantized, or export the network it was made from"
+    refuse_integers(built, f"exported as floats: {remedy}", imitated=True)
     if job.form == "onnx":
         export_onnx(built, job.target, job.opset or 18)
     else:

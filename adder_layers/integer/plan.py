@@ -69,20 +69,20 @@ class Requantisation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adder:
-    """``a[o] = Σ|q - w[o]|`` over a window of bytes; padded taps are the input's ``zero``.
+class Filters:
+    """What an adder layer and a convolution are alike: filters over windows of bytes; padded taps are ``zero``.
 
     Args:
         input: Number of the activation it reads.
         output: Number of the activation it writes.
-        weight: ``[O, kh, kw, C / groups]`` uint8.
+        weight: ``[O, kh, kw, C / groups]`` of ``weight_dtype``.
         window: Kernel, stride, padding and dilation.
         groups: Number of channel groups.
         requantisation: From sums to bytes.
     """
 
-    kind: ClassVar[str] = "adder"
-    weight_dtype: ClassVar[torch.dtype] = torch.uint8
+    kind: ClassVar[str]
+    weight_dtype: ClassVar[torch.dtype]
 
     input: int
     output: int
@@ -92,30 +92,21 @@ class Adder:
     requantisation: Requantisation
 
 
-@dataclasses.dataclass(frozen=True)
-class Convolution:
-    """``a[o] = Σ q·w[o]``, for the first layer and those kept as convolutions; otherwise like ``Adder``.
+class Adder(Filters):
+    """``a[o] = Σ|q - w[o]|`` over a window of bytes; the weight is uint8."""
+
+    kind = "adder"
+    weight_dtype = torch.uint8
+
+
+class Convolution(Filters):
+    """``a[o] = Σ q·w[o]``, for the first layer and those kept as convolutions; the weight is int8.
 
     The zero point's part ``-zero·Σw`` is in the offset, which is exact because padded taps are ``zero`` as well.
-
-    Args:
-        input: Number of the activation it reads.
-        output: Number of the activation it writes.
-        weight: ``[O, kh, kw, C / groups]`` int8.
-        window: Kernel, stride, padding and dilation.
-        groups: Number of channel groups.
-        requantisation: From sums to bytes.
     """
 
-    kind: ClassVar[str] = "convolution"
-    weight_dtype: ClassVar[torch.dtype] = torch.int8
-
-    input: int
-    output: int
-    weight: Tensor
-    window: Window
-    groups: int
-    requantisation: Requantisation
+    kind = "convolution"
+    weight_dtype = torch.int8
 
 
 @dataclasses.dataclass(frozen=True)

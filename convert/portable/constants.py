@@ -28,8 +28,11 @@ def padded(plan: IntegerPlan) -> list[int]:
 
 def by_shifts(step: Step) -> bool:
     """Whether all multipliers of a step's requantisation are powers of two, of either sign, or 0."""
-    if requantisation_of(step) is None:
-        return False
+    return requantisation_of(step) is not None and powers_of_two(step)
+
+
+def powers_of_two(step: Step) -> bool:
+    """Whether all multipliers of a step are powers of two, of either sign, or 0."""
     sizes = [values.long().abs() for name, values in constants(step).items() if name.endswith("multiplier")]
     return all(bool(((size & (size - 1)) == 0).all()) for size in sizes)
 

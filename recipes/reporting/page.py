@@ -80,7 +80,10 @@ def _head(name: str) -> Html:
 def _header(facts: ReportFacts) -> Html:
     adders = sum(layer.adder for layer in facts.layers)
     what = f"{facts.base}{', pruned,' if facts.pruned else ''}"
-    if facts.converted:
+    if facts.cost.integers:
+        kinds = [row.kind for row in facts.cost.weight_layers]
+        what += f" in integers: {kinds.count('adder')} of {len(kinds)} layers with weights are adder layers."
+    elif facts.converted:
         what += f" as an adder network: {adders} of {len(facts.layers)} convolutions are adder layers."
     else:
         what += ": a CNN."
@@ -166,7 +169,7 @@ def _cost_chart(facts: ReportFacts) -> list[Html]:
     groups = layer_groups(facts.cost)
     counts = [_multiplications(group) for group in groups]
     largest = max([before for before, _ in counts], default=0) or 1
-    first = 0 if facts.converted else 1  # a CNN is the same before and after
+    first = int(facts.cost.honest == facts.cost.honest_before)  # as that of a CNN in floats is
     rows = [
         layer_row(
             group[0].path or "(model)",

@@ -163,6 +163,55 @@ def test_a_network_of_integers_is_not_quantized_again(student, images):
         adderkit.prune_(network, adderkit.PruneConfig(0.5))
 
 
+def test_a_network_that_is_trained_for_integers(student, images):
+    """It costs what the float network costs, and its layers cannot be changed: its stages would not know."""
+    expected = adderkit.cost(student, images)
+    model = copy.deepcopy(student)
+    prepare_(model, [images], QuantizeConfig())
+    assert adderkit.cost(model, images) == expected
+    assert isinstance(model, FakeQuantized)
+    with pytest.raises(AdderkitError, match="is trained for integers and cannot be calibrated"):
+        adderkit.calibrate_(model, student, images)
+    with pytest.raises(AdderkitError, match="is trained for integers and cannot be pruned"):
+        adderkit.prune_(model, adderkit.PruneConfig(0.5, importance="random"))
+
+
+class Averages(nn.Module):
+    """What reads an average over ``size`` x ``size`` pixels, by ``form``."""
+
+    def __init__(self, form, size):
+        super().__init__()
+        self.form = form
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.pool, self.last = nn.AvgPool2d(size, size), nn.AvgPool2d(size, size)
+        self.layer, self.norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        first = self.stem(x)
+        found = self.pool(first)
+        if self.form == "averaged again":
+            return self.head(self.last(found).mean((2, 3)))
+        if self.form == "sum of averages":
+            found = found + self.last(first)
+        layer = self.norm(self.layer(found))
+        return self.head((layer + found if self.form == "residual" else layer).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("form", ["layer", "residual", "averaged again", "sum of averages"])
+def test_shifts_take_averages_or_refuse_them(form, size):
+    model, images = Averages(form, size).eval(), torch.randn(64, 3, 18, 18)
+    adderkit.convert.batchnorm.reestimate_batchnorm_(model, [images])
+    if size == 3 and form in ("residual", "averaged again"):
+        with pytest.raises(AdderkitError, match=r"averages over 9 pixels, which shifts alone cannot.*--requant fixed"):
+            quantize(model, images, QuantizeConfig(requant="shift"))
+        return
+    with torch.no_grad():
+        found, expected = quantize(model, images, QuantizeConfig(requant="shift"))(images), model(images)
+    assert float((found - expected).norm() / (expected - expected.mean(0)).norm()) < 0.2
+
+
 def test_too_few_images(student, images):
     with pytest.raises(AdderkitError, match="8 calibration images are too few, expected at least 16"):
         quantize(student, images[:8])

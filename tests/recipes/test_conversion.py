@@ -189,7 +189,7 @@ def test_the_original_is_never_overwritten(convert, tmp_path):
     with pytest.raises(AdderkitError, match="--output"):
         convert(original, output=str(original), include=BLOCK)
     for checkpoint in (original, original / "model.safetensors"):
-        with pytest.raises(ModelSourceError, match="would replace the weights in .*, which is needed as teacher"):
+        with pytest.raises(ModelSourceError, match=r"would replace the weights in .*, which is needed as teacher"):
             convert("cifar_resnet20", checkpoint=str(checkpoint), output=str(original), include=BLOCK)
     assert (original / "model.safetensors").read_bytes() == before
 

@@ -12,6 +12,7 @@ import torch
 
 import adderkit
 from adderkit.convert.checkpoint import read_report
+from adderkit.convert.quantize import quantize
 from adderkit.recipes.reporting.facts import gather
 from adderkit.recipes.reporting.page import page
 from adderkit.recipes.setup import Job
@@ -167,6 +168,16 @@ def test_pruned_network(report, adder_folder, tmp_path):
     change_report(folder, pruning={"before": {"adds": "x"}, "config": 5})
     _, found = report(folder)
     assert "how many is not noted, importance ?." in found.text
+
+
+def test_page_of_an_integer_network(report, adder_folder, tmp_path):
+    network = quantize(adderkit.load(adder_folder), torch.randn(16, 1, 8, 8))
+    facts, found = report(adderkit.save(network, tmp_path / "int8"))
+    check_safe(found)
+    adders = sum(row.kind == "adder" for row in facts.cost.layers)
+    assert adders > 1
+    assert f"cifar_resnet20 in integers: {adders} of {len(facts.cost.weight_layers)} layers with weights" in found.text
+    assert "as a CNN this model features" in found.text  # both bars of each layer
 
 
 def test_page_of_a_cnn(report, cnn_folder):
