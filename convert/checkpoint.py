@@ -83,7 +83,7 @@ def save(
         write_json(folder / REPORT, {**facts, "sha256": digest})
         if not (folder / CARD).exists():
             integers = isinstance(model, IntegerNetwork)
-            write_text(folder / CARD, model_card(base, is_converted(model), folder.name, integers))
+            write_text(folder / CARD, model_card(base, is_converted(model), folder.resolve().name, integers))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
     except TypeError as error:

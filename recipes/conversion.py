@@ -173,7 +173,7 @@ def _calibrate(
             matching_steps=matching_steps,
             memory=memory,
             seed=job.seed,
-            state=job.folder.with_name(f".{job.folder.name}.calibration"),
+            state=job.folder / ".calibration",  # not beside it, where perhaps nothing may be written
             progress=progress,
         )
         if not policy.acts:

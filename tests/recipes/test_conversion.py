@@ -1,6 +1,7 @@
 """The ``convert`` verb's work: what is written, what is recorded, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -81,6 +82,15 @@ def test_calibrates_on_unlabelled_images(convert, cnn_folder):
     report = json.loads((result.folder / "adder_report.json").read_text())
     assert report["calibration"] == json.loads(json.dumps(result.calibration.to_dict()))
     assert report["calibration"]["images"] == 32
+
+
+def test_into_the_current_folder(convert, cnn_folder, tmp_path, monkeypatch):
+    (tmp_path / "net").mkdir()
+    monkeypatch.chdir(tmp_path / "net")
+    convert(cnn_folder, include=BLOCK, dataset="digits", images=32, steps=1, matching_steps=0, output=".")
+    assert {path.name for path in (tmp_path / "net").iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    assert 'adderkit.load("net")' in Path("README.md").read_text()
 
 
 HYBRID = {"include": (*BLOCK, "features.5.conv1"), "dataset": "digits", "images": 32, "steps": 1}
