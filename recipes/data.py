@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision import transforms
 
 from ..convert.errors import DatasetError
+from .interruption import serve_on
 from .recipe import Augmentation
 from .reproducible import EpochImages, EpochOrder, EpochStream
 from .small_datasets import SMALL_DATASETS, SmallDataset
@@ -222,6 +223,7 @@ def make_loader(
         sampler=order,
         drop_last=training and order is not None and len(dataset) > batch_size,
         num_workers=workers,
+        worker_init_fn=serve_on,
         # Fresh workers each epoch: they are told its number when they start.
         persistent_workers=False,
         pin_memory=torch.cuda.is_available(),

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a run ends between two optimizer steps and saves, rather than wherever it happens to be."""
 
+import os
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ class StopRequest:
     A second Ctrl-C stops at once, without saving. Not with several processes: there the launcher passes on what the
     terminal has sent to all of them already.
 
+    Loader processes inherit this, see ``serve_on``.
+
     Args:
         accelerator: Of the run; its processes agree on when to stop.
     """
@@ -29,6 +32,7 @@ class StopRequest:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.requested = False
+        self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -43,11 +47,23 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT and self.accelerator.num_processes == 1:
+        loader = os.getpid() != self._process
+        if self.requested and (loader or (number == signal.SIGINT and self.accelerator.num_processes == 1)):
             raise KeyboardInterrupt
-        if not self.requested and self.accelerator.is_main_process:
+        if not self.requested and not loader and self.accelerator.is_main_process:
             print("stopping after this step; what is done will be saved", file=sys.stderr, flush=True)
         self.requested = True
+
+
+def serve_on(worker: int) -> None:
+    """To be called in a loader process when it starts: one signal does not end it, a second one does.
+
+    A terminal or a batch system signals the whole group, and the step that is being done still needs its images. torch
+    has its own handler of SIGTERM there, set where Python does not see it; here Python's comes back.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler):  # inherited from a StopRequest
+        signal.signal(signal.SIGTERM, handler)
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import active_children
+from multiprocessing import active_children, get_all_start_methods
 from pathlib import Path
 
 import pytest
@@ -84,6 +84,24 @@ def test_a_loader_process_is_killed(straight, same_run, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert finetune.resume(folder) == rows
     same_run(folder, through)
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="signal handlers are not inherited")
+def test_a_loader_process_survives_what_is_sent_to_the_whole_group(train, monkeypatch):
+    """As a batch system does: the step that is being done still needs its images."""
+    step, served = steps._step, []
+
+    def terminating(run, position, *others):
+        if not served:
+            (loader,) = active_children()
+            os.kill(loader.pid, signal.SIGTERM)
+            loader.join(2)
+            served.append(loader.is_alive())
+        return step(run, position, *others)
+
+    monkeypatch.setattr(steps, "_step", terminating)
+    train(workers=1, batch_size=8)
+    assert served == [True]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,5 +1,6 @@
 """A run that was stopped, wherever and however, and resumed ends bit-equal to one that ran through."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -129,6 +130,30 @@ def test_a_second_interrupt_stops_at_once():
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing is inherited")
+def test_loader_processes_serve_on_after_one_signal_and_end_after_two(capfd):
+    """They get what is sent to the whole group, and are silent."""
+
+    class Alone:
+        num_processes, is_main_process = 1, True
+
+    def serve(number):
+        os.kill(os.getpid(), number)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            os._exit(3)
+
+    with StopRequest(Alone()) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            child = multiprocessing.get_context("fork").Process(target=serve, args=(number,))
+            child.start()
+            child.join(30)
+            assert child.exitcode == 3
+        assert not stop.requested
+    assert capfd.readouterr().err == ""
 
 
 def test_a_damaged_save_costs_only_the_work_since_the_one_before(
