@@ -64,7 +64,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
         checkpoint=str(Path(job.checkpoint).resolve()) if job.checkpoint else None,
         command=command_line(),
     )
-    if recipe.data_dir:
+    if recipe.data_dir and Path(recipe.data_dir).exists():  # it may be an address
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
     arguments = {"job": dataclasses.asdict(job), "recipe": recipe.to_dict()}
     if broadcast_object_list([begun_before(folder, arguments)])[0]:

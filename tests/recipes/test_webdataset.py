@@ -126,6 +126,16 @@ def test_two_processes_share_the_shards(shards, tmp_path):
     assert json.loads(planned.stdout)["plan"]["steps_per_epoch"] == 6
 
 
+def test_shards_at_an_address(streamed, shards, tmp_path):
+    """It stays as it was given, also for a run that is resumed."""
+    job, recipe = streamed()
+    recipe = recipe.changed({"data_dir": f"file:{shards}"})
+    folder = RunFolder(tmp_path / "run")
+    rows = finetune.start(job, recipe, folder)
+    assert folder.arguments()["recipe"]["data_dir"] == f"file:{shards}"
+    assert finetune.resume(folder) == rows
+
+
 def test_a_missing_package_is_named(shards, monkeypatch):
     monkeypatch.setattr(data, "find_spec", lambda name: None)
     with pytest.raises(DatasetError, match="--dataset wds/tiny needs the package webdataset: pip install webdataset"):
