@@ -15,10 +15,19 @@ from ..convert.integer_record import refuse_integers
 from ..convert.source import is_folder
 from .data import DataConfig, ImageSource, check_name, loader_workers, open_dataset, subset
 from .memory import Memory, estimate_memory
-from .prepare import make_optimizer, make_schedule
+from .mixing import Mixing
+from .prepare import check_backend, check_classes, make_objective, make_optimizer, make_schedule, set_up_layers
 from .recipe import Recipe
 from .run_plan import RunPlan, batches_per_epoch, check_batches
-from .setup import Job, build_student, build_teacher, check_class_count, check_norms, teacher_of
+from .setup import (
+    Job,
+    build_student,
+    build_teacher,
+    check_class_count,
+    check_norms,
+    draw_adder_weights,
+    teacher_of,
+)
 from .trackers import tracker_names
 
 # Images for training and evaluation, and classes, of the one data set whose size everybody knows.
@@ -106,10 +115,17 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
         job = dataclasses.replace(job, num_classes=classes or _default_classes(job.model))
     model = build_student(job, recipe, weights=False)
     refuse_integers(model, "trained: train the network that it was made from, with --recipe int8-qat")
+    if recipe.adder_init == "normal":
+        draw_adder_weights(model)
     check_norms(model)
-    for dataset in splits or ():
-        check_class_count(dataset, recipe, model)
+    check_backend(recipe)
     teacher = build_teacher(job, recipe, model, weights=False)
+    if splits is not None:
+        for dataset in splits:
+            check_class_count(dataset, recipe, model)
+        check_classes(*splits)
+        Mixing(recipe, model, splits[0])
+    objective = make_objective(recipe, teacher, model)
     optimizer = make_optimizer(recipe, model, processes)
     images, evaluation_images = _counts(recipe, splits, known=classes is not None)
     steps = _steps_per_epoch(recipe, images, processes, splits)
@@ -125,6 +141,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
         steps_per_epoch=steps,
     )
     memory = estimate_memory(model, teacher, recipe, DataConfig.of(model).input_size, processes)
+    set_up_layers(model, objective, recipe, processes)  # at the end: with synchronised BatchNorms it cannot run here
     return DryRun(plan, memory, note, _measured_rate(job.model))
 
 

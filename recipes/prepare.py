@@ -77,18 +77,22 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     """Seed everything and set accelerate up as the recipe says; trackers that write files do it in the run's folder.
 
     Raises:
-        RecipeError: A tracker is unknown or not installed, or weights are to be divided as the loop cannot.
+        RecipeError: A tracker is unknown or not installed, the device cannot compute in half precision, or weights are
+            to be divided as the loop cannot.
     """
     set_seed(recipe.seed)
-    accelerator = Accelerator(
-        mixed_precision=recipe.amp,
-        gradient_accumulation_steps=recipe.grad_accum_steps,
-        step_scheduler_with_optimizer=False,
-        log_with=tracker_names(recipe.log_with) or None,
-        project_config=ProjectConfiguration(
-            str(folder), logging_dir=str(folder / "trackers"), automatic_checkpoint_naming=False
-        ),
-    )
+    trackers = tracker_names(recipe.log_with) or None
+    places = ProjectConfiguration(str(folder), logging_dir=str(folder / "trackers"), automatic_checkpoint_naming=False)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=recipe.amp,
+            gradient_accumulation_steps=recipe.grad_accum_steps,
+            step_scheduler_with_optimizer=False,
+            log_with=trackers,
+            project_config=places,
+        )
+    except ValueError as error:
+        raise RecipeError(f"accelerate cannot be set up with amp {recipe.amp!r}: {error}") from error
     check_sharding(recipe, accelerator)
     return accelerator
 
@@ -100,15 +104,15 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         AdderkitError: Something is missing, unknown or does not fit.
     """
     check_norms(model)
-    _check_backend(recipe)
+    check_backend(recipe)
     teacher = build_teacher(job, recipe, model)
     train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
-    _check_classes(train_set, eval_set)
+    check_classes(train_set, eval_set)
     mixing = Mixing(recipe, model, train_set)
     # A data set of its own: its transform is not the training one.
     norm_images = open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None
     objective = make_objective(recipe, teacher, model).to(accelerator.device)
-    _set_up_layers(model, objective, recipe, accelerator)
+    set_up_layers(model, objective, recipe, accelerator.num_processes)
     if recipe.channels_last:
         for each in (model, objective):
             each.to(memory_format=torch.channels_last)
@@ -151,11 +155,15 @@ def make_objective(recipe: Recipe, teacher: Renormalised | None, student: nn.Mod
     return BlockObjective(recipe, teacher, student) if recipe.block_loss_weight else Objective(recipe, teacher)
 
 
-def _set_up_layers(model: nn.Module, objective: Objective, recipe: Recipe, accelerator: Accelerator) -> None:
-    """What the recipe says of the layers' training."""
+def set_up_layers(model: nn.Module, objective: Objective, recipe: Recipe, processes: int) -> None:
+    """What the recipe says of the layers' training.
+
+    Raises:
+        RecipeError: See ``synchronise_batchnorm_``.
+    """
     for layer in adder_layers(model).values():
         layer.sharpness = recipe.sharpness
-    if recipe.sync_bn and accelerator.num_processes > 1:
+    if recipe.sync_bn and processes > 1:
         synchronise_batchnorm_(model)
         if recipe.teacher_lr:  # a frozen one computes as in evaluation
             synchronise_batchnorm_(objective)
@@ -190,15 +198,24 @@ def _compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
     return cast(nn.Module, compiled)
 
 
-def _check_backend(recipe: Recipe) -> None:
+def check_backend(recipe: Recipe) -> None:
+    """Refuse a compiler that torch does not know.
+
+    Raises:
+        RecipeError: It does not.
+    """
     if recipe.torchcompile:
         known = torch.compiler.list_backends(exclude_tags=())
         if recipe.torchcompile not in known:
             raise RecipeError(f"torchcompile is {recipe.torchcompile!r}, expected one of {', '.join(known)}")
 
 
-def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
-    """Class folders are numbered split by split: other names mean other labels."""
+def check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
+    """Class folders are numbered split by split: other names mean other labels.
+
+    Raises:
+        DatasetError: The splits differ in their classes.
+    """
     names, others = class_names(train_set), class_names(eval_set)
     if names is not None and others is not None and names != others:
         differing = sorted(set(names) ^ set(others))[:4]

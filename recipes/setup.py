@@ -89,9 +89,11 @@ def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool
         return None
     name = teacher_of(job)
     if name is None:
+        taught = ("distill_loss_weight", "block_loss_weight", "teacher_lr", "kernel_loss_weight")
+        off = " ".join(f"--set {setting}=0" for setting in taught if getattr(recipe, setting))
         raise ModelSourceError(
             f"the recipe distils, but {job.model} names no teacher; give the original CNN with --teacher NAME|DIR, "
-            "or train on labels alone with --set distill_loss_weight=0 --set task_loss_weight=1"
+            f"or train on labels alone with {off} --set task_loss_weight=1"
         )
     try:
         model = _teacher_model(name, job, recipe, student, weights)

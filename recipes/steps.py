@@ -162,8 +162,9 @@ def not_finite(run: Run, position: Position) -> AdderkitError:
     recipe = run.recipe
     return AdderkitError(
         f"loss or gradient was not finite in the last {position.in_a_row} steps, up to epoch {position.epoch}; "
-        f"the last good state is in last/ of the run folder: start anew from it with a lower --lr (now {recipe.lr:g}), "
-        f"with clip_grad (now {recipe.clip_grad:g}) or with amp=no (now {recipe.amp})"
+        "the last good state is in last/ of the run folder, where one was saved: start anew, from it if it is there, "
+        f"with a lower --lr (now {recipe.lr:g}), with clip_grad (now {recipe.clip_grad:g}) or with amp=no "
+        f"(now {recipe.amp})"
     )
 
 

@@ -10,7 +10,9 @@ import timm
 import torch
 import yaml
 
+import adderkit
 from adderkit.convert.errors import DatasetError, ModelSourceError, RecipeError
+from adderkit.recipes import dry_run as module
 from adderkit.recipes import finetune
 from adderkit.recipes.dry_run import dry_run
 from adderkit.recipes.memory import estimate_memory
@@ -115,6 +117,9 @@ def test_imagenet_is_known_without_its_images(quick_recipe, dataset, data_dir):
         ({"opt": "sgdd"}, CNN, RecipeError),
         ({"sched": "cosin"}, CNN, RecipeError),
         ({"log_with": "tensorbored"}, CNN, RecipeError),
+        ({"torchcompile": "indutcor"}, CNN, RecipeError),
+        ({"adder_init": "normal"}, CNN, RecipeError),
+        ({"mixup": 1.0, "train_images": 31}, CNN, RecipeError),
         ({"distill_loss_weight": 1.0}, CNN, ModelSourceError),
         ({}, Job("resnet999"), ModelSourceError),
         ({}, Job("cifar_resnet20", pretrained=False, num_classes=7), DatasetError),
@@ -124,6 +129,38 @@ def test_imagenet_is_known_without_its_images(quick_recipe, dataset, data_dir):
 def test_what_would_stop_the_run_stops_the_plan(quick_recipe, changes, job, error):
     with pytest.raises(error):
         dry_run(job, quick_recipe(**changes), 1)
+
+
+@pytest.mark.parametrize("recipe", ["distill", "pkkd"])
+def test_a_teacher_that_cannot_be_compared_stops_the_plan(recipe, quick_recipe, adder_folder, tmp_path):
+    overlay = {"input_size": (1, 8, 8)}
+    other = timm.create_model("test_resnet", num_classes=10, in_chans=1, pretrained_cfg_overlay=overlay)
+    adderkit.save(other, tmp_path / "other")
+    with pytest.raises(ModelSourceError, match="the teacher has none of the modules that are compared"):
+        dry_run(Job(str(adder_folder), teacher=str(tmp_path / "other")), quick_recipe(recipe), 1)
+
+
+def test_splits_of_other_classes_stop_the_plan(quick_recipe, image_folder):
+    root = image_folder()
+    (root / "validation" / "dog").rename(root / "validation" / "fox")
+    with pytest.raises(DatasetError, match="splits differ in their classes: dog, fox"):
+        dry_run(CNN, quick_recipe(**MISSING, data_dir=str(root)), 1)
+
+
+def test_a_batchnorm_that_cannot_be_synchronised_stops_the_plan(quick_recipe, adder_folder, monkeypatch):
+    class Own(torch.nn.BatchNorm2d):
+        pass
+
+    def build(*_, **__):
+        model = adderkit.load(adder_folder)
+        model.features[0][1] = Own(16)
+        return model
+
+    monkeypatch.setattr(module, "build_student", build)
+    recipe = quick_recipe("distill", sync_bn=True, batch_size=16)
+    assert dry_run(Job(str(adder_folder)), recipe, 1)
+    with pytest.raises(RecipeError, match=r"features.0.1 is a Own, expected a BatchNorm"):
+        dry_run(Job(str(adder_folder)), recipe, 2)
 
 
 def test_a_measured_rate_gives_hours(train, quick_recipe):

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -22,8 +23,9 @@ from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset
 from adderkit.recipes.evaluate import Metrics
 from adderkit.recipes.position import COLUMNS
 from adderkit.recipes.recipe import Recipe
+from adderkit.recipes.recipe_files import load_recipe, parse_settings, recipe_names
 from adderkit.recipes.run_folder import RunFolder
-from adderkit.recipes.setup import Job
+from adderkit.recipes.setup import Job, build_teacher
 from adderkit.recipes.verification import evaluate_model
 
 
@@ -315,6 +317,22 @@ class TestRefused:
     def test_distilling_without_a_teacher(self, train, cnn_folder):
         with pytest.raises(ModelSourceError, match=r"names no teacher; .*--teacher"):
             train("distill", job=Job(str(cnn_folder)))
+
+    @pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).distill_loss_weight])
+    def test_the_settings_that_do_without_a_teacher_fit(self, name, cnn_folder):
+        with pytest.raises(ModelSourceError, match="names no teacher") as caught:
+            build_teacher(Job(str(cnn_folder)), load_recipe(name), adderkit.load(cnn_folder))
+        words = re.findall(r"--set (\S+)", str(caught.value))
+        changed = load_recipe(name).changed(parse_settings(words))
+        assert build_teacher(Job(str(cnn_folder)), changed, adderkit.load(cnn_folder)) is None
+
+    def test_half_precision_that_the_machine_lacks(self, train, monkeypatch):
+        def refuse(**_):
+            raise ValueError("fp16 mixed precision requires a GPU")
+
+        monkeypatch.setattr(prepare, "Accelerator", refuse)
+        with pytest.raises(RecipeError, match="accelerate cannot be set up with amp 'fp16': fp16 mixed"):
+            train(amp="fp16")
 
     def test_data_of_other_classes(self, train, cnn_folder, image_folder):
         with pytest.raises(DatasetError, match="has 2 classes, expected 10"):
