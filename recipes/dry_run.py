@@ -140,7 +140,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
         evaluation_images=evaluation_images,
         steps_per_epoch=steps,
     )
-    memory = estimate_memory(model, teacher, recipe, DataConfig.of(model).input_size, processes)
+    memory = estimate_memory(model, objective, recipe, DataConfig.of(model).input_size, processes)
     set_up_layers(model, objective, recipe, processes)  # at the end: with synchronised BatchNorms it cannot run here
     return DryRun(plan, memory, note, _measured_rate(job.model))
 

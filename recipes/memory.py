@@ -1,10 +1,10 @@
 """An estimate of the memory that training takes on each process, from shapes alone: nothing is allocated or computed.
 
 The rule: weights, a gradient for each, what the optimizer keeps for each, all in fp32; the moving average and the
-teacher, likewise; what autograd keeps of one batch for the backward pass, as its own hooks tell on tensors without
-data; and, on top of these, the largest layer's input and output twice over, for gradients under way. Not in it: what
-the framework, CUDA and kernels take for themselves, often 1 GB, the teacher's activations, which go as they come, and
-what the allocator holds back.
+teacher, likewise; what autograd keeps of one batch for the backward pass of the objective, as its own hooks tell on
+tensors without data; and, on top of these, the largest layer's input and output twice over, for gradients under way.
+Not in it: what the framework, CUDA and kernels take for themselves, often 1 GB, a frozen teacher's activations, which
+go as they come, and what the allocator holds back.
 """
 
 import copy
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from .objective import Objective
 from .recipe import Recipe
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,8 +32,8 @@ class Memory:
         gradients: Of its parameters; twice with several processes, which exchange them through buckets.
         optimizer: What it keeps from step to step.
         average: The moving average of the weights.
-        teacher: Weights of the teacher; where it trains too, also what its training takes.
-        activations: What autograd keeps of a batch.
+        teacher: Weights of the teacher; where it trains too, also their gradients and what the optimizer keeps.
+        activations: What autograd keeps of a batch; where a teacher trains too, of both.
         passing: The largest layer's input and output, and their gradients.
     """
 
@@ -60,13 +61,13 @@ class Memory:
 
 
 def estimate_memory(
-    model: nn.Module, teacher: nn.Module | None, recipe: Recipe, input_size: tuple[int, int, int], processes: int
+    model: nn.Module, objective: Objective, recipe: Recipe, input_size: tuple[int, int, int], processes: int
 ) -> Memory:
     """Estimate by the rule above.
 
     Args:
         model: To be trained; it is left as it is.
-        teacher: The network to distil from, if there is one.
+        objective: What it is trained for.
         recipe: Batch size, precision, optimizer, moving average.
         input_size: ``(channels, height, width)`` of an image.
         processes: Number of processes.
@@ -74,10 +75,10 @@ def estimate_memory(
     parameters = sum(_bytes(each) for each in model.parameters() if each.requires_grad)
     weights = _module_bytes(model)
     shape, precision, per_weight = (recipe.batch_size, *input_size), _PRECISIONS.get(recipe.amp), _values_kept(recipe)
-    kept, largest = _activations(model, shape, precision)
-    taught = _module_bytes(teacher) if teacher is not None else 0
-    if teacher is not None and recipe.teacher_lr:
-        taught += round(taught * (1 + per_weight)) + _activations(teacher, shape, precision)[0]
+    kept, largest = _activations(model, objective, shape, precision)
+    taught = _module_bytes(objective)
+    if recipe.teacher_lr:
+        taught += round(taught * (1 + per_weight))
     return Memory(
         weights=weights,
         gradients=parameters * (2 if processes > 1 else 1),
@@ -100,7 +101,9 @@ def _values_kept(recipe: Recipe) -> float:
     return sum(value.numel() for value in kept if value.ndim) / weight.numel()
 
 
-def _activations(model: nn.Module, shape: tuple[int, ...], precision: torch.dtype | None) -> tuple[int, int]:
+def _activations(
+    model: nn.Module, objective: Objective, shape: tuple[int, ...], precision: torch.dtype | None
+) -> tuple[int, int]:
     """Bytes that autograd keeps of a batch besides the weights, and those of the largest layer's input and output."""
     storages: dict[int, Any] = {}
     largest = 0
@@ -117,18 +120,20 @@ def _activations(model: nn.Module, shape: tuple[int, ...], precision: torch.dtyp
 
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
-        fake = copy.deepcopy(model).train()
+        fake, aim = copy.deepcopy(model).train(), copy.deepcopy(objective)
     with mode:
-        own = {each.untyped_storage()._cdata for each in (*fake.parameters(), *fake.buffers())}
+        own = {
+            each.untyped_storage()._cdata for whole in (fake, aim) for each in (*whole.parameters(), *whole.buffers())
+        }
         for module in fake.modules():
             if not any(True for _ in module.children()):
                 module.register_forward_hook(look)
-        images = torch.empty(shape)
+        images, labels = torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
         with (
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None),
         ):
-            fake(images)
+            aim(fake, images, labels)
     return sum(storage.nbytes() for address, storage in storages.items() if address not in own), largest
 
 

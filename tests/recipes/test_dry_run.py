@@ -1,5 +1,6 @@
 """The plan of a run: what it would be, checked against runs and measurements; nothing is written."""
 
+import copy
 import json
 import math
 import subprocess
@@ -14,9 +15,12 @@ import adderkit
 from adderkit.convert.errors import DatasetError, ModelSourceError, RecipeError
 from adderkit.recipes import dry_run as module
 from adderkit.recipes import finetune
+from adderkit.recipes.data import DataConfig
+from adderkit.recipes.distillation import Renormalised, Teacher
 from adderkit.recipes.dry_run import dry_run
 from adderkit.recipes.memory import estimate_memory
-from adderkit.recipes.prepare import make_accelerator, prepare
+from adderkit.recipes.objective import Objective
+from adderkit.recipes.prepare import make_accelerator, make_objective, prepare
 from adderkit.recipes.recipe import Recipe
 from adderkit.recipes.recipe_files import load_recipe, recipe_names
 from adderkit.recipes.run_folder import RunFolder
@@ -190,7 +194,7 @@ def test_command_line(adder_kit, tmp_path):
 def test_the_model_is_left_as_it_is():
     model = timm.create_model("cifar_resnet20").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    estimate_memory(model, None, Recipe(batch_size=4), (3, 32, 32), 1)
+    estimate_memory(model, Objective(Recipe(), None), Recipe(batch_size=4), (3, 32, 32), 1)
     assert not model.training
     assert all(before[name].equal(value) for name, value in model.state_dict().items())
 
@@ -199,7 +203,8 @@ def test_the_model_is_left_as_it_is():
 def test_memory_of_what_goes_with_the_weights(opt, values):
     model = timm.create_model("cifar_resnet20")
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    found = estimate_memory(model, model, Recipe(opt=opt, batch_size=4, model_ema=True), (3, 32, 32), 2)
+    recipe = Recipe(opt=opt, batch_size=4, model_ema=True)
+    found = estimate_memory(model, Objective(recipe, model), recipe, (3, 32, 32), 2)
     assert (found.gradients, found.optimizer) == (2 * weights, values * weights)
     assert found.average == found.teacher == found.weights
     assert weights < found.weights < 1.01 * weights
@@ -208,15 +213,43 @@ def test_memory_of_what_goes_with_the_weights(opt, values):
 def test_activations_of_a_network_by_hand():
     """Kept: the images, what ReLU gives (which also the second layer keeps), and nothing for the last sum."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
-    found = estimate_memory(model, None, Recipe(batch_size=8), (3, 10, 10), 1)
+
+    class Sum(Objective):
+        def forward(self, model, batch, targets):
+            return model(batch).sum()
+
+    found = estimate_memory(model, Sum(Recipe(), None), Recipe(batch_size=8), (3, 10, 10), 1)
     assert found.activations == 4 * 8 * 100 * (3 + 4)
     assert found.passing == 2 * 4 * 8 * 100 * (4 + 4)
+
+
+def activations(pair, **changes):
+    student, teacher = copy.deepcopy(pair)
+    recipe = Recipe(batch_size=8, distill_loss_weight=1.0, **changes)
+    taught = (Renormalised if recipe.teacher_lr else Teacher)(teacher, DataConfig.of(student))
+    return estimate_memory(student, make_objective(recipe, taught, student), recipe, (3, 16, 16), 1).activations
+
+
+def test_what_comparing_blocks_keeps(pair):
+    """The square of a difference keeps the difference: nine blocks of three sizes, in fp32, and little else."""
+    blocks = 4 * 8 * 3 * (16 * 16 * 16 + 32 * 8 * 8 + 64 * 4 * 4)
+    more = activations(pair, block_loss_weight=1.0) - activations(pair)
+    assert blocks <= more < 1.01 * blocks
+
+
+def test_what_a_teacher_that_trains_and_its_kernels_keep(pair):
+    """The CNN keeps less than its adder twin; kernels keep several maps of each stage of both."""
+    alone, taught = activations(pair), activations(pair, teacher_lr=0.1)
+    stages = 4 * 8 * (16 * 16 * 16 + 32 * 8 * 8 + 64 * 4 * 4)
+    assert 1.5 * alone < taught < 2 * alone
+    assert activations(pair, teacher_lr=0.1, kernel_loss_weight=1.0) - taught > 6 * stages
 
 
 MEASURE = """
 import timm, torch
 from adderkit import convert_
 from adderkit.recipes.memory import estimate_memory
+from adderkit.recipes.objective import Objective
 from adderkit.recipes.recipe import Recipe
 
 def peak(name):
@@ -234,7 +267,8 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 step(2)
 before = peak("VmRSS")
 step(128)
-print(peak("VmHWM") - before, estimate_memory(model, None, Recipe(batch_size=128), (3, 32, 32), 1).total)
+recipe = Recipe(batch_size=128)
+print(peak("VmHWM") - before, estimate_memory(model, Objective(recipe, None), recipe, (3, 32, 32), 1).total)
 """
 
 
