@@ -5,7 +5,6 @@ two real ones with batches of their own.
 """
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,7 +124,7 @@ def test_what_trains_is_synchronised(processes, sync_bn, teacher_lr):
     """On several processes: the model, and a teacher that trains too; a frozen one is left as it is."""
     model, objective = (nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2))
     recipe = Recipe(sync_bn=sync_bn, teacher_lr=teacher_lr, distill_loss_weight=1.0)
-    prepare._set_up_layers(model, objective, recipe, SimpleNamespace(num_processes=processes))
+    prepare.set_up_layers(model, objective, recipe, processes)
     synced = processes > 1 and sync_bn
     found = [isinstance(each[0], SyncedBatchNorm) for each in (model, objective)]
     assert found == [synced, synced and teacher_lr > 0]
