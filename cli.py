@@ -6,10 +6,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from adderkit.recipes.exchange_verbs import exchange_app
 from adderkit.recipes.failure import fail, line_of
-from adderkit.recipes.integer_verbs import integer_app
-from adderkit.recipes.options import (
+from adderkit.recipes.verbs.exchange_verbs import exchange_app
+from adderkit.recipes.verbs.integer_verbs import integer_app
+from adderkit.recipes.verbs.options import (
     BatchSize,
     Checkpoint,
     DataDir,
@@ -21,7 +21,7 @@ from adderkit.recipes.options import (
     Workers,
     print_json,
 )
-from adderkit.recipes.recipe_verbs import recipes_app
+from adderkit.recipes.verbs.recipe_verbs import recipes_app
 
 app = typer.Typer(
     name="adderkit",
@@ -76,8 +76,8 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a CNN to an adder network; with --dataset also calibrate it on unlabelled training images."""
-    from adderkit.recipes.conversion import ConversionJob, run_conversion
-    from adderkit.recipes.tables import plan_table, show
+    from adderkit.recipes.verbs.conversion import ConversionJob, run_conversion
+    from adderkit.recipes.verbs.tables import plan_table, show
 
     if to != "adder":
         raise typer.BadParameter(f"'{to}' is unknown, expected 'adder'", param_hint="--to")
@@ -146,7 +146,7 @@ def finetune(
     from adderkit.recipes.recipe_files import load_recipe, parse_settings
     from adderkit.recipes.run_folder import RunFolder, new_run_folder
     from adderkit.recipes.setup import Job, default_recipe
-    from adderkit.recipes.tables import show, summary_table
+    from adderkit.recipes.verbs.tables import show, summary_table
 
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
@@ -200,8 +200,8 @@ def evaluate(
 ) -> None:
     """Measure top-1, top-5, loss and images per second."""
     from adderkit.recipes.setup import Job
-    from adderkit.recipes.tables import metrics_table, show
-    from adderkit.recipes.verification import evaluate_model
+    from adderkit.recipes.verbs.tables import metrics_table, show
+    from adderkit.recipes.verbs.verification import evaluate_model
 
     job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
     metrics = evaluate_model(job, dataset, data_dir, split, batch_size or 128, workers, record=record)
@@ -224,8 +224,8 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Count operations, bytes and energy of a model for one image, beside the CNN of the same shape."""
-    from adderkit.recipes.inspection import cost_tables, run_inspection
-    from adderkit.recipes.tables import show
+    from adderkit.recipes.verbs.inspection import cost_tables, run_inspection
+    from adderkit.recipes.verbs.tables import show
 
     found = run_inspection(model, num_classes, in_chans, input_size, chart, _announce)
     if json:
@@ -263,8 +263,8 @@ def prune(
 ) -> None:
     """Remove whole channels from an adder network or a CNN."""
     from adderkit.convert.prune_config import PruneConfig
-    from adderkit.recipes.pruning import PruningJob, pruning_tables, run_pruning
-    from adderkit.recipes.tables import show
+    from adderkit.recipes.verbs.pruning import PruningJob, pruning_tables, run_pruning
+    from adderkit.recipes.verbs.tables import show
 
     kept = tuple(ignore or ())
     config = PruneConfig(ratio, target, importance, global_, round_to, iterative, kept, seed)  # type: ignore[arg-type]
@@ -333,8 +333,8 @@ def demo(
     json: Json = False,
 ) -> None:
     """The main job on scikit-learn's digits: teacher, convert, calibrate, fine-tune, save, reload, evaluate."""
-    from adderkit.recipes.demo import run_demo
-    from adderkit.recipes.tables import demo_table, show
+    from adderkit.recipes.verbs.demo import run_demo
+    from adderkit.recipes.verbs.tables import demo_table, show
 
     rows = run_demo(output, _announce)
     if json:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from .objective import Objective
+from .objectives.objective import Objective
 from .recipe import Recipe
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}

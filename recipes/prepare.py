@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..convert.errors import DatasetError, RecipeError
 from ..convert.rewrite import adder_layers, is_converted
 from .adaptive_rate import AdaptiveRate
-from .block_distillation import BlockObjective
 from .data import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
-from .distillation import Renormalised
 from .mixing import Mixing
 from .moving_average import make_average
-from .objective import Objective
+from .objectives.block_distillation import BlockObjective
+from .objectives.distillation import Renormalised
+from .objectives.objective import Objective
+from .objectives.progressive_distillation import ProgressiveObjective, prepare_teacher
 from .position import Position
-from .progressive_distillation import ProgressiveObjective, prepare_teacher
 from .recipe import Recipe
 from .run_plan import check_batches
 from .setup import Job, build_teacher, check_norms, open_split

@@ -12,7 +12,7 @@ from ..convert.errors import DatasetError, ModelSourceError, RecipeError
 from ..convert.rewrite import adder_layers, is_converted
 from ..convert.source import build_model, is_folder
 from .data import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
-from .distillation import Renormalised, Teacher
+from .objectives.distillation import Renormalised, Teacher
 from .recipe import Recipe
 
 

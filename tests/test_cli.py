@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 import adderkit
 from adderkit import cli
 from adderkit.recipes import finetune as loop
-from adderkit.recipes import verification
+from adderkit.recipes.verbs import verification
 
 VERBS = (
     *("convert", "finetune", "evaluate", "inspect", "prune", "import-checkpoint", "export", "publish", "report"),

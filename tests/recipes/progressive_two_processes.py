@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from adderkit.recipes import finetune, progressive_distillation, setup
+from adderkit.recipes import finetune, setup
+from adderkit.recipes.objectives import progressive_distillation
 from adderkit.recipes.recipe_files import load_recipe
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job

@@ -8,7 +8,7 @@ import adderkit
 from adderkit.convert.rewrite import adder_layers
 from adderkit.recipes import prepare
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, subset
-from adderkit.recipes.distillation import Teacher, distillation_loss
+from adderkit.recipes.objectives.distillation import Teacher, distillation_loss
 from adderkit.recipes.setup import Job
 
 LARGEST, LR = 0.01, 0.5

@@ -16,10 +16,10 @@ from adderkit.convert.errors import DatasetError, ModelSourceError, RecipeError
 from adderkit.recipes import dry_run as module
 from adderkit.recipes import finetune
 from adderkit.recipes.data import DataConfig
-from adderkit.recipes.distillation import Renormalised, Teacher
 from adderkit.recipes.dry_run import dry_run
 from adderkit.recipes.memory import estimate_memory
-from adderkit.recipes.objective import Objective
+from adderkit.recipes.objectives.distillation import Renormalised, Teacher
+from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.prepare import make_accelerator, make_objective, prepare
 from adderkit.recipes.recipe import Recipe
 from adderkit.recipes.recipe_files import load_recipe, recipe_names
@@ -249,7 +249,7 @@ MEASURE = """
 import timm, torch
 from adderkit import convert_
 from adderkit.recipes.memory import estimate_memory
-from adderkit.recipes.objective import Objective
+from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.recipe import Recipe
 
 def peak(name):

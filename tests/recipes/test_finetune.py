@@ -18,15 +18,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import adderkit
 from adderkit import AdderConv2d
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
-from adderkit.recipes import finetune, objective, prepare
+from adderkit.recipes import finetune, prepare
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, unlabelled_images
 from adderkit.recipes.evaluate import Metrics
+from adderkit.recipes.objectives import objective
 from adderkit.recipes.position import COLUMNS
 from adderkit.recipes.recipe import Recipe
 from adderkit.recipes.recipe_files import load_recipe, parse_settings, recipe_names
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job, build_teacher
-from adderkit.recipes.verification import evaluate_model
+from adderkit.recipes.verbs.verification import evaluate_model
 
 
 def weights(folder):

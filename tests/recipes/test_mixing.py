@@ -9,7 +9,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from adderkit.convert.errors import RecipeError
 from adderkit.recipes.mixing import Mixing
-from adderkit.recipes.objective import Objective
+from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.recipe import Recipe
 from adderkit.recipes.reproducible import seed_everything
 

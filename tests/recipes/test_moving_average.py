@@ -12,10 +12,10 @@ import adderkit
 from adderkit.convert.batchnorm import reestimate_batchnorm_
 from adderkit.recipes import finetune
 from adderkit.recipes.data import DataConfig, open_dataset, plain_batches, subset
-from adderkit.recipes.objective import Objective
+from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.position import AVERAGE_COLUMNS, COLUMNS
 from adderkit.recipes.setup import Job
-from adderkit.recipes.verification import evaluate_model
+from adderkit.recipes.verbs.verification import evaluate_model
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from adderkit.convert.errors import RecipeError
 from adderkit.recipes import failure, finetune, launch
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
-from adderkit.recipes.verification import evaluate_model
+from adderkit.recipes.verbs.verification import evaluate_model
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 

@@ -11,8 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import adderkit
 from adderkit.convert.errors import AdderkitError
 from adderkit.recipes import finetune
-from adderkit.recipes.block_distillation import BlockObjective
-from adderkit.recipes.objective import Objective
+from adderkit.recipes.objectives.block_distillation import BlockObjective
+from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.setup import Job
 
 

@@ -14,7 +14,7 @@ from adderkit.recipes import data, finetune
 from adderkit.recipes.data import make_loader, open_dataset
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
-from adderkit.recipes.verification import evaluate_model
+from adderkit.recipes.verbs.verification import evaluate_model
 
 pytest.importorskip("webdataset")
 SHARDS, IN_SHARD = 4, 11

@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..convert.checkpoint import read_report, save
-from ..convert.errors import ModelSourceError
-from ..convert.prune_config import NEED_IMAGES, PruneConfig
-from ..convert.pruning import PruningReport, prune_
-from ..convert.source import build_model, check_target, is_folder
-from .data import unlabelled_images
-from .provenance import command_line, commands_of, teacher_source, weights_source
+from ...convert.checkpoint import read_report, save
+from ...convert.errors import ModelSourceError
+from ...convert.prune_config import NEED_IMAGES, PruneConfig
+from ...convert.pruning import PruningReport, prune_
+from ...convert.source import build_model, check_target, is_folder
+from ..data import unlabelled_images
+from ..provenance import command_line, commands_of, teacher_source, weights_source
 
 _KEPT = ("plan", "calibration", "imported")
 _UNITS = {"mults": "multiplications", "adds": "additions", "params": "parameters", "energy": "energy, fp32, µJ"}

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..convert.calibrate import calibrate_
-from ..convert.checkpoint import load, save
-from ..convert.rewrite import convert_
-from .data import unlabelled_images
-from .evaluate import Metrics
-from .finetune import start
-from .progress import calibration_progress
-from .recipe_files import load_recipe
-from .run_folder import RunFolder
-from .setup import Job
+from ...convert.calibrate import calibrate_
+from ...convert.checkpoint import load, save
+from ...convert.rewrite import convert_
+from ..data import unlabelled_images
+from ..evaluate import Metrics
+from ..finetune import start
+from ..progress import calibration_progress
+from ..recipe_files import load_recipe
+from ..run_folder import RunFolder
+from ..setup import Job
 from .verification import evaluate_split
 
 MODEL = "cifar_resnet20"

@@ -10,15 +10,15 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from ..convert.block_matching import block_paths, outputs_at
-from ..convert.errors import ModelSourceError
-from ..convert.graph import trace_layers
-from ..convert.modes import evaluation_mode
-from ..convert.rewrite import adder_layers
-from .data import DataConfig
+from ...convert.block_matching import block_paths, outputs_at
+from ...convert.errors import ModelSourceError
+from ...convert.graph import trace_layers
+from ...convert.modes import evaluation_mode
+from ...convert.rewrite import adder_layers
+from ..data import DataConfig
+from ..recipe import Recipe
 from .distillation import Renormalised, at_least_single
 from .objective import Objective
-from .recipe import Recipe
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[torch.Size, torch.Size]]:

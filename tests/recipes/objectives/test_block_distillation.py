@@ -8,9 +8,9 @@ import torch.nn.functional as F
 import adderkit
 from adderkit.convert.errors import ModelSourceError, RecipeError
 from adderkit.recipes import prepare
-from adderkit.recipes.block_distillation import BlockObjective, common_blocks
 from adderkit.recipes.data import DataConfig
-from adderkit.recipes.distillation import Teacher
+from adderkit.recipes.objectives.block_distillation import BlockObjective, common_blocks
+from adderkit.recipes.objectives.distillation import Teacher
 from adderkit.recipes.recipe import Recipe
 from adderkit.recipes.setup import Job
 

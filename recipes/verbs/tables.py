@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.calibrate import CalibrationReport
-from ..convert.plan import ConversionPlan
+from ...convert.calibrate import CalibrationReport
+from ...convert.plan import ConversionPlan
+from ..evaluate import Metrics
+from ..position import Row
 from .demo import DemoRow
-from .evaluate import Metrics
-from .position import Row
 
 
 def show(table: Table) -> None:

@@ -12,10 +12,10 @@ from adderkit import PruneConfig
 from adderkit.convert.checkpoint import read_report
 from adderkit.convert.rewrite import steps_of
 from adderkit.recipes import finetune
-from adderkit.recipes.conversion import ConversionJob, run_conversion
-from adderkit.recipes.pruning import PruningJob, run_pruning
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
+from adderkit.recipes.verbs.conversion import ConversionJob, run_conversion
+from adderkit.recipes.verbs.pruning import PruningJob, run_pruning
 
 BY_WEIGHT = PruneConfig(ratio=0.5, importance="magnitude")
 

@@ -7,9 +7,9 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.integer import engine
 from adderkit.convert.errors import AdderkitError
-from adderkit.recipes import bench
-from adderkit.recipes.bench import BenchResult, bench_tables, run_bench
-from adderkit.recipes.tables import show
+from adderkit.recipes.verbs import bench
+from adderkit.recipes.verbs.bench import BenchResult, bench_tables, run_bench
+from adderkit.recipes.verbs.tables import show
 
 MILLISECONDS = list(range(1, 12))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.cost import Cost, IntegerRow, cost
-from ..convert.energy import PRECISIONS, arithmetic_energy, memory_energy
-from ..convert.errors import AdderkitError
-from ..convert.operations import Operations
-from ..convert.source import build_model, is_folder
-from .cost_chart import check_chart, draw_chart
+from ...convert.cost import Cost, IntegerRow, cost
+from ...convert.energy import PRECISIONS, arithmetic_energy, memory_energy
+from ...convert.errors import AdderkitError
+from ...convert.operations import Operations
+from ...convert.source import build_model, is_folder
+from ..cost_chart import check_chart, draw_chart
 
 _UJ = 1e6  # pJ
 _MB = 1e6  # bytes

@@ -19,10 +19,10 @@ from adderkit.convert.checkpoint import save
 from adderkit.convert.quantize import quantize
 from adderkit.convert.quantize_config import QuantizeConfig
 from adderkit.convert.rewrite import adder_layers
-from adderkit.recipes import exchange
-from adderkit.recipes.portable import recorded_images
+from adderkit.recipes.verbs import exchange
+from adderkit.recipes.verbs.portable import recorded_images
 
-_path = Path(__file__).parents[1] / "adder_layers" / "integer" / "random_plans.py"
+_path = Path(__file__).parents[2] / "adder_layers" / "integer" / "random_plans.py"
 _spec = importlib.util.spec_from_file_location("random_plans", _path)
 random_plans = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(random_plans)

@@ -14,8 +14,8 @@ import adderkit
 from adderkit.convert.errors import ModelSourceError, RecipeError
 from adderkit.recipes import finetune, prepare
 from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, subset
-from adderkit.recipes.distillation import Renormalised
-from adderkit.recipes.progressive_distillation import (
+from adderkit.recipes.objectives.distillation import Renormalised
+from adderkit.recipes.objectives.progressive_distillation import (
     ProgressiveObjective,
     gaussian_kernel,
     laplacian_kernel,

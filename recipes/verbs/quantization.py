@@ -8,17 +8,17 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..convert.checkpoint import read_report, save
-from ..convert.cost import IntegerRow
-from ..convert.errors import ModelSourceError
-from ..convert.integer_cost import integer_rows
-from ..convert.integer_ranges import Range
-from ..convert.quantize import quantize_with_ranges
-from ..convert.quantize_config import QuantizeConfig
-from ..convert.source import build_model, check_target, is_folder
-from .data import unlabelled_images
+from ...convert.checkpoint import read_report, save
+from ...convert.cost import IntegerRow
+from ...convert.errors import ModelSourceError
+from ...convert.integer_cost import integer_rows
+from ...convert.integer_ranges import Range
+from ...convert.quantize import quantize_with_ranges
+from ...convert.quantize_config import QuantizeConfig
+from ...convert.source import build_model, check_target, is_folder
+from ..data import unlabelled_images
+from ..provenance import command_line, commands_of, teacher_source, weights_source
 from .inspection import integer_table
-from .provenance import command_line, commands_of, teacher_source, weights_source
 
 _KEPT = ("plan", "calibration", "pruning", "imported", "teacher")
 

@@ -16,11 +16,11 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, mse_loss
 
-from ..convert.errors import ModelSourceError
+from ...convert.errors import ModelSourceError
+from ..recipe import Recipe
 from .block_distillation import answers, common_blocks
 from .distillation import Renormalised
 from .objective import Objective
-from .recipe import Recipe
 
 
 def gaussian_kernel(features: Tensor, temperature: float) -> Tensor:

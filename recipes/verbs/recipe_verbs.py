@@ -12,7 +12,7 @@ recipes_app = typer.Typer(help="Recipes: settings of training runs.", no_args_is
 @recipes_app.command("ls")
 def recipes_ls(json: Json = False) -> None:
     """List the shipped recipes."""
-    from .recipe_files import load_recipe, recipe_names
+    from ..recipe_files import load_recipe, recipe_names
 
     found = {name: load_recipe(name).description for name in recipe_names()}
     if json:
@@ -25,7 +25,7 @@ def recipes_ls(json: Json = False) -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")]) -> None:
     """Print a recipe, header included; redirect it to a file to make your own."""
-    from .recipe_files import load_recipe, recipe_text
+    from ..recipe_files import load_recipe, recipe_text
 
     load_recipe(name)
     print(recipe_text(name), end="")
@@ -37,6 +37,6 @@ def recipes_copy(
     file: Annotated[str | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
 ) -> None:
     """Write a recipe, header included, to a file of your own to change; an existing file is not overwritten."""
-    from .recipe_files import copy_recipe
+    from ..recipe_files import copy_recipe
 
     print(f"recipe written: {copy_recipe(name, file)}")

@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..convert.calibrate import CalibrationReport, calibrate_
-from ..convert.checkpoint import read_report, save
-from ..convert.config import AdderConfig, Norm
-from ..convert.cost import cost
-from ..convert.errors import AdderkitError, ModelSourceError
-from ..convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
-from ..convert.integer_record import refuse_integers
-from ..convert.plan import ConversionPlan, plan
-from ..convert.rewrite import convert_, is_converted
-from ..convert.source import build_model, check_target, is_folder
-from .data import unlabelled_images
-from .progress import calibration_progress
-from .provenance import command_line, commands_of, teacher_source, weights_source
+from ...convert.calibrate import CalibrationReport, calibrate_
+from ...convert.checkpoint import read_report, save
+from ...convert.config import AdderConfig, Norm
+from ...convert.cost import cost
+from ...convert.errors import AdderkitError, ModelSourceError
+from ...convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
+from ...convert.integer_record import refuse_integers
+from ...convert.plan import ConversionPlan, plan
+from ...convert.rewrite import convert_, is_converted
+from ...convert.source import build_model, check_target, is_folder
+from ..data import unlabelled_images
+from ..progress import calibration_progress
+from ..provenance import command_line, commands_of, teacher_source, weights_source
 
 
 @dataclasses.dataclass(frozen=True)

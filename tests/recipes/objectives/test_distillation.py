@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adderkit.recipes.data import DataConfig
-from adderkit.recipes.distillation import Teacher, distillation_loss
+from adderkit.recipes.objectives.distillation import Teacher, distillation_loss
 
 OVERLAY = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 STUDENT = DataConfig((3, 32, 32), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "bilinear", 1.0)

@@ -5,11 +5,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
-from .data import DataConfig, evaluation_transform, make_loader
-from .evaluate import Metrics, evaluate
-from .evaluations import check_recordable, record_evaluation
-from .recipe import Recipe
-from .setup import Job, build_student, open_split
+from ..data import DataConfig, evaluation_transform, make_loader
+from ..evaluate import Metrics, evaluate
+from ..evaluations import check_recordable, record_evaluation
+from ..recipe import Recipe
+from ..setup import Job, build_student, open_split
 
 
 def evaluate_model(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import DataConfig
+from ..data import DataConfig
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

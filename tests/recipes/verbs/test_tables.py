@@ -5,9 +5,9 @@ import timm
 
 from adderkit import AdderConfig, plan
 from adderkit.convert.calibrate import CalibrationReport, LayerFidelity
-from adderkit.recipes.demo import DemoRow
 from adderkit.recipes.evaluate import Metrics
-from adderkit.recipes.tables import demo_table, metrics_table, plan_table, show, summary_table
+from adderkit.recipes.verbs.demo import DemoRow
+from adderkit.recipes.verbs.tables import demo_table, metrics_table, plan_table, show, summary_table
 
 METRICS = Metrics(top1=98.765, top5=99.999, loss=0.12345, images=360, images_per_second=1234.5)
 

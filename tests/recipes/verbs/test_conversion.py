@@ -10,8 +10,8 @@ import torch
 import adderkit
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, NoModuleMatchedError
 from adderkit.convert.rewrite import adder_layers, is_converted
-from adderkit.recipes import conversion
-from adderkit.recipes.conversion import ConversionJob, run_conversion
+from adderkit.recipes.verbs import conversion
+from adderkit.recipes.verbs.conversion import ConversionJob, run_conversion
 
 FILES = {"model.safetensors", "config.json", "adder_report.json", "README.md"}
 BLOCK = ("features.4.*",)

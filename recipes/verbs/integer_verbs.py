@@ -27,7 +27,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Make an integer network of a model, on unlabelled images."""
-    from ..convert.quantize_config import QuantizeConfig
+    from ...convert.quantize_config import QuantizeConfig
     from .quantization import QuantizationJob, quantization_tables, run_quantization
     from .tables import show
 
