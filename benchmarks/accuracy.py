@@ -167,7 +167,8 @@ def table(found: list[dict[str, Any]]) -> str:
             minutes = statistics.mean(row["start"]["cpu_seconds"] + row["cost"]["cpu_seconds"] for row in same) / 60
             seeds = ", ".join(str(row["seed"]) for row in same)
             top1 = f"{statistics.mean(last):.2f}{spread}"
-            lines.append(f"| {way.label} | {way.epochs} | {seeds} | {top1} | {minutes:.1f} |")
+            spent = f"{minutes:.1f}" if minutes else ""  # the teacher was not timed
+            lines.append(f"| {way.label} | {way.epochs} | {seeds} | {top1} | {spent} |")
     return "\n".join(lines) + "\n"
 
 

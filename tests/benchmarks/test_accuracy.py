@@ -47,6 +47,11 @@ def test_seeds_share_a_line_and_the_start_counts(runs):
     assert len(lines) == 5
 
 
+def test_a_run_that_was_not_timed_has_no_minutes(runs):
+    (runs / "teacher-seed0.cost.json").unlink()
+    assert "| CNN teacher | 6 | 0 | 93.00 |  |" in accuracy.table(accuracy.rows(runs)).splitlines()
+
+
 def test_a_picture_of_what_there_is(runs):
     accuracy.draw(accuracy.rows(runs), runs / "accuracy.png")
     assert (runs / "accuracy.png").read_bytes().startswith(b"\x89PNG")
