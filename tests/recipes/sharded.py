@@ -1,6 +1,7 @@
 """What ``test_sharding.py`` runs in several processes, and in one to compare with."""
 
 import os
+import runpy
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from adderkit.recipes import finetune, prepare
 from adderkit.recipes.recipe_files import load_recipe
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
+
+in_double = runpy.run_path(str(Path(__file__).with_name("double_precision.py")))["in_double"]
 
 
 def network():
@@ -94,23 +97,11 @@ def by_accelerate(place, rank, processes):
         torch.save(state, Path(place) / "accelerate.pt")
 
 
-def in_double(build):
-    """What builds the same network in fp64, given images of fp32."""
-
-    def built(*arguments):
-        model = build(*arguments).double()
-        model.register_forward_pre_hook(lambda module, images: (images[0].double(),))
-        return model
-
-    return built
-
-
 def runs(place, adder, processes, sharded):
     """A run of the loop, and on several processes the same again, stopped and resumed."""
     changes = {"dataset": "digits", "epochs": 1, "train_images": 64, "bn_images": 32, "workers": 0, "sync_bn": True}
     changes |= {"opt": "momentum", "lr": 0.3, "clip_grad": 0.1, "batch_size": 16 // processes}
     recipe = load_recipe("distill").changed(changes)
-    # In fp64, so that rounding does not grow; see two_processes.py.
     for module, name in ((finetune, "build_student"), (finetune, "load"), (prepare, "build_teacher")):
         setattr(module, name, in_double(getattr(module, name)))
     name = "sharded" if sharded else "whole"

@@ -1,6 +1,8 @@
 """Settings that change how a model is computed, and not what: compiled, and with the channels last."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from adderkit.recipes import finetune, prepare
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job
 
+in_double = runpy.run_path(str(Path(__file__).with_name("double_precision.py")))["in_double"]
 EXACT = {"train_images": 96, "model_ema": True, "clip_grad": 1.0}  # three steps
 
 
@@ -61,17 +64,6 @@ def test_compiled_is_resumed(train, straight, same_run, tmp_path, stop_at, monke
 def test_unknown_compiler(train):
     with pytest.raises(RecipeError, match=r"torchcompile is 'indutcor', expected one of .*inductor"):
         train(torchcompile="indutcor")
-
-
-def in_double(build):
-    """What is built computes in fp64, given images of fp32: sharp gradients make much of rounding."""
-
-    def built(*arguments):
-        model = build(*arguments).double()
-        model.register_forward_pre_hook(lambda module, images: (images[0].double(),))
-        return model
-
-    return built
 
 
 @pytest.mark.parametrize("recipe", ["cnn", "distill"])

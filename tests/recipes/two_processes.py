@@ -1,6 +1,7 @@
 """Runs that ``test_processes.py`` compares; ``run_processes`` starts it."""
 
 import os
+import runpy
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from adderkit.recipes.progress import ProgressBar
 from adderkit.recipes.recipe_files import load_recipe
 from adderkit.recipes.run_folder import RunFolder
 from adderkit.recipes.setup import Job, build_student
+
+in_double = runpy.run_path(str(Path(__file__).with_name("double_precision.py")))["in_double"]
 
 # 20 steps of 16 images in all, augmented.
 SETTINGS = {
@@ -35,18 +38,7 @@ def batch_independent(job, recipe):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, nn.GroupNorm(1, module.num_features))
-    return double(model)
-
-
-def double(model):
-    """In fp64, given images of fp32: sharp gradients are so steep that rounding of 1e-6 grows to 0.05 in 20 steps."""
-    model.double().register_forward_pre_hook(lambda module, images: (images[0].double(),))
     return model
-
-
-def in_double(job, recipe):
-    """The student with its BatchNorms."""
-    return double(build_student(job, recipe))
 
 
 class RateInBackward:
@@ -66,8 +58,7 @@ class RateInBackward:
 def train(kind, adder, place, processes, build=batch_independent, **more):
     """One run of a kind, its global batch the same for any number of processes."""
     recipe = load_recipe("distill").changed({**SETTINGS, "batch_size": 16 // processes, **more})
-    finetune.build_student = build
-    prepare.build_teacher = lambda *job: double(build_teacher(*job))
+    finetune.build_student, prepare.build_teacher = in_double(build), in_double(build_teacher)
     prepare.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
     finetune.start(Job(adder), recipe, RunFolder(Path(place) / kind))
 
@@ -90,7 +81,9 @@ def killed_and_resumed(adder, place, processes):
     except KeyboardInterrupt:
         ProgressBar.step = step
     # The saved model has GroupNorm, which a saved configuration does not tell.
-    finetune.load = lambda folder: batch_independent(Job(adder), load_recipe("distill").changed({**SETTINGS, **FAR}))
+    finetune.load = lambda folder: in_double(batch_independent)(
+        Job(adder), load_recipe("distill").changed({**SETTINGS, **FAR})
+    )
     finetune.resume(RunFolder(Path(place) / "resumed"))
 
 
@@ -104,9 +97,9 @@ def main(environment, adder, place):
     train("backward", adder, place, processes, **FAR)
     # At a rate that makes much of the clipping.
     steep = {"lr": 0.3, "sync_bn": True, "model_ema": True}
-    train("synced", adder, place, processes, in_double, clip_grad=0.1, **steep)
+    train("synced", adder, place, processes, build_student, clip_grad=0.1, **steep)
     if processes == 1:
-        train("unclipped", adder, place, processes, in_double, **steep, clip_grad=0.0)
+        train("unclipped", adder, place, processes, build_student, **steep, clip_grad=0.0)
         train("accumulated", adder, place, 2, clip_grad=1.0, grad_accum_steps=2, **FAR)
     else:
         killed_and_resumed(adder, place, processes)
