@@ -61,6 +61,13 @@ def build_model(
     return _create(name, pretrained, arguments)
 
 
+def default_folder(name: str, ending: str) -> Path:
+    """Where the result of a verb goes when nobody says: ``<name of the model><ending>`` in the current folder."""
+    if name.startswith("hf-hub:"):
+        return Path(name.split("/")[-1].split("@")[0] + ending)
+    return Path(Path(name.removeprefix("local-dir:")).resolve().name + ending)
+
+
 def check_target(name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = "") -> None:
     """Find out before the work whether what is made of a model may go to a folder.
 

@@ -17,7 +17,7 @@ from ...convert.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layer
 from ...convert.integer_record import refuse_integers
 from ...convert.plan import ConversionPlan, plan
 from ...convert.rewrite import convert_, is_converted
-from ...convert.source import build_model, check_target, is_folder
+from ...convert.source import build_model, check_target, default_folder, is_folder
 from ..data import unlabelled_images
 from ..progress import calibration_progress
 from ..provenance import command_line, commands_of, teacher_source, weights_source
@@ -71,11 +71,7 @@ class ConversionJob:
     @property
     def folder(self) -> Path:
         """``--output``, or ``<model>-adder`` in the current folder."""
-        if self.output is not None:
-            return Path(self.output)
-        if self.model.startswith("hf-hub:"):
-            return Path(f"{self.model.split('/')[-1].split('@')[0]}-adder")
-        return Path(f"{Path(self.model.removeprefix('local-dir:')).resolve().name}-adder")
+        return default_folder(self.model, "-adder") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ...convert.checkpoint import read_report, save
 from ...convert.errors import ModelSourceError
 from ...convert.prune_config import NEED_IMAGES, PruneConfig
 from ...convert.pruning import PruningReport, prune_
-from ...convert.source import build_model, check_target, is_folder
+from ...convert.source import build_model, check_target, default_folder, is_folder
 from ..data import unlabelled_images
 from ..provenance import command_line, commands_of, teacher_source, weights_source
 
@@ -39,11 +39,7 @@ class PruningJob:
     @property
     def folder(self) -> Path:
         """``--output``, or ``<model>-pruned`` in the current folder."""
-        if self.output is not None:
-            return Path(self.output)
-        if self.model.startswith("hf-hub:"):
-            return Path(f"{self.model.split('/')[-1].split('@')[0]}-pruned")
-        return Path(f"{Path(self.model.removeprefix('local-dir:')).resolve().name}-pruned")
+        return default_folder(self.model, "-pruned") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ...convert.integer_cost import integer_rows
 from ...convert.integer_ranges import Range
 from ...convert.quantize import quantize_with_ranges
 from ...convert.quantize_config import QuantizeConfig
-from ...convert.source import build_model, check_target, is_folder
+from ...convert.source import build_model, check_target, default_folder, is_folder
 from ..data import unlabelled_images
 from ..provenance import command_line, commands_of, teacher_source, weights_source
 from .inspection import integer_table
@@ -40,10 +40,7 @@ class QuantizationJob:
     @property
     def folder(self) -> Path:
         """``--output``, or ``<model>-int8`` in the current folder."""
-        if self.output is not None:
-            return Path(self.output)
-        name = self.model.split("/")[-1].split("@")[0] if self.model.startswith("hf-hub:") else None
-        return Path(f"{name or Path(self.model.removeprefix('local-dir:')).resolve().name}-int{self.config.bits}")
+        return default_folder(self.model, f"-int{self.config.bits}") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """From a name to a model with the weights asked for, or one clear line; never random ones unasked."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 import adderkit
 from adderkit.convert.errors import CheckpointError, ModelSourceError
 from adderkit.convert.rewrite import is_converted
-from adderkit.convert.source import build_model, is_folder
+from adderkit.convert.source import build_model, default_folder, is_folder
 
 NAME = "cifar_resnet20"
 
@@ -167,3 +169,16 @@ def test_is_folder(folder, tmp_path):
     assert is_folder("local-dir:anything")
     assert not is_folder(str(tmp_path))
     assert not is_folder("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("resnet50.a1_in1k", "resnet50.a1_in1k-adder"),
+        ("hf-hub:user/net@v1", "net-adder"),
+        ("local-dir:some/net", "net-adder"),
+        ("some/net/", "net-adder"),
+    ],
+)
+def test_default_folder_lies_here_and_is_called_as_the_model(name, folder):
+    assert default_folder(name, "-adder") == Path(folder)
