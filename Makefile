@@ -26,7 +26,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml CMakeLists.txt $(wildcard adder_layers/csrc/*)
+$(STAMP): pyproject.toml CMakeLists.txt $(wildcard adder_layers/csrc/*.* adder_layers/csrc/*/*)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	  sys.exit(sys.version_info < (3, 10) and f"adderkit needs Python 3.10 or newer, found {v}: set PYTHON=")'
 	@echo "Installing adderkit and its dependencies into $(VENV). PyTorch is large: the first time takes minutes."

@@ -14,36 +14,36 @@ from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from .adder_layers.conv import AdderConv2d, adder_conv2d
-    from .convert.calibrate import calibrate_
-    from .convert.checkpoint import load, save
-    from .convert.config import AdderConfig
-    from .convert.cost import cost
-    from .convert.plan import plan
-    from .convert.prune_config import PruneConfig
-    from .convert.pruning import prune_
-    from .convert.quantize import quantize
-    from .convert.quantize_config import QuantizeConfig
-    from .convert.rewrite import convert_, revert_
-    from .recipes.adaptive_rate import AdaptiveRate
+    from .convert.calibration.calibrate import calibrate_
+    from .convert.checkpoint.folder import load, save
+    from .convert.conversion.config import AdderConfig
+    from .convert.conversion.plan import plan
+    from .convert.conversion.rewrite import convert_, revert_
+    from .convert.cost.count import cost
+    from .convert.pruning.config import PruneConfig
+    from .convert.pruning.prune import prune_
+    from .convert.quantization.config import QuantizeConfig
+    from .convert.quantization.quantize import quantize
+    from .recipes.training.adaptive_rate import AdaptiveRate
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AdderConv2d": "adder_layers.conv",
     "adder_conv2d": "adder_layers.conv",
-    "AdderConfig": "convert.config",
-    "plan": "convert.plan",
-    "PruneConfig": "convert.prune_config",
-    "prune_": "convert.pruning",
-    "QuantizeConfig": "convert.quantize_config",
-    "quantize": "convert.quantize",
-    "convert_": "convert.rewrite",
-    "revert_": "convert.rewrite",
-    "calibrate_": "convert.calibrate",
-    "cost": "convert.cost",
-    "save": "convert.checkpoint",
-    "load": "convert.checkpoint",
-    "AdaptiveRate": "recipes.adaptive_rate",
+    "AdderConfig": "convert.conversion.config",
+    "plan": "convert.conversion.plan",
+    "PruneConfig": "convert.pruning.config",
+    "prune_": "convert.pruning.prune",
+    "QuantizeConfig": "convert.quantization.config",
+    "quantize": "convert.quantization.quantize",
+    "convert_": "convert.conversion.rewrite",
+    "revert_": "convert.conversion.rewrite",
+    "calibrate_": "convert.calibration.calibrate",
+    "cost": "convert.cost.count",
+    "save": "convert.checkpoint.folder",
+    "load": "convert.checkpoint.folder",
+    "AdaptiveRate": "recipes.training.adaptive_rate",
 }
 
 __all__ = [
@@ -77,7 +77,7 @@ def __dir__() -> list[str]:
 
 
 def _register_models(_timm: ModuleType) -> None:
-    import_module(".convert.registry", __name__)
+    import_module(".convert.checkpoint.registry", __name__)
 
 
 def _register_operator(_torch: ModuleType) -> None:

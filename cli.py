@@ -6,10 +6,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from adderkit.recipes.failure import fail, line_of
-from adderkit.recipes.verbs.exchange_verbs import exchange_app
-from adderkit.recipes.verbs.integer_verbs import integer_app
-from adderkit.recipes.verbs.options import (
+from adderkit.recipes.terminal.errors import fail, line_of
+from adderkit.recipes.terminal.options import (
     BatchSize,
     Checkpoint,
     DataDir,
@@ -21,7 +19,9 @@ from adderkit.recipes.verbs.options import (
     Workers,
     print_json,
 )
-from adderkit.recipes.verbs.recipe_verbs import recipes_app
+from adderkit.recipes.verbs.exchange_verbs import exchange_app
+from adderkit.recipes.verbs.integer_verbs import integer_app
+from adderkit.recipes.verbs.recipes import recipes_app
 
 app = typer.Typer(
     name="adderkit",
@@ -76,8 +76,8 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a CNN to an adder network; with --dataset also calibrate it on unlabelled training images."""
-    from adderkit.recipes.verbs.conversion import ConversionJob, run_conversion
-    from adderkit.recipes.verbs.tables import plan_table, show
+    from adderkit.recipes.terminal.tables import plan_table, show
+    from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 
     if to != "adder":
         raise typer.BadParameter(f"'{to}' is unknown, expected 'adder'", param_hint="--to")
@@ -140,18 +140,18 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Fine-tune a converted model by distillation, or train a CNN."""
-    from adderkit.recipes import finetune as loop
-    from adderkit.recipes.dry_run import dry_run as plan_run
-    from adderkit.recipes.going_on import carry_out
-    from adderkit.recipes.recipe_files import load_recipe, parse_settings
-    from adderkit.recipes.run_folder import RunFolder, new_run_folder
-    from adderkit.recipes.setup import Job, default_recipe
-    from adderkit.recipes.verbs.tables import show, summary_table
+    from adderkit.recipes.configs.files import load_recipe, parse_settings
+    from adderkit.recipes.runs.folder import RunFolder, new_run_folder
+    from adderkit.recipes.terminal.tables import show, summary_table
+    from adderkit.recipes.training import run as loop
+    from adderkit.recipes.training.dry_run import dry_run as plan_run
+    from adderkit.recipes.training.models import Job, default_recipe
+    from adderkit.recipes.training.recovery import carry_out
 
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
     if num_processes is not None and num_processes > 1 and not dry_run:
-        from adderkit.recipes.launch import launch
+        from adderkit.recipes.distributed.launch import launch
 
         sys.exit(launch(sys.argv[1:], num_processes))
     flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
@@ -199,9 +199,9 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure top-1, top-5, loss and images per second."""
-    from adderkit.recipes.setup import Job
-    from adderkit.recipes.verbs.tables import metrics_table, show
-    from adderkit.recipes.verbs.verification import evaluate_model
+    from adderkit.recipes.terminal.tables import metrics_table, show
+    from adderkit.recipes.training.models import Job
+    from adderkit.recipes.verbs.evaluate import evaluate_model
 
     job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
     metrics = evaluate_model(job, dataset, data_dir, split, batch_size or 128, workers, record=record)
@@ -224,8 +224,8 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Count operations, bytes and energy of a model for one image, beside the CNN of the same shape."""
-    from adderkit.recipes.verbs.inspection import cost_tables, run_inspection
-    from adderkit.recipes.verbs.tables import show
+    from adderkit.recipes.terminal.tables import show
+    from adderkit.recipes.verbs.inspect import cost_tables, run_inspection
 
     found = run_inspection(model, num_classes, in_chans, input_size, chart, _announce)
     if json:
@@ -262,9 +262,9 @@ def prune(
     json: Json = False,
 ) -> None:
     """Remove whole channels from an adder network or a CNN."""
-    from adderkit.convert.prune_config import PruneConfig
-    from adderkit.recipes.verbs.pruning import PruningJob, pruning_tables, run_pruning
-    from adderkit.recipes.verbs.tables import show
+    from adderkit.convert.pruning.config import PruneConfig
+    from adderkit.recipes.terminal.tables import show
+    from adderkit.recipes.verbs.prune import PruningJob, pruning_tables, run_pruning
 
     kept = tuple(ignore or ())
     config = PruneConfig(ratio, target, importance, global_, round_to, iterative, kept, seed)  # type: ignore[arg-type]
@@ -333,8 +333,8 @@ def demo(
     json: Json = False,
 ) -> None:
     """The main job on scikit-learn's digits: teacher, convert, calibrate, fine-tune, save, reload, evaluate."""
+    from adderkit.recipes.terminal.tables import demo_table, show
     from adderkit.recipes.verbs.demo import run_demo
-    from adderkit.recipes.verbs.tables import demo_table, show
 
     rows = run_demo(output, _announce)
     if json:

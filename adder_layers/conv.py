@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from . import blocked, cpu, gpu
+from .backends import blocked, cpu
+from .backends.triton import launch as gpu
 from .geometry import Window, check_arguments, check_output_size, pair
 
 

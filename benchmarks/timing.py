@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adderkit.adder_layers import cpu
+from adderkit.adder_layers.backends import cpu
 
 # A function that takes longer than the first is called three times only; than the second, once and without warming up.
 SLOW_SECONDS, VERY_SLOW_SECONDS = 0.7, 1.5

@@ -125,7 +125,7 @@ def cnn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adder_folder(cnn_folder: Path) -> Path:
     """``cnn_folder`` with two of its layers converted, by the ``convert`` verb's own code."""
-    from adderkit.recipes.verbs.conversion import ConversionJob, run_conversion
+    from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 
     job = ConversionJob(str(cnn_folder), str(cnn_folder.with_name("net-adder")), include=("features.4.*",))
     with contextlib.redirect_stderr(io.StringIO()):

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 import adderkit
 from adderkit import cli
-from adderkit.recipes import finetune as loop
-from adderkit.recipes.verbs import verification
+from adderkit.recipes.training import run as loop
+from adderkit.recipes.verbs import evaluate as verification
 
 VERBS = (
     *("convert", "finetune", "evaluate", "inspect", "prune", "import-checkpoint", "export", "publish", "report"),

@@ -9,9 +9,9 @@ import timm
 from PIL import Image
 
 from adderkit import convert_, cost, save
-from adderkit.recipes import cost_chart
-from adderkit.recipes.cost_chart import bars, check_chart
-from adderkit.recipes.verbs import inspection
+from adderkit.recipes.reporting import cost_chart
+from adderkit.recipes.reporting.cost_chart import bars, check_chart
+from adderkit.recipes.verbs import inspect as inspection
 
 PNG, SVG = b"\x89PNG\r\n", b"<?xml"
 

@@ -5,8 +5,8 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 
 import adderkit
-from adderkit.recipes import finetune as loop
-from adderkit.recipes.recipe_files import recipe_text
+from adderkit.recipes.configs.files import recipe_text
+from adderkit.recipes.training import run as loop
 
 SETTINGS = {"train_images": 64, "batch_size": 32, "workers": 0, "crop_padding": 1, "bn_images": 64, "epochs": 1}
 QUICK = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]

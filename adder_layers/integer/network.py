@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .check import check_plan
-from .engine import Engine
-from .gpu import GpuEngine
+from .cpu_engine import Engine
+from .cuda_engine import GpuEngine
 from .plan import IntegerPlan, Linear
 from .record import tensors_of, with_tensors
 

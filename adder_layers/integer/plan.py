@@ -14,7 +14,7 @@ Every step ends in the same requantisation of its sum ``a`` to a byte of channel
 of channels a step of its own, a power of two times the finest one: codes are stored shifted, so that kernels which take
 bytes need not know of groups.
 
-A plan is data: ``reference.py`` says what it computes, ``engine.py`` computes it fast.
+A plan is data: ``reference.py`` says what it computes, ``cpu_engine.py`` computes it fast.
 """
 
 import dataclasses

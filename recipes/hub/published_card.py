@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...convert.cost import Cost
-from ...convert.model_card import beginning, front_matter
-from ..evaluations import Evaluation, eval_results, hub_dataset
-from ..provenance import part_of
-from .licences import Licence
+from ...convert.checkpoint.model_card import beginning, front_matter
+from ...convert.cost.count import Cost
+from ..reporting.evaluations import Evaluation, eval_results, hub_dataset
+from ..runs.provenance import part_of
+from .licenses import Licence
 
 _LONGEST = 80  # characters of a text from the report
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from ...convert.checkpoint import CARD, CONFIG, REPORT, WEIGHTS, base_architecture, load, read_report
-from ...convert.cost import Cost, cost
+from ...convert.checkpoint.folder import CARD, CONFIG, REPORT, WEIGHTS, base_architecture, load, read_report
+from ...convert.conversion.rewrite import is_converted, steps_of
+from ...convert.cost.count import Cost, cost
 from ...convert.errors import PublishError
 from ...convert.files import atomic_path, read_json_object, sha256, write_json, write_text
-from ...convert.rewrite import is_converted, steps_of
-from ..cost_chart import draw_chart
-from ..evaluations import entries_of, evaluations_of
-from ..provenance import command_without_local_paths, commands_of, without_local_paths
-from .licences import base_model_of, licence_of
+from ..reporting.cost_chart import draw_chart
+from ..reporting.evaluations import entries_of, evaluations_of
+from ..runs.provenance import command_without_local_paths, commands_of, without_local_paths
+from .licenses import base_model_of, licence_of
 from .published_card import CardFacts, published_card
 from .upload import Target, Upload, upload
 

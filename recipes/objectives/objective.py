@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..recipe import Recipe
-from .distillation import Renormalised, distillation_loss
+from ..configs.recipe import Recipe
+from .teacher import Renormalised, distillation_loss
 
 
 class Objective(nn.Module):

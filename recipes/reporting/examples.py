@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ...convert.errors import AdderkitError
-from ...convert.modes import evaluation_mode
-from ..data import DataConfig, ImageSource, Transform, class_names, evaluation_transform, make_loader, subset
-from ..recipe import Recipe
-from ..setup import Job, build_teacher, open_split, teacher_of
+from ...convert.graph.modes import evaluation_mode
+from ..configs.recipe import Recipe
+from ..data.datasets import DataConfig, ImageSource, Transform, class_names, evaluation_transform, make_loader, subset
+from ..training.models import Job, build_teacher, open_split, teacher_of
 
 _COMPARED = 256  # images that both models see
 _SHOWN = 6  # of these, and as many at most where they disagree

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...adder_layers.conv import AdderConv2d
-from ...convert.checkpoint import WEIGHTS, base_architecture, load, read_report
-from ...convert.cost import Cost, cost
+from ...convert.checkpoint.folder import WEIGHTS, base_architecture, load, read_report
+from ...convert.conversion.rewrite import is_converted, steps_of
+from ...convert.cost.count import Cost, cost
 from ...convert.errors import AdderkitError
 from ...convert.files import sha256
-from ...convert.rewrite import is_converted, steps_of
-from ...convert.source import is_folder
-from ..evaluations import Evaluation, evaluations_of
-from ..provenance import command_without_local_paths, commands_of, part_of, without_local_paths
-from ..recipe_files import read_text
-from ..setup import Job, teacher_of
+from ...convert.model_source import is_folder
+from ..configs.files import read_text
+from ..runs.provenance import command_without_local_paths, commands_of, part_of, without_local_paths
+from ..training.models import Job, teacher_of
+from .evaluations import Evaluation, evaluations_of
 from .examples import Examples, find_examples
 
 _EXTREME = 1e30  # no loss, rate or accuracy is larger

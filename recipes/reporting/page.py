@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...convert.cost import LayerCost
-from ...convert.energy import PRECISIONS, arithmetic_energy
-from ...convert.operations import Operations
-from ..cost_chart import layer_groups
-from ..evaluations import Evaluation
-from ..plots import LINES, TITLES
+from ...convert.cost.count import LayerCost
+from ...convert.cost.energy import PRECISIONS, arithmetic_energy
+from ...convert.cost.formulas import Operations
+from ..runs.plots import LINES, TITLES
 from .charts import Line, line_chart
+from .cost_chart import layer_groups
+from .evaluations import Evaluation
 from .examples import Example, Examples, Guess
 from .facts import LayerFact, ReportFacts, number
 from .markup import Html, join, short, tag

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...convert.errors import AdderkitError
 from ...convert.files import check_file_target, write_text
-from ..setup import Job
+from ..training.models import Job
 from .facts import ReportFacts, gather
 from .page import page
 

@@ -9,12 +9,12 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from ...adder_layers.integer.engine import Engine, StepTime
+from ...adder_layers.integer.cpu_engine import Engine, StepTime
 from ...adder_layers.integer.network import IntegerNetwork
 from ...convert.errors import AdderkitError
-from ...convert.graph import input_size
-from ...convert.modes import evaluation_mode
-from ...convert.source import build_model, is_folder
+from ...convert.graph.layers import input_size
+from ...convert.graph.modes import evaluation_mode
+from ...convert.model_source import build_model, is_folder
 
 _LEAST_RUNS, _MOST_RUNS, _SECONDS = 5, 200, 10.0
 

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...convert.calibrate import calibrate_
-from ...convert.checkpoint import load, save
-from ...convert.rewrite import convert_
-from ..data import unlabelled_images
-from ..evaluate import Metrics
-from ..finetune import start
-from ..progress import calibration_progress
-from ..recipe_files import load_recipe
-from ..run_folder import RunFolder
-from ..setup import Job
-from .verification import evaluate_split
+from ...convert.calibration.calibrate import calibrate_
+from ...convert.checkpoint.folder import load, save
+from ...convert.conversion.rewrite import convert_
+from ..configs.files import load_recipe
+from ..data.datasets import unlabelled_images
+from ..runs.folder import RunFolder
+from ..runs.progress import calibration_progress
+from ..training.evaluate import Metrics
+from ..training.models import Job
+from ..training.run import start
+from .evaluate import evaluate_split
 
 MODEL = "cifar_resnet20"
 DATASET = "digits"

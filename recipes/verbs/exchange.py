@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from ...convert.checkpoint import save
+from ...convert.checkpoint.folder import save
+from ...convert.conversion.plan import ConversionPlan
+from ...convert.conversion.rewrite import adder_layers
 from ...convert.errors import ExportError, ModelSourceError
-from ...convert.export import export_onnx, export_program
+from ...convert.export.programs import export_onnx, export_program
 from ...convert.files import check_file_target, sha256
-from ...convert.import_checkpoint import import_checkpoint
-from ...convert.integer_record import refuse_integers
-from ...convert.plan import ConversionPlan
-from ...convert.rewrite import adder_layers
-from ...convert.source import build_model, check_target, is_folder, lacks_weights
+from ...convert.import_addernet import import_checkpoint
+from ...convert.model_source import build_model, check_target, is_folder, lacks_weights
+from ...convert.quantization.record import refuse_integers
 from .portable import FORMS, PortableResult, export_portable, integer_plan, normalisation, recorded_images
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DataDir, Dataset, Json, NumClasses, print_json
+from ..terminal.options import DataDir, Dataset, Json, NumClasses, print_json
 
 exchange_app = typer.Typer()
 

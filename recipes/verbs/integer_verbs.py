@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Checkpoint, DataDir, Dataset, Json, Pretrained, print_json
+from ..terminal.options import Checkpoint, DataDir, Dataset, Json, Pretrained, print_json
 
 integer_app = typer.Typer()
 
@@ -27,9 +27,9 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Make an integer network of a model, on unlabelled images."""
-    from ...convert.quantize_config import QuantizeConfig
-    from .quantization import QuantizationJob, quantization_tables, run_quantization
-    from .tables import show
+    from ...convert.quantization.config import QuantizeConfig
+    from ..terminal.tables import show
+    from .quantize import QuantizationJob, quantization_tables, run_quantization
 
     config = QuantizeConfig(bits, requant, first_last)  # type: ignore[arg-type]  # checked by QuantizeConfig
     source = (calibration_images, seed, checkpoint, pretrained)
@@ -51,8 +51,8 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure how long a forward pass takes on this machine's CPU."""
+    from ..terminal.tables import show
     from .bench import bench_tables, run_bench
-    from .tables import show
 
     result = run_bench(model, batch_size, profile=profile)
     if json:

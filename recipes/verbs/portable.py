@@ -13,13 +13,13 @@ from torch.utils.data import IterableDataset
 from ...adder_layers.integer.plan import Adder, IntegerPlan
 from ...adder_layers.integer.reference import quantise
 from ...convert.errors import ExportError
+from ...convert.export.portable.c_source import Memory, c_source, memory
+from ...convert.export.portable.memory_images import memory_images
+from ...convert.export.portable.pixels import Normalisation
 from ...convert.files import write_pieces
-from ...convert.portable.c_source import Memory, c_source, memory
-from ...convert.portable.memory_images import memory_images
-from ...convert.portable.pixels import Normalisation
-from ..data import DataConfig, evaluation_transform, make_loader, subset
-from ..recipe import Recipe
-from ..setup import open_split
+from ..configs.recipe import Recipe
+from ..data.datasets import DataConfig, evaluation_transform, make_loader, subset
+from ..training.models import open_split
 
 FORMS = ("c", "hex")
 _RECORDED = {"c": 4, "hex": 1}  # images

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adderkit
 from adderkit.adder_layers.reference import adder_conv2d_reference
-from adderkit.convert.batchnorm import reestimate_batchnorm_
+from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 
 
 @pytest.fixture(autouse=True)

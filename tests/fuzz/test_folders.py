@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import adderkit
-from adderkit.convert.checkpoint import read_report
+from adderkit.convert.checkpoint.folder import read_report
 from adderkit.convert.errors import CheckpointError
-from adderkit.recipes.setup import Job, teacher_of
+from adderkit.recipes.training.models import Job, teacher_of
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 

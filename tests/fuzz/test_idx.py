@@ -6,7 +6,7 @@ from os import environ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adderkit.recipes.small_datasets import SMALL_DATASETS
+from adderkit.recipes.data.small import SMALL_DATASETS
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 

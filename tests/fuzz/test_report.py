@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adderkit
-from adderkit.convert.checkpoint import read_report
+from adderkit.convert.checkpoint.folder import read_report
 from adderkit.recipes.hub import publishing
 from adderkit.recipes.hub.upload import Target
 from adderkit.recipes.reporting import facts as reader
 from adderkit.recipes.reporting.page import page
-from adderkit.recipes.setup import Job
+from adderkit.recipes.training.models import Job
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from adderkit.convert.checkpoint.foreign_weights import state_dict_from
 from adderkit.convert.errors import CheckpointError
-from adderkit.convert.import_checkpoint import import_checkpoint
-from adderkit.convert.source import build_model
-from adderkit.convert.weight_files import state_dict_from
+from adderkit.convert.import_addernet import import_checkpoint
+from adderkit.convert.model_source import build_model
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adderkit.convert.errors import RecipeError
-from adderkit.recipes.recipe import Recipe
-from adderkit.recipes.recipe_files import load_recipe, parse_settings, recipe_text
-from adderkit.recipes.run_folder import RunFolder
+from adderkit.recipes.configs.files import load_recipe, parse_settings, recipe_text
+from adderkit.recipes.configs.recipe import Recipe
+from adderkit.recipes.runs.folder import RunFolder
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 

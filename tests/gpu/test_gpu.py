@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adderkit
-from adderkit.adder_layers import gpu
+from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.conv import _on_cuda, adder_conv2d
 from adderkit.adder_layers.reference import adder_conv2d_reference
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from adderkit.adder_layers import gpu
+from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.gpu import GpuEngine
+from adderkit.adder_layers.integer.cuda_engine import GpuEngine
 from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.adder_layers.integer.plan import Adder, Convolution
 from tests.adder_layers.integer.random_plans import LAYERS, Layer, plain_network, residual_network, single, square

@@ -13,11 +13,11 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 import adderkit
-from adderkit.recipes import finetune
-from adderkit.recipes.progress import ProgressBar
-from adderkit.recipes.recipe_files import load_recipe
-from adderkit.recipes.run_folder import RunFolder
-from adderkit.recipes.setup import Job
+from adderkit.recipes.configs.files import load_recipe
+from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.runs.progress import ProgressBar
+from adderkit.recipes.training import run as finetune
+from adderkit.recipes.training.models import Job
 
 CNN = "cifar_resnet20"
 QUICK = {
@@ -180,7 +180,7 @@ def run_processes():
     """
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["adderkit.recipes.finetune"])
+    context.set_forkserver_preload(["adderkit.recipes.training.run"])
 
     def run(script, count, *arguments):
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -13,9 +13,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 import random_plans
 import torch
 
-from adderkit.adder_layers import gpu
+from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.gpu import GpuEngine
+from adderkit.adder_layers.integer.cuda_engine import GpuEngine
 from adderkit.adder_layers.integer.plan import Adder
 
 NETWORKS = {"residual_network": random_plans.residual_network, "plain_network": random_plans.plain_network}

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import adderkit
-from adderkit.convert.checkpoint import read_report
+from adderkit.convert.checkpoint.folder import read_report
 from adderkit.convert.files import sha256
 from adderkit.recipes.hub import publishing
 

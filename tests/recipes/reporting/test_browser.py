@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from adderkit.recipes.evaluate import Metrics
-from adderkit.recipes.evaluations import record_evaluation
+from adderkit.recipes.reporting.evaluations import record_evaluation
+from adderkit.recipes.training.evaluate import Metrics
 
 PHONE = 390  # pixels
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

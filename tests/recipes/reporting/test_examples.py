@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 import adderkit
-from adderkit.convert.batchnorm import reestimate_batchnorm_
+from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import DatasetError, ModelSourceError
-from adderkit.recipes.data import DataConfig, evaluation_transform, open_dataset, subset, unlabelled_images
+from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset, unlabelled_images
 from adderkit.recipes.reporting.examples import find_examples
-from adderkit.recipes.setup import Job
+from adderkit.recipes.training.models import Job
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import adderkit
-from adderkit.convert.checkpoint import read_report
-from adderkit.convert.quantize import quantize
+from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.quantization.quantize import quantize
 from adderkit.recipes.reporting.facts import gather
 from adderkit.recipes.reporting.page import page
-from adderkit.recipes.setup import Job
+from adderkit.recipes.training.models import Job
 
 VOID = {"meta", "link", "img"}
 TAGS = """

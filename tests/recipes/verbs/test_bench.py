@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import adderkit
-from adderkit.adder_layers.integer import engine
+from adderkit.adder_layers.integer import cpu_engine as engine
 from adderkit.convert.errors import AdderkitError
+from adderkit.recipes.terminal.tables import show
 from adderkit.recipes.verbs import bench
 from adderkit.recipes.verbs.bench import BenchResult, bench_tables, run_bench
-from adderkit.recipes.verbs.tables import show
 
 MILLISECONDS = list(range(1, 12))
 

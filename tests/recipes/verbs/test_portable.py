@@ -14,11 +14,11 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.integer import reference
-from adderkit.convert.batchnorm import reestimate_batchnorm_
-from adderkit.convert.checkpoint import save
-from adderkit.convert.quantize import quantize
-from adderkit.convert.quantize_config import QuantizeConfig
-from adderkit.convert.rewrite import adder_layers
+from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
+from adderkit.convert.checkpoint.folder import save
+from adderkit.convert.conversion.rewrite import adder_layers
+from adderkit.convert.quantization.config import QuantizeConfig
+from adderkit.convert.quantization.quantize import quantize
 from adderkit.recipes.verbs import exchange
 from adderkit.recipes.verbs.portable import recorded_images
 

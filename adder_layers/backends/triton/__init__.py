@@ -1,0 +1,1 @@
+"""Triton kernels for GPUs: forward pass, input gradient, tile table and launcher."""

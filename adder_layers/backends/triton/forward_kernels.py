@@ -1,0 +1,212 @@
+"""Triton kernels of the adder convolution's forward pass, straight from memory in any layout.
+
+Forward and input gradient (``input_grad_kernels.py``) each come twice. The tiled kernels compare positions with filters
+(or channels) one term at a time; the direct kernels serve depthwise and thin groups, where such a tile would be empty.
+
+A tile is ``[OUTER, ROWS, LANES]``. Triton gives the lanes of a warp to the last axes, then warps, and keeps the first
+in registers, so the shape is the layout: a thread holds ``OUTER`` filters at one position of each of ``PIECES`` pieces.
+With 16 filters and four pieces, 20 values that it loads serve 64 terms. Operands are so small that Triton loads each
+where it is needed, from the first-level cache: the loop has no shared memory and no barrier. What belongs to a position
+is a single axis with one element a thread, and takes the tile's shape after loading: Triton lays out a load with more
+axes to suit that load alone, differently from version to version, and then the hot loop with it.
+
+Padded taps read 0 and count (``|0 - w|``); tails of a tile are computed in vain and not stored; loops over terms have
+no tail. Weights are packed by ``gpu.py`` into whole tiles, ``[groups, taps, terms, width]`` in fp32, so that a read of
+them is never out of bounds.
+"""
+
+# Triton's language is not Python's: its arguments have no types that a checker knows, its constants are in capitals.
+# ruff: noqa: ANN001, ANN201, ANN202, N803, N806, RUF005
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+# A row so far above the image that no tap reaches it.
+NOWHERE = tl.constexpr(-(1 << 30))
+
+
+@triton.jit
+def _columns(OUTER: tl.constexpr, LANES: tl.constexpr):
+    """A tile's filters or channels, ``[OUTER, 1, LANES]``: those of a thread are neighbours in memory."""
+    return tl.arange(0, OUTER)[:, None, None] + tl.arange(0, LANES)[None, None, :] * OUTER
+
+
+@triton.jit
+def _tile(tiles, groups, OUTER: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, PIECES: tl.constexpr):
+    """Group of a tiled kernel's program, positions of its first piece, and its filters or channels."""
+    program = tl.program_id(0)
+    group = program // tiles % groups
+    position = program // tiles // groups * (PIECES * ROWS) + tl.arange(0, ROWS * LANES) // LANES
+    return group, position, program % tiles * (OUTER * LANES) + _columns(OUTER, LANES)
+
+
+@triton.jit
+def _split(position, rows, columns):
+    """Image, row and column of ``position``."""
+    line = position // columns
+    image = line // rows
+    return image, line - image * rows, position - line * columns
+
+
+@triton.jit
+def _offset(image, row, column, image_stride, row_stride, column_stride):
+    """Elements from a tensor's first pixel to others."""
+    return image.to(tl.int64) * image_stride + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
+
+
+@triton.jit
+def _inside(row, column, height, width):
+    return (row >= 0) & (row < height) & (column >= 0) & (column < width)
+
+
+@triton.jit
+def _corner(position, positions, rows, columns, stride_h, stride_w):
+    """Image, row and column of a window's corner without padding; what does not exist is far above the image."""
+    image, row, column = _split(position, rows, columns)
+    return image, tl.where(position < positions, row * stride_h, NOWHERE), column * stride_w
+
+
+@triton.jit
+def forward_tiled(
+    x_ptr,
+    w_ptr,
+    y_ptr,
+    channels,
+    filters,
+    filter_tiles,
+    groups,
+    height,
+    width,
+    rows,
+    columns,
+    positions,
+    kernel_w,
+    taps,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    x_n,
+    x_h,
+    x_w,
+    y_n,
+    y_o,
+    y_h,
+    y_w,
+    X_C: tl.constexpr,
+    OUTER: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    PIECES: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """``y[n,o,p] = -Σ_{c,tap} |x[n,c,p+tap] - w[o,c,tap]|`` (AdderNet, arXiv 1912.13200, equation 1).
+
+    ``x`` is ``[N, C, H, W]`` and ``y`` ``[N, O, H', W']`` by strides; ``w`` is packed ``[G, taps, C / G, width]``.
+    ``channels`` and ``filters`` are those of a group. A program makes ``PIECES x ROWS`` positions by ``OUTER x LANES``
+    filters. The channel stride is a constant: an unrolled loop then adds no addresses.
+    """
+    FILTERS: tl.constexpr = OUTER * LANES
+    group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
+    x_ptr += group.to(tl.int64) * channels * X_C
+    w_row = w_ptr + group.to(tl.int64) * taps * channels * (filter_tiles * FILTERS)
+    corners = ()
+    accs = ()
+    for piece in tl.static_range(PIECES):
+        place = position + piece * ROWS
+        corners = corners + (_corner(place, positions, rows, columns, stride_h, stride_w),)
+        accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.float32),)
+    for tap in range(taps):
+        down = tap // kernel_w * dilation_h - padding_h
+        right = tap % kernel_w * dilation_w - padding_w
+        pixels = ()
+        insides = ()
+        for piece in tl.static_range(PIECES):
+            image, row, column = corners[piece]
+            pixels = pixels + (x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w),)
+            insides = insides + (_inside(row + down, column + right, height, width),)
+        for _ in tl.range(0, channels, loop_unroll_factor=UNROLL):
+            w = tl.load(w_row + filter, mask=True, other=0.0)  # [OUTER, 1, LANES], padded to whole tiles
+            sums = ()
+            following = ()
+            for piece in tl.static_range(PIECES):
+                x = tl.load(pixels[piece], mask=insides[piece], other=0.0).to(tl.float32)
+                sums = sums + (accs[piece] + tl.abs(tl.reshape(x, [1, ROWS, LANES]) - w),)
+                following = following + (pixels[piece] + X_C,)
+            accs = sums
+            pixels = following
+            w_row += filter_tiles * FILTERS
+    offset = (group * filters + filter).to(tl.int64) * y_o
+    for piece in tl.static_range(PIECES):
+        place = position + piece * ROWS
+        image, row, column = _split(place, rows, columns)
+        pixel = tl.reshape(_offset(image, row, column, y_n, y_h, y_w), [1, ROWS, LANES])
+        exists = tl.reshape(place < positions, [1, ROWS, LANES])
+        result = (-accs[piece]).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + (pixel + offset), result, mask=exists & (filter < filters))
+
+
+@triton.jit
+def forward_direct(
+    x_ptr,
+    w_ptr,
+    y_ptr,
+    channels,
+    filters,
+    all_filters,
+    filter_tiles,
+    height,
+    width,
+    rows,
+    columns,
+    positions,
+    kernel_w,
+    taps,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    x_n,
+    x_c,
+    x_h,
+    x_w,
+    y_n,
+    y_o,
+    y_h,
+    y_w,
+    POSITIONS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """``forward_tiled`` for thin groups: each element of a ``[POSITIONS, WIDTH]`` tile reads operands of its own.
+
+    ``w`` is ``[O, C / G, taps]`` as in the module; ``filters`` and ``channels`` are those of a group.
+    """
+    program = tl.program_id(0)
+    position = program // filter_tiles * POSITIONS + tl.arange(0, POSITIONS)
+    filter = program % filter_tiles * WIDTH + tl.arange(0, WIDTH)
+    kept = filter < all_filters
+    image, row, column = _corner(position, positions, rows, columns, stride_h, stride_w)
+    first_channel = (filter // filters * channels).to(tl.int64) * x_c
+    acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
+    for tap_row in range(taps // kernel_w):
+        down = tap_row * dilation_h - padding_h
+        for tap_column in range(kernel_w):
+            right = tap_column * dilation_w - padding_w
+            inside = _inside(row + down, column + right, height, width)
+            pixel = x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w)
+            pointer = pixel[:, None] + first_channel[None, :]
+            w_pointer = w_ptr + filter.to(tl.int64) * channels * taps + tap_row * kernel_w + tap_column
+            for _ in range(channels):
+                x = tl.load(pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
+                w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
+                acc += tl.abs(x - w[None, :])
+                pointer += x_c
+                w_pointer += taps
+    image, row, column = _split(position, rows, columns)
+    target = y_ptr + _offset(image, row, column, y_n, y_h, y_w)[:, None] + (filter.to(tl.int64) * y_o)[None, :]
+    tl.store(target, (-acc).to(y_ptr.dtype.element_ty), mask=(position < positions)[:, None] & kept[None, :])

@@ -1,0 +1,227 @@
+"""Runs plans fast: the C++ executor (csrc/integer_network.cpp), bit-equal to ``reference.py``."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..backends import cpu
+from ..geometry import Window
+from . import reference
+from .arena import lay_out
+from .check import check_plan
+from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, requantisation_of
+
+if TYPE_CHECKING:
+    from .._cpu import Network
+
+POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
+KINDS: dict[type[Step], int] = {Adder: 0, Convolution: 1, AveragePool: 2, Rescale: 2, MaxPool: 3, Linear: 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """What one step took.
+
+    Args:
+        path: Path of the layer in the model, and what kind of step it is.
+        kind: See ``path``; the first entry is ``read``, the images' way into the network.
+        seconds: Of all images together.
+        giga_terms_per_second: Differences or products, 0 where there are none.
+    """
+
+    path: str
+    kind: str
+    seconds: float
+    giga_terms_per_second: float
+
+
+class Engine:
+    """A plan that is ready to run; any number of threads may call it at once.
+
+    It uses as many threads as torch does. Without the C++ extension, or with ``ADDERKIT_CPU=torch``, the reference
+    serves, hundreds of times slower.
+
+    Args:
+        plan: The network; it is checked.
+        instruction_set: One of ``available()`` or ``"torch"``; by default what ``ADDERKIT_CPU`` says, or the best.
+
+    Raises:
+        ValueError: The plan does not fit together or could overflow, or the instruction set is not available.
+    """
+
+    def __init__(self, plan: IntegerPlan, instruction_set: str | None = None) -> None:
+        check_plan(plan)
+        self.plan = plan
+        asked = (os.environ.get(cpu.VARIABLE, ""), cpu.VARIABLE)
+        if instruction_set is not None:
+            asked = (instruction_set, "instruction_set")
+        self.instruction_set = cpu.choose(tuple(cpu.integer_available()), *asked)
+        self._network = None if self.instruction_set is None else _network(plan, self.instruction_set)
+
+    def run(self, image: Tensor) -> Tensor:
+        """Run images through the network.
+
+        Args:
+            image: ``[N, H, W, C]`` uint8.
+
+        Returns:
+            int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
+
+        Raises:
+            TypeError: The images are not bytes.
+            ValueError: They have another size than the plan's, or are not in the CPU's memory.
+        """
+        self._check_bytes(image)
+        if self._network is None:
+            return reference.run(self.plan, image)
+        return self._run(image.contiguous(), None)
+
+    def run_float(self, images: Tensor) -> Tensor:
+        """Run images of real values through the network; they become bytes as ``reference.quantise`` says.
+
+        Args:
+            images: ``[N, C, H, W]``, floating point.
+
+        Returns:
+            As ``run``.
+
+        Raises:
+            TypeError: The images are not floating point.
+            ValueError: They have another size than the plan's, or are not in the CPU's memory.
+        """
+        first = self.plan.activations[0]
+        if not images.dtype.is_floating_point:
+            raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
+        _check_shape(images, (first.channels, first.height, first.width))
+        if self._network is None:
+            return reference.run(self.plan, reference.quantise(images, first.scale, first.zero))
+        return self._run(images.float().contiguous(), None)
+
+    def profile(self, image: Tensor) -> list[StepTime]:
+        """Seconds and rate of every step in one run.
+
+        Args:
+            image: ``[N, H, W, C]`` uint8.
+
+        Raises:
+            RuntimeError: There is no C++ executor to measure.
+            TypeError: As ``run``.
+            ValueError: As ``run``.
+        """
+        self._check_bytes(image)
+        if self._network is None:
+            raise RuntimeError(
+                "the reference serves as the engine and has no profile; install adderkit with a compiler"
+            )
+        seconds = torch.zeros(len(self.plan.steps) + 1, dtype=torch.float64)
+        self._run(image.contiguous(), seconds)
+        rows = [StepTime("", "read", float(seconds[0]), 0.0)]
+        for step, path, time in zip(self.plan.steps, self.plan.paths, seconds[1:].tolist(), strict=True):
+            rows.append(StepTime(path, step.kind, time, len(image) * terms(step, self.plan) / time / 1e9))
+        return rows
+
+    def _check_bytes(self, image: Tensor) -> None:
+        first = self.plan.activations[0]
+        if image.dtype != torch.uint8:
+            raise TypeError(f"image has dtype {image.dtype}, expected {torch.uint8}; run_float takes real values")
+        _check_shape(image, (first.height, first.width, first.channels))
+
+    def _run(self, images: Tensor, seconds: Tensor | None) -> Tensor:
+        last = self.plan.steps[-1]
+        if isinstance(last, Linear):
+            output = torch.empty(len(images), len(last.offset), dtype=torch.int32)
+        else:
+            result = self.plan.activations[last.output]
+            output = torch.empty(len(images), result.height, result.width, result.channels, dtype=torch.uint8)
+        if len(images) == 0:
+            return output
+        given = (images.data_ptr(), 0) if images.dtype == torch.uint8 else (0, images.data_ptr())
+        assert self._network is not None
+        self._network.run(
+            *given,
+            1 / self.plan.activations[0].scale,
+            len(images),
+            output.data_ptr(),
+            torch.get_num_threads(),
+            0 if seconds is None else seconds.data_ptr(),
+        )
+        return output
+
+
+def available() -> list[str]:
+    """Instruction sets that this build has and this machine runs, best first; empty without the extension."""
+    return cpu.integer_available()
+
+
+def terms(step: Step, plan: IntegerPlan) -> int:
+    """Differences or products that a step computes for one image; 0 where there are no weights."""
+    if isinstance(step, Linear):
+        return step.weight.numel()
+    if not isinstance(step, Adder | Convolution):
+        return 0
+    output = plan.activations[step.output]
+    return step.weight.numel() * output.height * output.width
+
+
+def _check_shape(images: Tensor, shape: tuple[int, int, int]) -> None:
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise ValueError(f"image has shape {tuple(images.shape)}, expected [N, {', '.join(map(str, shape))}]")
+    if images.device.type != "cpu":
+        raise ValueError(f"image is on {images.device}, expected cpu, where the integer engine runs")
+
+
+def _network(plan: IntegerPlan, instruction_set: str) -> "Network":
+    arena = lay_out(plan)
+    placed = [
+        ((a.channels, a.height, a.width, *halo, offset), a.zero.tolist())
+        for a, halo, offset in zip(plan.activations, arena.halos, arena.offsets, strict=True)
+    ]
+    network = cpu.network(instruction_set, placed, arena.bytes)
+    for step in plan.steps:
+        weight = getattr(step, "weight", None)
+        packed = None if weight is None else weight.contiguous()
+        network.add(_sizes(step, plan), 0 if packed is None else packed.data_ptr(), _factors(step))
+    return network
+
+
+def _sizes(step: Step, plan: IntegerPlan) -> list[int]:
+    """In the order in which ``StepSizes`` (csrc/integer_network.h) declares them."""
+    source = plan.activations[step.input]
+    if isinstance(step, Linear):  # a convolution whose window is its whole input
+        window = POINT._replace(kernel=(source.height, source.width))
+    else:
+        window = POINT if isinstance(step, Rescale) else step.window
+    requantisation = requantisation_of(step)
+    residual = None if requantisation is None else requantisation.residual
+    return [
+        KINDS[type(step)],
+        step.input,
+        -1 if isinstance(step, Linear) else step.output,
+        -1 if residual is None else residual,
+        len(step.offset) if isinstance(step, Linear) else plan.activations[step.output].channels,
+        step.groups if isinstance(step, Adder | Convolution) else 1 if isinstance(step, Linear) else source.channels,
+        0 if requantisation is None else requantisation.levels,
+        *window.kernel,
+        *window.stride,
+        *window.padding,
+        *window.dilation,
+    ]
+
+
+def _factors(step: Step) -> list[list[int]]:
+    if isinstance(step, Linear):
+        return [step.multiplier.tolist(), step.offset.tolist(), step.shift.tolist(), [], []]
+    factors = requantisation_of(step)
+    if factors is None:
+        return [[], [], [], [], []]
+    added = factors.residual_multiplier
+    return [
+        factors.multiplier.tolist(),
+        factors.offset.tolist(),
+        factors.shift.tolist(),
+        factors.exponent.tolist(),
+        [] if added is None else added.tolist(),
+    ]

@@ -1,0 +1,72 @@
+"""Adder layers that imitate more of their surroundings: TensorFlow's padding, and a normalisation of their own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .conv import AdderConv2d
+
+
+def same_padding(size: Sequence[int], layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """TensorFlow's "same": zeros so that the output has ``ceil(size / stride)`` pixels, the odd one below and right.
+
+    Args:
+        size: ``(height, width)`` of the input.
+        layer: Its kernel, stride and dilation count.
+
+    Returns:
+        ``(left, right, top, bottom)`` as ``F.pad`` takes it.
+    """
+    sides: list[int] = []
+    for axis in (1, 0):
+        reach = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
+        total = max((-(-size[axis] // layer.stride[axis]) - 1) * layer.stride[axis] + reach - size[axis], 0)
+        sides += [total // 2, total - total // 2]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+class AdderConv2dSame(AdderConv2d):
+    """An adder layer that pads as timm's ``Conv2dSame`` does: by the size of each input. Its own padding is 0."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(F.pad(input, same_padding(input.shape[-2:], self)), weight, bias)
+
+
+class NormalisedAdderConv2d(AdderConv2d):
+    """An adder layer with a BatchNorm of its own, for a convolution that no BatchNorm follows.
+
+    An adder's output is negative and large; what expects a convolution's (an activation, an addition) would be dead
+    behind it, and a GroupNorm would see little but how far its channels lie apart. The normalisation brings it to the
+    mean and variance that calibration saw of the convolution's output. The convolution's bias is part of the
+    normalisation's.
+    """
+
+    normalisation: nn.BatchNorm2d
+    had_bias: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to ``[N, O, H', W']``."""
+        output: Tensor = self.normalisation(super().forward(input))
+        return output
+
+    def insert_normalisation_(self) -> None:
+        """Add the BatchNorm behind an ``AdderConv2d`` that has just become one of this class; its bias moves there."""
+        factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
+        normalisation = nn.BatchNorm2d(self.out_channels, **factory).train(self.training)
+        self.had_bias = self.bias is not None
+        if self.bias is not None:
+            normalisation.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+            self.bias = None
+        self.normalisation = normalisation
+
+    def remove_normalisation_(self) -> None:
+        """Take the BatchNorm out again; a convolution that had a bias gets the normalisation's."""
+        if self.had_bias:
+            self.bias = self.normalisation.bias
+        del self.normalisation, self.had_bias
+
+
+class NormalisedAdderConv2dSame(NormalisedAdderConv2d, AdderConv2dSame):
+    """Both: TensorFlow's padding, and a normalisation of its own."""

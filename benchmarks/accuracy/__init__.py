@@ -1,0 +1,1 @@
+"""Accuracy on real images: calibration, fine-tuning, pruning and quantization."""

@@ -1,0 +1,1 @@
+"""Which timm models convert, and how well."""

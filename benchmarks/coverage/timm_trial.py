@@ -1,0 +1,153 @@
+"""One trial of the sweep: a model planned, or converted, run, saved, loaded and turned back. Never raises."""
+
+import copy
+import tempfile
+import traceback
+from collections import Counter
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
+from adderkit.convert.checkpoint.folder import load, save
+from adderkit.convert.conversion.plan import ConversionPlan, plan
+from adderkit.convert.conversion.rewrite import convert_, revert_
+from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
+from adderkit.convert.graph.fx_uses import symbolic_uses
+from adderkit.convert.graph.layers import WEIGHT_LAYERS, input_size
+from adderkit.convert.graph.observe import observe
+
+SIZES = (32, 64, 96, 128, 160, 192, 224)
+
+
+def trial(kind: str, name: str) -> dict[str, Any]:
+    """Carry out one trial.
+
+    Args:
+        kind: ``plan`` or ``run``.
+        name: timm's name of the model.
+
+    Returns:
+        What was found; ``refused`` is a clear reason why nothing is converted, ``failure`` anything unexpected.
+    """
+    torch.manual_seed(0)
+    line: dict[str, Any] = {"kind": kind, "model": name}
+    try:
+        (_plan if kind == "plan" else _run)(name, line)
+    except NoModuleMatchedError as error:
+        line["refused"] = str(error)
+    except AdderkitError as error:
+        line["failure"] = f"refused: {error}"
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = (str(error).splitlines() or [""])[0]
+        line["failure"] = f"{type(error).__name__}: {message:.200} ({where.filename.split('/')[-1]}:{where.lineno})"
+    return line
+
+
+def _plan(name: str, line: dict[str, Any]) -> None:
+    """Plan on shapes alone, at the model's own input size."""
+    model = _on_meta(name)
+    line["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    line["convolutions"] = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    if line["convolutions"]:
+        line.update(_counts(plan(model)))
+
+
+def _counts(made: ConversionPlan) -> dict[str, Any]:
+    skipped = Counter(_kind_of(row.reason) for row in made.rows if row.decision == "skip")
+    return {
+        "converted": len(made.paths("convert")),
+        "inserted": sum(row.inserted for row in made.rows),
+        "baked": sum(row.decision == "convert" and "Std" in row.cls for row in made.rows),
+        "terms": sum(row.terms for row in made.rows),
+        "converted_terms": sum(row.terms for row in made.rows if row.decision == "convert"),
+        "skipped": dict(skipped),
+    }
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without the names of modules."""
+    return reason.split(" '")[0]
+
+
+def _run(name: str, line: dict[str, Any]) -> None:
+    """Convert a model with random weights for real, and take the whole way there and back."""
+    side = _smallest_side(name)
+    line["side"] = side
+    model = timm.create_model(name, pretrained=False).eval()
+    image = torch.randn(2, input_size(model)[0], side, side)
+    line["agreement"] = _agreement(model, image)
+    original = _output(model, image)
+    made = convert_(model, example_input=image[:1])
+    line["converted"] = len(made.paths("convert"))
+    output = _output(model, image)
+    line["shape"] = output.shape == original.shape
+    line["finite"] = not bool(original.isfinite().all()) or _is_finite(model, output, image)
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        line["reload"] = _same(_output(load(folder), image), output)
+    revert_(model)
+    line["revert"] = _same(_output(model, image), original)
+    for check in ("shape", "finite", "reload", "revert"):
+        if not line[check]:
+            line["failure"] = f"{check} does not hold"
+
+
+def _is_finite(model: nn.Module, output: Tensor, image: Tensor) -> bool:
+    """Whether the output is finite; before calibration some overflow, so then with BatchNorm statistics measured."""
+    if bool(output.isfinite().all()):
+        return True
+    measured = copy.deepcopy(model)
+    reestimate_batchnorm_(measured, [image])
+    return bool(_output(measured, image).isfinite().all())
+
+
+def _on_meta(name: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            model: nn.Module = timm.create_model(name, pretrained=False)
+    except (RuntimeError, NotImplementedError):  # some compute values, such as rates, while they are built
+        model = timm.create_model(name, pretrained=False)
+    return model
+
+
+def _smallest_side(name: str) -> int:
+    """Side of the smallest square images that the model takes."""
+    model = _on_meta(name).eval()
+    channels, own, _ = input_size(model)
+    device = next(model.parameters()).device
+    for side in SIZES:
+        if side >= own:
+            break
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, channels, side, side, device=device))
+        except Exception:
+            continue
+        return side
+    return own
+
+
+def _agreement(model: nn.Module, image: Tensor) -> bool | None:
+    """Whether observation and symbolic tracing find the same uses; ``None`` where the model does not trace."""
+    uses = symbolic_uses(copy.deepcopy(model), WEIGHT_LAYERS)
+    if uses is None:
+        return None
+    seen = observe(model, image[:1], WEIGHT_LAYERS)
+    return all(
+        path in uses and (set(layer.consumers), bool(layer.functions)) == (set(uses[path][0]), bool(uses[path][1]))
+        for path, layer in seen.items()
+    )
+
+
+@torch.no_grad()
+def _output(model: nn.Module, image: Tensor) -> Tensor:
+    output = model(image)
+    return torch.cat([part.flatten() for part in output]) if isinstance(output, list | tuple) else output
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.nan_to_num(), second.nan_to_num())

@@ -1,0 +1,1 @@
+"""Speed on CPUs, in fp32 and in integers."""

@@ -1,0 +1,1 @@
+"""Speed and correctness on GPUs, kernel tuning and disassembly."""

@@ -1,0 +1,1 @@
+"""Fit a converted model to its teacher without labels."""

@@ -1,0 +1,176 @@
+"""Hybrids: after calibration, the layers that suffer most go back to being the convolutions that they were."""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...adder_layers.conv import AdderConv2d
+from ..conversion.plan import ConversionPlan
+from ..conversion.rewrite import forget_
+from ..errors import AdderkitError
+from .batchnorm import reestimate_batchnorm_
+from .batchnorm_shift import teachers_domain
+from .blockwise import match_blocks_
+from .calibrate import MEMORY, CalibrationReport, batches_of
+from .layerwise import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridPolicy:
+    """Which calibrated layers go back.
+
+    Args:
+        min_fidelity: Layers whose output correlates less than this with the convolution's; in [0, 1].
+        budget: Share of the original's multiplications that the hybrid may keep, in [0, 1]: as many layers go back as
+            fit, those that hurt most for each multiplication saved first.
+    """
+
+    min_fidelity: float | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and not 0 <= value <= 1:
+                raise AdderkitError(f"{name} is {value}, expected a number from 0 to 1")
+
+    @property
+    def acts(self) -> bool:
+        """Whether any layer may go back."""
+        return self.min_fidelity is not None or self.budget is not None
+
+
+def parse_budget(text: str) -> float:
+    """``mults=30%`` as 0.3.
+
+    Raises:
+        AdderkitError: The text has another form.
+    """
+    match = re.fullmatch(r"mults=(\d+(?:\.\d+)?)%", text.strip())
+    if match is None or float(match[1]) > 100:
+        raise AdderkitError(f"budget is {text!r}, expected mults=N% with N from 0 to 100, such as mults=30%")
+    return float(match[1]) / 100
+
+
+def layers_to_keep(
+    plan: ConversionPlan, report: CalibrationReport, original: int, converted: int, policy: HybridPolicy
+) -> dict[str, str]:
+    """Choose the layers that go back to convolutions.
+
+    Args:
+        plan: What was converted.
+        report: How faithful each layer is.
+        original: Multiplications of the original for one image, see ``cost``.
+        converted: Multiplications of the converted model: what stays in layers and normalisations anyway.
+        policy: The rules; ``min_fidelity`` is applied first, and what it keeps counts towards the budget.
+
+    Returns:
+        The reason for each path.
+
+    Raises:
+        AdderkitError: No layer would be left, or the budget is spent before the first choice.
+    """
+    terms = {row.path: row.terms for row in plan.rows if row.decision == "convert"}
+    fidelity = {layer.path: layer.correlation for layer in report.layers}
+    kept: dict[str, str] = {}
+    if policy.min_fidelity is not None:
+        kept = {
+            path: f"fidelity {value:.3f} is below {policy.min_fidelity:g}"
+            for path, value in fidelity.items()
+            if value < policy.min_fidelity
+        }
+    if policy.budget is not None:
+        spent = converted + sum(terms[path] for path in kept)
+        allowed = policy.budget * original
+        if spent > allowed:
+            raise AdderkitError(
+                f"the budget is {policy.budget:.1%} of the multiplications, but {spent / original:.1%} stay "
+                "in what is not converted: raise the budget, or convert more"
+            )
+        candidates = (path for path in fidelity if path not in kept)
+        for path in sorted(candidates, key=lambda path: (fidelity[path] - 1) / terms[path]):
+            if spent + terms[path] <= allowed:
+                spent += terms[path]
+                kept[path] = f"fidelity {fidelity[path]:.3f}, kept within {policy.budget:.1%} of the multiplications"
+    if len(kept) == len(fidelity):
+        best = max(fidelity.values(), default=0.0)
+        raise AdderkitError(
+            f"every calibrated layer would go back to a convolution (the best fidelity is {best:.3f}): lower "
+            "min_fidelity or the budget, or calibrate on more images and with more steps"
+        )
+    return kept
+
+
+def keep_convolutions_(
+    student: nn.Module,
+    teacher: nn.Module,
+    paths: Collection[str],
+    images: Tensor | Iterable[Tensor],
+    *,
+    matching_steps: int = 0,
+    batch_size: int = 64,
+    memory: int = MEMORY,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Turn some adder layers back into exactly the teacher's convolutions, in place; the others learn to go with them.
+
+    The statistics of every BatchNorm are measured again, for what reaches them has changed.
+
+    Args:
+        student: The calibrated model.
+        teacher: The original network.
+        paths: Modules to turn back.
+        images: As for ``calibrate_``.
+        matching_steps: Steps of the joint fit of the layers that stay, see ``match_blocks_``; 0 leaves it out.
+        batch_size: Images in a forward pass.
+        memory: Bytes that the activations of the joint fit may take.
+        seed: Of its mini-batches.
+        progress: Called as ``progress(what, done, total)``.
+
+    Raises:
+        AdderkitError: A path is not an adder layer of the student.
+    """
+    modules = dict(student.named_modules(remove_duplicate=False))
+    for path in paths:
+        if not isinstance(modules.get(path), AdderConv2d):
+            raise AdderkitError(f"{path!r} is no adder layer of the student, expected one that was converted")
+    chosen = {id(modules[path]) for path in paths}
+    for path in paths:
+        _restore(modules[path], teacher.get_submodule(path))
+    forget_(student, {path for path, module in modules.items() if id(module) in chosen})
+    batches = batches_of(images, batch_size)
+    with teachers_domain(student, teacher, batches):
+        match_blocks_(
+            student,
+            teacher,
+            torch.cat(batches),
+            steps=matching_steps,
+            memory=memory,
+            generator=torch.Generator().manual_seed(seed),
+            progress=progress or (lambda what, done, total: None),
+        )
+        reestimate_batchnorm_(student, batches)
+
+
+def _restore(layer: nn.Module, original: nn.Module) -> None:
+    """Give a module the class and state of another, but its own mode, hooks, device and dtype."""
+    weight: Any = layer.weight
+    twin = copy.deepcopy(original).to(weight.device, weight.dtype).requires_grad_(weight.requires_grad)
+    own = {name: value for name, value in vars(layer).items() if name.endswith("_hooks") or name == "training"}
+    layer.__class__ = type(original)
+    layer.__dict__.clear()
+    layer.__dict__.update({**vars(twin), **own})
+
+
+def kept_plan(plan: ConversionPlan, kept: dict[str, str]) -> ConversionPlan:
+    """The plan with the layers that went back as skipped, and why."""
+    rows = tuple(
+        dataclasses.replace(row, decision="skip", reason=kept[row.path], inserted=False) if row.path in kept else row
+        for row in plan.rows
+    )
+    return dataclasses.replace(plan, rows=rows)

@@ -1,0 +1,134 @@
+"""What a layer sees and gives: samples of its input windows and of its outputs at a few positions of every image.
+
+A layer's fit needs thousands of windows, not all of them: a few positions from each of many images say more than
+every position of a few images, and keep the memory small.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...adder_layers.modules import AdderConv2dSame, same_padding
+from ..conversion.converters import handler_of
+from ..graph.modes import placed
+
+
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass as soon as the layer of interest has been seen."""
+
+
+def draw_positions(output_shape: Sequence[int], images: int, count: int, generator: torch.Generator) -> Tensor:
+    """Random output positions for each image, with replacement.
+
+    Args:
+        output_shape: ``[N, O, H', W']`` of the layer.
+        images: Number of images.
+        count: Positions of each image.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        ``[images, count]``, flat indices into ``H' · W'``.
+    """
+    return torch.randint(output_shape[-2] * output_shape[-1], (images, count), generator=generator)
+
+
+def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
+    """The windows that a layer lays over its input at some output positions, padding included.
+
+    Args:
+        input: ``[N, C, H, W]``.
+        layer: A convolution or adder layer with numeric or named padding.
+        positions: ``[N, P]`` flat output positions.
+
+    Returns:
+        ``[G, N · P, C / G · kh · kw]``, channel-major as ``weight.reshape(O, -1)``.
+    """
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    handler = handler_of(type(layer))
+    dynamic = isinstance(layer, AdderConv2dSame) or (handler is not None and handler.same(layer))
+    sides = same_padding(input.shape[-2:], layer) if dynamic else layer._reversed_padding_repeated_twice
+    padded = F.pad(input, sides, mode=mode)
+    (height, width), (down, right) = layer.kernel_size, layer.dilation
+    out_width = (padded.shape[3] - right * (width - 1) - 1) // layer.stride[1] + 1
+    positions = positions.to(input.device)
+    rows = (positions // out_width * layer.stride[0])[..., None, None] + torch.arange(height, device=input.device)[
+        :, None
+    ] * down
+    columns = (positions % out_width * layer.stride[1])[..., None, None] + torch.arange(
+        width, device=input.device
+    ) * right
+    image = torch.arange(len(input), device=input.device)[:, None, None, None]
+    windows = padded[image, :, rows, columns]  # [N, P, kh, kw, C]
+    count = windows.shape[0] * windows.shape[1]
+    return (
+        windows.permute(4, 0, 1, 2, 3).reshape(layer.groups, -1, count, height * width).permute(0, 2, 1, 3).flatten(2)
+    )
+
+
+@torch.no_grad()
+def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positions: Tensor) -> Tensor:
+    """Windows of one layer's real input over all batches, ``[G, S, K]`` on the CPU; runs the model only that far."""
+    layer = model.get_submodule(path)
+    assert isinstance(layer, nn.Conv2d)
+    parts: list[Tensor] = []
+    taken = 0
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        chosen = positions[taken : taken + len(inputs[0])]
+        parts.append(windows_at(inputs[0], layer, chosen).cpu())
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(hook)
+    try:
+        for batch in batches:
+            try:
+                model(placed(batch, model))
+            except _Reached:
+                taken += len(batch)
+    finally:
+        handle.remove()
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Outputs of several layers at their positions in one pass over the batches.
+
+    Args:
+        model: The model to run.
+        positions: For each layer's path ``[N, P]`` flat output positions; N images in all.
+        batches: Images ``[n, C, H, W]``.
+
+    Returns:
+        For each path ``[G, S, O / G]`` on the CPU, S = N · P in the order of ``layer_windows``.
+    """
+    parts: dict[str, list[Tensor]] = {path: [] for path in positions}
+    index = taken = 0
+
+    def hook_for(path: str, groups: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            if len(parts[path]) > index:
+                return  # a layer that is called again in the same pass: the first call counts, as in layer_windows
+            chosen = positions[path][taken : taken + len(output)].to(output.device)
+            values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
+            grouped = values.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+            parts[path].append(grouped.cpu())
+
+        return hook
+
+    handles = []
+    for path in positions:
+        layer = model.get_submodule(path)
+        assert isinstance(layer, nn.Conv2d)
+        handles.append(layer.register_forward_hook(hook_for(path, layer.groups)))
+    try:
+        for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
+            model(placed(batch, model))
+            taken += len(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: torch.cat(values, dim=1) for path, values in parts.items()}

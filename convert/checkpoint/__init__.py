@@ -1,0 +1,1 @@
+"""Save and load models: weights, configuration, report, and the entry point for timm."""

@@ -1,0 +1,66 @@
+"""The weights of a saved folder, given that they are whole, unaltered, and of the model that was built for them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..conversion.rewrite import steps_of
+from ..errors import CheckpointError
+from ..files import read_json_object, sha256
+from .foreign_weights import safetensors_state
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def checked_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights and compare them with the SHA-256 in the configuration; timm's own folders have none.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or not the one that the configuration was written for.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; expected the weights beside {CONFIG}")
+    state = safetensors_state(path)
+    ours = read_json_object(folder / CONFIG).get("adderkit")
+    expected = ours.get("sha256") if isinstance(ours, dict) else None
+    if expected is not None and sha256(path) != expected:
+        raise CheckpointError(
+            f"{path} is not the file that {CONFIG} was written for: its SHA-256 differs from {expected!s:.64}; "
+            "copy both again, or save the model again with adderkit.save"
+        )
+    return state
+
+
+def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that have other shapes than the steps, such as a pruning, give the model.
+
+    Raises:
+        CheckpointError: A tensor's shape differs.
+    """
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if name in own and tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in {folder / WEIGHTS}, expected {list(own[name].shape)} by the "
+                f"steps in {CONFIG}: copy both again, or save the model again with adderkit.save"
+            )
+
+
+def check_steps(folder: Path, model: nn.Module) -> None:
+    """Refuse a model that was built otherwise than its weights say: it would compute another function.
+
+    Raises:
+        CheckpointError: The steps in the weights' metadata are not the model's.
+    """
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        metadata = (file.metadata() or {}).get("adderkit")
+    if metadata is not None and json.loads(metadata).get("steps") != steps_of(model):
+        raise CheckpointError(
+            f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their steps differ; "
+            "copy both again, or save the model again with adderkit.save"
+        )

@@ -1,0 +1,1 @@
+"""Replace convolutions by adder layers: configuration, plan and in-place rewrite."""

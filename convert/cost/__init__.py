@@ -1,0 +1,1 @@
+"""Count operations, bytes and energy."""

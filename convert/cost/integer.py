@@ -1,0 +1,102 @@
+"""What an integer network costs for one image, step by step; its CNN is the one of the same shape in the same integers.
+
+Requantising multiplies each sum once, and the residual's byte once; where shifts alone requantise, nothing is.
+"""
+
+import dataclasses
+import math
+
+from ...adder_layers.integer.check import check_plan
+from ...adder_layers.integer.network import IntegerNetwork
+from ...adder_layers.integer.plan import (
+    Adder,
+    AveragePool,
+    Convolution,
+    IntegerPlan,
+    Linear,
+    MaxPool,
+    Requantisation,
+    Step,
+    requantisation_of,
+)
+from ..export.portable.constants import powers_of_two
+from .count import Cost, IntegerRow, LayerCost
+from .formulas import Operations
+
+_KINDS = {"max_pool": "pooling", "average_pool": "pooling", "rescale": "element-wise"}
+
+
+def integer_cost(network: IntegerNetwork) -> Cost:
+    """Count operations and bytes; see ``cost``."""
+    plan = network.plan
+    rows = [_row(step, path, plan) for step, path in zip(plan.steps, plan.paths, strict=True)]
+    first = plan.activations[0]
+    shape = (first.channels, first.height, first.width)
+    if network.stem is not None:
+        stem = network.stem
+        size = first.height * first.width
+        count = Operations(products=size * stem.weight.numel(), sums=0)
+        rows.insert(0, _float_row("stem", "convolution", shape, count, stem.weight.numel(), stem.out_channels))
+        # The plan reads what the stem writes; the image has the stem's channels and, by its stride, more pixels.
+        shape = (stem.in_channels, first.height * stem.stride[0], first.width * stem.stride[1])
+    if network.head is not None:
+        head = network.head
+        count = Operations(products=head.weight.numel())
+        rows.append(_float_row("head", "linear", (head.out_features,), count, head.weight.numel(), head.out_features))
+    parameters = sum(row.parameters for row in rows)
+    return Cost(tuple(rows), parameters, shape, integers=tuple(integer_rows(plan)))
+
+
+def integer_rows(plan: IntegerPlan) -> list[IntegerRow]:
+    """Bits and ranges of what each step writes."""
+    rows = []
+    for step, path, reach in zip(plan.steps, plan.paths, check_plan(plan), strict=True):
+        sum_bits = max(abs(reach.least), reach.largest).bit_length()
+        if isinstance(step, Linear):
+            rows.append(IntegerRow(path, step.kind, 32, 1, sum_bits, None, None))
+            continue
+        written, factors = plan.activations[step.output], requantisation_of(step)
+        zero = written.zero.double() * written.scale
+        top = 255.0 if factors is None else (factors.levels << factors.exponent.long()).double()
+        low, high = float(-zero.max()), float((top * written.scale - zero).max())
+        groups = 1 if factors is None else len(factors.exponent.unique())
+        bits = 8 if factors is None else factors.levels.bit_length()
+        rows.append(IntegerRow(path, step.kind, bits, groups, sum_bits, low, high))
+    return rows
+
+
+def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
+    source = plan.activations[step.input]
+    if isinstance(step, Linear):
+        shape: tuple[int, ...] = (len(step.offset),)
+    else:
+        written = plan.activations[step.output]
+        shape = (written.channels, written.height, written.width)
+    size = math.prod(shape)
+    weights = step.weight.numel() if isinstance(step, Adder | Convolution | Linear) else 0
+    terms = size * weights // len(step.weight) if isinstance(step, Adder | Convolution | Linear) else 0
+    taps = math.prod(step.window.kernel) if isinstance(step, MaxPool | AveragePool) else 1
+    factors = step if isinstance(step, Linear) else requantisation_of(step)
+    added = int(isinstance(factors, Requantisation) and factors.residual is not None)
+    scalings = 0 if factors is None else size * (1 + added)
+    sums = size * (taps - 1) + (0 if factors is None else size * (1 + added))
+    before = Operations(products=terms, scalings=scalings, sums=sums)
+    shifts = factors is not None and powers_of_two(step)
+    after = dataclasses.replace(before, scalings=0) if shifts else before
+    own = 0 if factors is None else 3 * len(factors.offset)
+    return LayerCost(
+        path=path,
+        cls=type(step).__name__,
+        kind=_KINDS.get(step.kind, step.kind),
+        output_shape=shape,
+        operations=after.as_distances() if isinstance(step, Adder) else after,
+        before=before,
+        parameters=weights + own,
+        weights=weights,
+        activations=source.channels * source.height * source.width + size * (1 + added),
+    )
+
+
+def _float_row(path: str, kind: str, shape: tuple[int, ...], count: Operations, weights: int, biases: int) -> LayerCost:
+    size = math.prod(shape)
+    return LayerCost(path, "float", kind, shape, count, count, weights + biases, weights, 2 * size)

@@ -1,0 +1,123 @@
+"""A forward pass traced operator by operator: what each costs, which module called it, and what its output went into.
+
+Below the modules every computation is an aten operator, whether a layer, a function or a ``+`` asked for it; so
+nothing escapes, whatever the model. Only what depends on the image is seen: the rest is done once.
+"""
+
+import dataclasses
+from contextlib import ExitStack
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .formulas import BATCH_NORM_NAMES, Tally, call_of, tally, tensors_in
+
+
+@dataclasses.dataclass
+class Event:
+    """One call of an operator that computes or moves something.
+
+    Args:
+        path: Innermost module that was running; empty for the model itself.
+        tally: What it costs.
+        output_shape: Of the module's output, with the batch; of the operator's where the module contains others.
+        foldable: A BatchNorm with fixed statistics.
+        source: Index of the event whose very output it took.
+        uses: How many operators took its output.
+    """
+
+    path: str
+    tally: Tally
+    output_shape: tuple[int, ...]
+    foldable: bool
+    source: int | None
+    uses: int = 0
+
+
+@torch.no_grad()
+def trace_operators(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple[str, ...]]:
+    """Run a model once.
+
+    Args:
+        model: In evaluation mode.
+        image: ``[1, C, H, W]`` on the model's device.
+
+    Returns:
+        Events in order of execution, and the names of operators without a formula.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    with _Tracer(image) as tracer:
+
+        def before(module: nn.Module, inputs: Any) -> None:
+            tracer.running.append(names[module])
+
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            path = tracer.running.pop()
+            if isinstance(output, Tensor) and not any(module.children()):  # a linear layer flattens its tokens inside
+                for event in takewhile(lambda event: event.path == path, reversed(tracer.events)):
+                    event.output_shape = tuple(output.shape)
+
+        with ExitStack() as hooks:
+            for module in model.modules():
+                hooks.callback(module.register_forward_pre_hook(before).remove)
+                hooks.callback(module.register_forward_hook(after).remove)
+            model(image)
+    return tracer.events, tuple(sorted(tracer.uncounted))
+
+
+class _Tracer(TorchDispatchMode):
+    """Sees every operator that runs inside its context."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.events: list[Event] = []
+        self.uncounted: set[str] = set()
+        # What depends on the image, with the event that made it; weak, so that a real pass keeps no activations.
+        self._known = WeakTensorKeyDictionary()
+        self._known[image] = None
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        outputs = tensors_in(result)
+        inputs = [tensor for tensor in tensors_in((*args, *kwargs.values())) if tensor in self._known]
+        if not outputs or not inputs:
+            return result
+        made_by = self._record(func, args, kwargs, outputs[0], inputs)
+        for position, output in enumerate(outputs):
+            self._known[output] = made_by if position == 0 else None
+        return result
+
+    def _record(
+        self,
+        func: torch._ops.OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+        inputs: list[Tensor],
+    ) -> int | None:
+        """Note a call; the index of its event, or none if it only shows or moves values."""
+        source: int | None = self._known[inputs[0]]
+        for tensor in inputs:
+            if (maker := self._known[tensor]) is not None:
+                self.events[maker].uses += 1
+        call = call_of(func, args, kwargs, output, self._known)
+        found = Tally("") if func.is_view else tally(call)
+        if found is None:
+            self.uncounted.add(func._schema.name)
+        if found is None or not found.kind:
+            return None
+        foldable = call.name in BATCH_NORM_NAMES and not call.arguments[5]
+        self.events.append(Event(self.running[-1], found, tuple(output.shape), foldable, source))
+        return len(self.events) - 1

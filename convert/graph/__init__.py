@@ -1,0 +1,1 @@
+"""Look at a model without changing it: which layers run, in which order, and who uses their outputs."""

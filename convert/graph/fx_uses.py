@@ -1,0 +1,95 @@
+"""The same uses found by ``torch.fx``, for models that it can trace: branches of the graph, not one run of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .observe import function_name, is_unit
+
+# What asks a tensor for its form takes no values from it.
+_FORM = {"size", "dim", "shape", "ndim", "numel", "stride", "device", "dtype", "is_contiguous", "_assert", "__len__"}
+# What returns its argument as it is, in evaluation mode.
+_PASSING = {"contiguous", "detach", "dropout", "dropout2d", "identity"}
+_PASSING_MODULES = {"Dropout", "Dropout2d", "AlphaDropout", "DropPath", "DropBlock2d", "StochasticDepth"}
+
+
+def symbolic_uses(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...]
+) -> dict[str, tuple[list[str], list[str]]] | None:
+    """Trace a model and list what takes each weight layer's output.
+
+    Args:
+        model: The model, in evaluation mode and without hooks of the user's, which tracing would call.
+        kinds: Classes of the layers to report.
+
+    Returns:
+        Modules and functions by path, in the terms of ``observe``; ``None`` where the model does not trace.
+    """
+    try:
+        graph = UnitTracer(kinds).trace(model)
+    except Exception:
+        # Control flow on values, arguments in stars, foreign code: whatever it is, the observed run stands alone.
+        return None
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = {module: name for name, module in model.named_modules()}
+    uses: dict[str, tuple[list[str], list[str]]] = {}
+    for node in graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is not None and isinstance(module, kinds):
+            takers, functions = uses.setdefault(names[module], ([], []))
+            for kind, name in _users(node, modules, names):
+                found = takers if kind == "module" else functions
+                if name not in found:
+                    found.append(name)
+    return uses
+
+
+class UnitTracer(fx.Tracer):
+    """Stops at the modules that ``observe`` takes as a whole.
+
+    Args:
+        kinds: Classes of layers that are such, besides modules without children and normalisations.
+    """
+
+    def __init__(self, kinds: tuple[type[nn.Module], ...]) -> None:
+        super().__init__(autowrap_functions=())
+        self.kinds = kinds
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module is taken as a whole."""
+        return is_unit(m, self.kinds)
+
+    @torch.no_grad()
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """See ``torch.fx.Tracer``; without gradients."""
+        return super().trace(root, concrete_args)
+
+
+def _users(node: fx.Node, modules: dict[str, nn.Module], names: dict[nn.Module, str]) -> list[tuple[str, str]]:
+    """What takes a node's value, seen through everything that only passes it on."""
+    found: list[tuple[str, str]] = []
+    for user in node.users:
+        if user.op == "call_module":
+            module = modules[str(user.target)]
+            if not isinstance(module, nn.Identity):
+                found.append(("module", names[module]))
+            # Dropout takes it, and passes it on: in evaluation mode what follows receives the very same tensor.
+            if isinstance(module, nn.Identity) or type(module).__name__ in _PASSING_MODULES:
+                found += _users(user, modules, names)
+            continue
+        name = "output" if user.op == "output" else _name(user)
+        if name in _PASSING:
+            found += _users(user, modules, names)
+        elif name not in _FORM:
+            found.append(("function", function_name(name)))
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if node.target is getattr:
+        return str(node.args[1])
+    return getattr(node.target, "__name__", "function")

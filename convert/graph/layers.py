@@ -1,0 +1,138 @@
+"""How a model runs: the order of its weight layers, and what each convolution's output goes into.
+
+A forward pass is watched, which works for any model that runs. It is made on a copy whose tensors are ``meta`` (shapes
+only), so it costs no arithmetic and no memory; a model that cannot run on ``meta`` is run as it is. Where ``torch.fx``
+can trace the model, the uses that it finds are added: what either of them sees is a use.
+"""
+
+import copy
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AdderkitError
+from .fx_uses import symbolic_uses
+from .modes import evaluation_mode, model_dtype, placed
+from .observe import observe
+
+Kinds = tuple[type[nn.Module], ...]
+WEIGHT_LAYERS: Kinds = (nn.Conv2d, nn.Linear)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer as it was met in a forward pass.
+
+    Args:
+        path: Its name in the model; of a shared module, the first.
+        input_shape: Shape of its first input, ``[N, C, H, W]`` for a convolution.
+        output_shape: Shape of its first output.
+        calls: How often a forward pass calls it.
+        consumers: Paths of the modules that take its output unchanged.
+        functions: Names of the functions and operators that do; ``output`` where the model returns it.
+    """
+
+    path: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    calls: int
+    consumers: tuple[str, ...]
+    functions: tuple[str, ...] = ()
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """``(channels, height, width)`` of the images a model expects, from its timm configuration.
+
+    Raises:
+        AdderkitError: The model carries no such configuration.
+    """
+    if not getattr(model, "pretrained_cfg", None):
+        raise AdderkitError(
+            f"{type(model).__name__} does not say what images it takes (no timm pretrained_cfg); "
+            "give an example_input of shape [N, C, H, W]"
+        )
+    from timm.models import (
+        get_model_input_config,  # here: timm's import brings in our registry, which needs this module
+    )
+
+    size: tuple[int, int, int] = get_model_input_config(model)["input_size"]
+    return size
+
+
+def trace_layers(
+    model: nn.Module, example_input: Tensor | None = None, kinds: Kinds = WEIGHT_LAYERS, *, symbolic: bool = False
+) -> list[Layer]:
+    """Run the model once and list its ``Conv2d`` and ``Linear`` layers in order of first execution.
+
+    Args:
+        model: Any module that takes one image batch. It is left untouched.
+        example_input: ``[N, C, H, W]``; by default zeros of the size in the model's timm configuration.
+        kinds: Classes of the layers to list.
+        symbolic: Also trace with ``torch.fx``, and add the uses that only the graph shows.
+
+    Returns:
+        A layer for each distinct module that ran.
+
+    Raises:
+        AdderkitError: The model is compiled, or cannot run on the input.
+    """
+    if isinstance(model, torch.jit.ScriptModule) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise AdderkitError(
+            f"{type(model).__name__} is a compiled model, whose layers cannot be seen; "
+            "give the module that it was compiled from (of torch.compile: model._orig_mod)"
+        )
+    if example_input is None:
+        example_input = torch.zeros(1, *input_size(model))
+    try:
+        shapes_only = meta_copy(model)
+        layers = _observed(shapes_only, example_input.to("meta", model_dtype(model)), kinds)
+    except Exception:
+        # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
+        return _run_for_real(model, example_input, kinds)
+    uses = symbolic_uses(shapes_only, kinds) if symbolic else None
+    return layers if uses is None else [_with_uses(layer, *uses.get(layer.path, ((), ()))) for layer in layers]
+
+
+def _run_for_real(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
+    try:
+        with evaluation_mode(model):
+            return _observed(model, placed(example_input, model), kinds)
+    except Exception as error:
+        raise AdderkitError(
+            f"{type(model).__name__} cannot run on an input of shape {tuple(example_input.shape)}: {error}; "
+            "give an example_input that fits"
+        ) from error
+
+
+def _observed(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
+    return [
+        Layer(path, seen.input_shape, seen.output_shape, seen.calls, tuple(seen.consumers), tuple(seen.functions))
+        for path, seen in observe(model, example_input, kinds).items()
+    ]
+
+
+def _with_uses(layer: Layer, consumers: Sequence[str], functions: Sequence[str]) -> Layer:
+    return dataclasses.replace(
+        layer,
+        consumers=tuple(dict.fromkeys((*layer.consumers, *consumers))),
+        # By name the two differ at times (``add`` and ``iadd``): one name says what a reader needs.
+        functions=layer.functions or tuple(functions),
+    )
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters and buffers have shapes but no storage."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    for module in model.modules():
+        # Hooks stay behind: they belong to the user, not to a dry run, and may hold what cannot be copied.
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            memo[id(hooks)] = OrderedDict()
+    return copy.deepcopy(model, memo).eval()

@@ -1,0 +1,142 @@
+"""Checkpoints of AdderNet's published code (huawei-noah/AdderNet), as adder networks of ours.
+
+There an adder layer's parameter is called ``adder`` (and ``b``), names begin with ``module.``, the classifier is a 1x1
+convolution and a BatchNorm called ``bn2`` normalises the logits. The names say which layers are adder layers.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from .checkpoint.allocation import AllocationLimit, count_elements
+from .checkpoint.foreign_weights import state_dict_from
+from .conversion.config import AdderConfig
+from .conversion.plan import ConversionPlan
+from .conversion.rewrite import convert_
+from .errors import CheckpointError, NoModuleMatchedError
+from .model_source import build_model, load_weights_
+from .models.cifar import CIFAR_MEAN, BasicBlock, CifarNet
+
+_LOGITS_NORM = "bn2"
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_EPSILON = 1e-5  # of torch's BatchNorm, which the published code leaves as it is
+# What the published code feeds its networks with; timm's entry of the same name may say otherwise.
+_CIFAR_IMAGES: dict[str, Any] = {"mean": CIFAR_MEAN, "std": (0.2023, 0.1994, 0.2010)}
+_IMAGENET_IMAGES: dict[str, Any] = {
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "input_size": (3, 224, 224),
+    "test_input_size": None,
+    "crop_pct": 224 / 256,
+    "test_crop_pct": None,
+    "interpolation": "bilinear",
+}
+# The weights are not those that timm's entry points to, nor under their licence.
+_FOREIGN: dict[str, Any] = {"url": "", "hf_hub_id": None, "tag": "", "license": None, "origin_url": None}
+
+
+def import_checkpoint(path: str | Path, name: str, num_classes: int | None = None) -> tuple[nn.Module, ConversionPlan]:
+    """Build a model with the weights of a checkpoint of AdderNet's published code.
+
+    Args:
+        path: A state dict, see ``state_dict_from``.
+        name: timm's name of the same network: ``resnet50``, ``cifar_resnet20``, …
+        num_classes: By default as many as the checkpoint's classifier has.
+
+    Returns:
+        The adder network in evaluation mode, and the plan that it was converted by.
+
+    Raises:
+        CheckpointError: The file is damaged, holds no adder layer, or is not of this network.
+        ModelSourceError: The name is unknown.
+    """
+    weights = state_dict_from(path)
+    found = _classes(weights)
+    if num_classes is not None and found is not None and found != num_classes:
+        raise CheckpointError(f"{path} has {found} classes, expected the {num_classes} of --num-classes")
+    images = _CIFAR_IMAGES if name.startswith("cifar_") else _IMAGENET_IMAGES
+    wanted: dict[str, Any] = {"num_classes": num_classes or found, "pretrained_cfg_overlay": {**images, **_FOREIGN}}
+    with AllocationLimit(count_elements(weights), str(path)):
+        model = build_model(name, pretrained=False, **wanted)
+    weights = _renamed(weights, model)
+    adders = sorted(key.removesuffix(".adder") for key in weights if key.endswith(".adder"))
+    if not adders:
+        raise CheckpointError(
+            f"{path} holds no parameter called 'adder', expected a checkpoint of AdderNet's published code; "
+            f"weights of a CNN are converted by: adderkit convert --model {name} --checkpoint {path}"
+        )
+    plan = _convert(model, adders, name, path)
+    for adder in adders:
+        for theirs, ours in (("adder", "weight"), ("b", "bias")):
+            if f"{adder}.{theirs}" in weights:
+                weights[f"{adder}.{ours}"] = weights.pop(f"{adder}.{theirs}")
+    load_weights_(model, name, _with_our_classifier(weights, model, path), path)
+    return model, plan
+
+
+def _classes(weights: Mapping[str, Tensor]) -> int | None:
+    """Rows of the classifier; the published networks call it ``fc``, as timm's do."""
+    weight = weights.get("fc.weight")
+    return None if weight is None or weight.ndim < 2 or not weight.shape[0] else weight.shape[0]
+
+
+def _renamed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Names of the published small ResNet as ours; those of its ResNet-50 are timm's already."""
+    blocks = sum(isinstance(module, BasicBlock) for module in model.modules()) // 3
+    if not isinstance(model, CifarNet) or not blocks:
+        return dict(weights)
+    prefixes = {"conv1": "features.0.0", "bn1": "features.0.1", _LOGITS_NORM: "fc_norm"}
+    prefixes |= {
+        f"layer{stage + 1}.{block}": f"features.{1 + stage * blocks + block}"
+        for stage in range(3)
+        for block in range(blocks)
+    }
+    pattern = re.compile(rf"({'|'.join(map(re.escape, prefixes))})\.")
+    return {
+        pattern.sub(lambda match: f"{prefixes[match[1]]}.", key, count=1) if pattern.match(key) else key: value
+        for key, value in weights.items()
+    }
+
+
+def _convert(model: nn.Module, adders: Iterable[str], name: str, path: str | Path) -> ConversionPlan:
+    """Turn exactly the layers that the checkpoint names into adder layers."""
+    modules = dict(model.named_modules())
+    for adder in adders:  # before a name becomes a pattern
+        if not isinstance(modules.get(adder), nn.Conv2d):
+            raise CheckpointError(f"{path} is not a checkpoint of {name}: {adder:.80} is no convolution there")
+    config = AdderConfig(include=tuple(adders), skip_first=False, skip_last=False, skip_gates=False, norm="skip")
+    try:
+        plan = convert_(model, config)
+    except NoModuleMatchedError as error:
+        raise CheckpointError(f"{path} is not a checkpoint of {name}: {error}") from error
+    left = [row for row in plan.rows if row.path in adders and row.decision != "convert"]
+    if left:
+        raise CheckpointError(f"{left[0].path} is an adder layer in {path}, but stays in {name}: {left[0].reason}")
+    return plan
+
+
+def _with_our_classifier(weights: dict[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """A classifier that is a 1x1 convolution with a BatchNorm behind it as the linear layer that is both.
+
+    In evaluation ``γ · (W x + b - μ) / √(σ² + ε) + β`` is the linear layer ``(s W) x + (s (b - μ) + β)`` with
+    ``s = γ / √(σ² + ε)``; it is computed in fp64.
+    """
+    classifier = getattr(model, "fc", None)
+    weight = weights.get("fc.weight")
+    if not isinstance(classifier, nn.Linear) or weight is None:
+        return weights
+    weight, dtype = weight.flatten(1).double(), weight.dtype
+    bias = weights.get("fc.bias", weight.new_zeros(len(weight))).double()
+    norm = {key: weights[f"{_LOGITS_NORM}.{key}"] for key in _NORM_TENSORS if f"{_LOGITS_NORM}.{key}" in weights}
+    if norm:
+        if len(norm) != len(_NORM_TENSORS) or any(tensor.shape != bias.shape for tensor in norm.values()):
+            raise CheckpointError(f"{_LOGITS_NORM} is not a BatchNorm of {len(bias)} logits in {path}")
+        scale, shift, mean, variance = (tensor.double() for tensor in norm.values())
+        scale = scale / (variance + _EPSILON).sqrt()
+        weight, bias = weight * scale[:, None], (bias - mean) * scale + shift
+    kept = {key: value for key, value in weights.items() if key.rpartition(".")[0] != _LOGITS_NORM}
+    return kept | {"fc.weight": weight.to(dtype), "fc.bias": bias.to(dtype)}

@@ -1,0 +1,1 @@
+"""The CIFAR networks of the AdderNet papers, registered with timm."""

@@ -1,0 +1,106 @@
+"""How much to prune and by which importance: a frozen configuration, and what ``--target`` says."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from ..cost.count import Cost
+from ..cost.energy import PRECISIONS, arithmetic_energy
+from ..errors import AdderkitError
+from ..patterns import check_keys, compile_pattern
+
+CONFIG_VERSION = 1
+Importance = Literal["variance", "batchnorm", "taylor", "magnitude", "random"]
+NEED_IMAGES = ("variance", "taylor")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """What to prune. Exactly one of ``ratio`` and ``target`` is given.
+
+    Args:
+        ratio: Share of the channels to remove, from 0 to 1, both excluded.
+        target: What is to be left of the cost that the model has now: ``mults=50%``, ``adds=…``, ``params=…`` or
+            ``energy=…`` (of the arithmetic in fp32). The smallest ratio that gets there is searched for.
+        importance: What says which channels matter least, see ``importance.py``.
+        global_pruning: Compare channels across layers; otherwise each group of layers loses the same share.
+        round_to: Channels that are left are a multiple of this, where the layer had as many.
+        iterative: Rounds; importance is measured again in each.
+        ignore: Patterns of modules whose output channels all stay, as in ``AdderConfig``.
+        seed: Of the random importance, of positions and of drawn labels.
+        version: Version of this form.
+    """
+
+    ratio: float | None = None
+    target: str | None = None
+    importance: Importance = "variance"
+    global_pruning: bool = False
+    round_to: int = 1
+    iterative: int = 1
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+    version: int = CONFIG_VERSION
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.target is None):
+            raise AdderkitError("give either a ratio, such as 0.3, or a target, such as adds=50%")
+        number = isinstance(self.ratio, int | float) and not isinstance(self.ratio, bool)
+        if self.ratio is not None and not (number and 0 < self.ratio < 1):
+            raise AdderkitError(f"ratio is {self.ratio!r}, expected a number above 0 and below 1")
+        if self.target is not None:
+            parse_target(self.target)
+        if self.importance not in get_args(Importance):
+            raise AdderkitError(f"importance is {self.importance!r}, expected one of {', '.join(get_args(Importance))}")
+        for name, least in (("round_to", 1), ("iterative", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise AdderkitError(f"{name} is {value!r}, expected a whole number of at least {least}")
+        if not isinstance(self.global_pruning, bool):
+            raise AdderkitError(f"global_pruning is {self.global_pruning!r}, expected true or false")
+        ignore: Any = self.ignore
+        if not isinstance(ignore, tuple) or not all(isinstance(pattern, str) for pattern in ignore):
+            raise AdderkitError(f"ignore is {ignore!r:.80}, expected a tuple of patterns such as ('layer4.*',)")
+        for pattern in self.ignore:
+            compile_pattern(pattern)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping that ``from_dict`` reads back."""
+        return {**dataclasses.asdict(self), "ignore": list(self.ignore)}
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> "PruneConfig":
+        """Read what ``to_dict`` wrote.
+
+        Raises:
+            AdderkitError: An unknown key, a wrong value or a version this release does not know.
+        """
+        check_keys(cls, mapping, CONFIG_VERSION, "pruning configuration")
+        ignore = mapping.get("ignore", ())
+        if not isinstance(ignore, list | tuple):
+            raise AdderkitError(f"ignore is {ignore!r:.80} in the pruning configuration, expected a list of patterns")
+        return cls(**{**mapping, "ignore": tuple(ignore)})
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """``adds=50%`` as ``("adds", 0.5)``.
+
+    Raises:
+        AdderkitError: The text has another form.
+    """
+    match = re.fullmatch(r"(mults|adds|params|energy)=(\d+(?:\.\d+)?)%", str(text).strip())
+    if match is None or not 0 < float(match[2]) < 100:
+        raise AdderkitError(
+            f"target is {text!r}, expected mults=N%, adds=N%, params=N% or energy=N%, which is what is to be left"
+        )
+    return match[1], float(match[2]) / 100
+
+
+def price(cost: Cost) -> dict[str, float]:
+    """What a target may speak of: operations as they run, parameters, and pJ of the arithmetic in fp32."""
+    return {
+        "mults": cost.multiplications,
+        "adds": cost.additions,
+        "params": cost.parameters,
+        "energy": arithmetic_energy(cost.honest, PRECISIONS["fp32"]),
+    }

@@ -1,0 +1,186 @@
+"""Which channels matter least: five answers, of which random choice and weight magnitude are the baselines.
+
+- ``variance``: what the layers that read a channel lose by it, as a share of their output's variance over images; ours,
+  see ``removed_terms.py``. The mean of what they lose is folded into what follows.
+- ``taylor``: how much the loss changes, to first order, when the channel's activation becomes zero (Molchanov et al.,
+  arXiv 1906.10771). Labels are drawn from the model's own predictions, so that none are needed (Theis et al.,
+  arXiv 1801.05787); adder layers have nearly the true derivative meanwhile.
+- ``batchnorm``: size of the factors of the BatchNorms behind the layers that make the channel (Liu et al.,
+  arXiv 1708.06519).
+- ``magnitude``: norm of all weights that make or read the channel (Li et al., arXiv 1608.08710).
+- ``random``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...adder_layers.conv import AdderConv2d
+from ..calibration.blockwise import SHARPNESS
+from ..errors import AdderkitError
+from ..graph.modes import evaluation_mode, placed
+from .channel_groups import ChannelGroup, Member
+from .removed_terms import RemovedTerms
+from .surgery import target_at
+
+Scores = list[Tensor]
+
+
+def variance_scores(model: nn.Module, groups: Sequence[ChannelGroup], terms: Mapping[str, RemovedTerms]) -> Scores:
+    """``[channels]`` for each group: the variance that its readers lose, in units of their outputs' variance."""
+    scores = []
+    for group in groups:
+        score = torch.zeros(group.channels)
+        for member in readers(model, group):
+            share = terms[member.path].share
+            module = target_at(model, member.path)
+            blocks = module.groups if isinstance(module, nn.Conv2d) else 1
+            by_input = share.unflatten(0, (blocks, -1)).mean(1).flatten()  # [C]: over the filters that read it
+            score.index_add_(0, member.roots, by_input[member.positions])
+        scores.append(score)
+    return scores
+
+
+def taylor_scores(
+    model: nn.Module, groups: Sequence[ChannelGroup], batches: Sequence[Tensor], generator: torch.Generator
+) -> Scores:
+    """``[channels]`` for each group: mean over images of the squared first-order change of the loss."""
+    paths = {member.path for group in groups for member in readers(model, group)}
+    sums: dict[str, Tensor] = {}
+    with evaluation_mode(model), _differentiable(model):
+        for batch in batches:
+            for path, change in _changes(model, paths, placed(batch, model), generator).items():
+                sums[path] = sums.get(path, torch.zeros(change.shape[1])) + change.square().sum(0)
+    scores = []
+    for group in groups:
+        score = torch.zeros(group.channels)
+        for member in readers(model, group):
+            if member.path in sums:  # a layer that no gradient reaches changes nothing
+                score.index_add_(0, member.roots, sums[member.path][member.positions])
+        scores.append(score / sum(map(len, batches)))
+    return scores
+
+
+def batchnorm_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> Scores:
+    """``[channels]`` for each group: mean size of its BatchNorms' factors.
+
+    Raises:
+        AdderkitError: A group has none.
+    """
+    scores = []
+    for group in groups:
+        sizes = []
+        for member in group.members:
+            norm = target_at(model, member.path)
+            norm = getattr(norm, "normalisation", norm)  # of an adder layer that got one
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.weight is not None:
+                size = torch.zeros(group.channels)
+                sizes.append(size.index_add_(0, member.roots, _value(norm.weight)[member.positions].abs()))
+        if not sizes:
+            raise AdderkitError(
+                f"the channels of {group.layers[0]} have no BatchNorm with factors; choose another importance, "
+                f"or leave them as they are with --ignore '{group.layers[0]}'"
+            )
+        scores.append(torch.stack(sizes).mean(0))
+    return scores
+
+
+def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> Scores:
+    """``[channels]`` for each group: norm of the weights on both sides, in units of the group's mean."""
+    scores = []
+    for group in groups:
+        score = torch.zeros(group.channels)
+        for member in group.members:
+            layer = target_at(model, member.path)
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                score.index_add_(0, member.roots, _squares(layer, member)[member.positions])
+        root = score.sqrt()
+        scores.append(root / root.mean().clamp_min(1e-12))
+    return scores
+
+
+def random_scores(groups: Sequence[ChannelGroup], generator: torch.Generator) -> Scores:
+    """``[channels]`` for each group, drawn evenly from 0 to 1."""
+    return [torch.rand(group.channels, generator=generator) for group in groups]
+
+
+def readers(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The layers that sum over a group's channels; a depthwise convolution only passes them on."""
+    return [
+        member
+        for member in group.members
+        if member.axis == "inputs" and isinstance(target_at(model, member.path), nn.Conv2d | nn.Linear)
+    ]
+
+
+def _squares(layer: nn.Conv2d | nn.Linear, member: Member) -> Tensor:
+    weight = _value(layer.weight).square()
+    if member.axis == "outputs":
+        return weight.flatten(1).sum(1)
+    by_input = weight.sum(tuple(range(2, weight.ndim))) if weight.ndim > 2 else weight  # [O, C / G]
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return torch.flatten(by_input.unflatten(0, (groups, -1)).sum(1))
+
+
+def _changes(model: nn.Module, paths: set[str], images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """``[N, C]`` for each layer: activation times gradient of its input, summed over positions."""
+    inputs: dict[str, Tensor] = {}
+
+    def hook_for(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if arguments[0].requires_grad:
+                inputs[path] = arguments[0]
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_pre_hook(hook_for(path)) for path in paths]
+    try:
+        with torch.enable_grad():
+            logits = model(images)
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise AdderkitError("importance taylor needs a classifier; choose another importance")
+            if not logits.isfinite().all():
+                raise AdderkitError("importance taylor met logits that are not finite; calibrate the model first")
+            drawn = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+            loss = F.cross_entropy(logits.float(), drawn.to(logits.device), reduction="sum")
+            gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for (path, value), gradient in zip(inputs.items(), gradients, strict=True):
+        if gradient is not None:
+            linear = isinstance(model.get_submodule(path), nn.Linear)
+            change = (value * gradient).detach().float().cpu()
+            found[path] = change.reshape(len(change), -1, change.shape[-1]).sum(1) if linear else change.sum((2, 3))
+    return found
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Inside, activations have gradients, frozen or not, and those of adder layers are nearly true."""
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    adders = [module for module in model.modules() if isinstance(module, AdderConv2d)]
+    sharpness = [vars(layer).get("sharpness") for layer in adders]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for layer in adders:
+            layer.sharpness = SHARPNESS
+            layer.training = True  # else it would not act; evaluation_mode around takes it back
+        yield
+    finally:
+        for parameter, requires_grad in wanted.items():
+            parameter.requires_grad_(requires_grad)
+        for layer, before in zip(adders, sharpness, strict=True):
+            del layer.sharpness  # back to the class's own
+            if before is not None:
+                layer.sharpness = before
+
+
+def _value(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().cpu()

@@ -1,0 +1,297 @@
+"""A recipe: every setting of a run as one frozen, flat record, checked."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
+
+from ...convert.errors import RecipeError
+from ...convert.quantization.config import BITS
+
+RECIPE_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Training augmentation; names as in timm, except ``crop_padding``.
+
+    Args:
+        crop_padding: Pixels of padding before a random crop of the image's own size, as is usual for small images;
+            0 means timm's random resized crop.
+        hflip: Probability of a horizontal flip.
+        scale: Smallest share of the area that a random resized crop keeps.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; empty for none.
+        reprob: Probability of random erasing.
+    """
+
+    crop_padding: int = 0
+    hflip: float = 0.5
+    scale: float = 0.08
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    reprob: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings of a training run; named as timm's ``train.py`` names them.
+
+    Args:
+        version: Version of this form.
+        description: What the recipe is for, with its source.
+        dataset: See ``data.open_dataset``.
+        data_dir: Where its files are.
+        train_split: Name of the split to train on; ``val_split`` that to evaluate on.
+        val_split: See ``train_split``.
+        train_images: Train on a fixed random subset of that many; 0 means all.
+        img_size: Side of the images, in pixels; by default what the model asks for.
+        crop_padding: See ``Augmentation``, as for the next five.
+        hflip: Probability of a horizontal flip.
+        scale: Smallest area share of a random resized crop.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy string.
+        reprob: Probability of random erasing.
+        workers: Loader processes, at most the number of processors.
+        epochs: Passes over the training images.
+        batch_size: Images per process and forward pass.
+        grad_accum_steps: Batches per optimizer step.
+        opt: timm's optimizer name; ``momentum`` is plain SGD with momentum, ``sgd`` has Nesterov's.
+        lr: Learning rate at the top of the schedule.
+        lr_base_size: Images of an optimizer step that ``lr`` is meant for; a step of more or fewer takes a rate in
+            proportion. 0 means that ``lr`` is taken as it is.
+        momentum: Of SGD.
+        weight_decay: Not applied to biases and normalisations.
+        sched: timm's schedule name.
+        warmup_epochs: Epochs of linear warm-up from ``warmup_lr``.
+        warmup_lr: Learning rate at the start.
+        min_lr: Learning rate at the end.
+        smoothing: Label smoothing.
+        mixup: Alpha of mixup, which blends pairs of images and their labels; 0 means none.
+        cutmix: Alpha of cutmix, which pastes a rectangle of one image into another; 0 means none.
+        mixup_prob: Probability that a batch, or an image, is mixed.
+        mixup_switch_prob: Probability of cutmix where both are on.
+        mixup_mode: Drawn anew for each ``batch``, ``pair`` of images or ``elem``, one image.
+        mixup_off_epoch: No mixing from that epoch on; 0 means always.
+        clip_grad: Largest norm of the gradient, without that of adder weights where ``eta`` gives it its norm; 0 means
+            no clipping.
+        eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
+        adder_init: ``keep`` the weights that the model comes with, or draw those of the adder layers from N(0, 1) with
+            ``normal``, as AdderNet does for training from scratch.
+        sharpness: Of the adder layers' input gradient in training, see ``AdderConv2d``; 1 is AdderNet's.
+        kd_temperature: Softens both predictions in distillation.
+        distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
+        task_loss_weight: Weight of the cross-entropy with the labels.
+        block_loss_weight: Weight of the difference between the outputs of the teacher's blocks and the student's, see
+            ``block_distillation``.
+        teacher_lr: Learning rate, at the top of the schedule, of a teacher that trains alongside; 0 means a frozen one.
+        kernel_loss_weight: Weight of the difference between the features of such a teacher and the student's, see
+            ``progressive_distillation``.
+        kernel_temperature: Of the kernels that those features go through.
+        bn_images: Training images to measure BatchNorm statistics on before each evaluation of an adder network.
+        sync_bn: BatchNorm normalises the batch of all processes together.
+        model_ema: Keep a moving average of the weights as well; it is then what is evaluated as ``eval_…_ema``, and
+            what ``best/`` holds.
+        model_ema_decay: What the average keeps of itself in a step.
+        model_ema_warmup: Lower decay in the first steps.
+        amp: Mixed precision: ``no``, ``bf16`` or ``fp16``.
+        bits: Train for integers of 8, 6, 5 or 4 bits, see ``QuantizeConfig``; 0 trains in floating point.
+        requant: How those integers go from sums to bytes: ``fixed`` or ``shift``.
+        channels_last: Lay weights and activations out with the channels last.
+        torchcompile: Compile the model with that backend of ``torch.compile``, such as ``inductor``; empty for none.
+        seed: Of weights, order and augmentation.
+        log_interval: Steps between lines of ``log.txt`` (on standard error too where there is no terminal), and between
+            numbers for trackers.
+        log_with: Trackers by accelerate's names, separated by commas: ``tensorboard``, ``trackio``, ``wandb``, …
+        save_every: Optimizer steps between saves within an epoch; 0 means one save, after the epoch.
+        skip_limit: Steps in a row that may be skipped since loss or gradient is not finite; that many end the run.
+    """
+
+    version: int = RECIPE_VERSION
+    description: str = ""
+    dataset: str = ""
+    data_dir: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    train_images: int = 0
+    img_size: int | None = None
+    crop_padding: int = 0
+    hflip: float = 0.5
+    scale: float = 0.08
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    reprob: float = 0.0
+    workers: int = 4
+    epochs: int = 30
+    batch_size: int = 128
+    grad_accum_steps: int = 1
+    opt: str = "sgd"
+    lr: float = 0.1
+    lr_base_size: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    sched: str = "cosine"
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: str = "batch"
+    mixup_off_epoch: int = 0
+    clip_grad: float = 0.0
+    eta: float = 0.2
+    adder_init: str = "keep"
+    sharpness: float = 1.0
+    kd_temperature: float = 2.0
+    distill_loss_weight: float = 0.0
+    task_loss_weight: float = 1.0
+    block_loss_weight: float = 0.0
+    teacher_lr: float = 0.0
+    kernel_loss_weight: float = 0.0
+    kernel_temperature: float = 1.0
+    bn_images: int = 2048
+    sync_bn: bool = False
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
+    model_ema_warmup: bool = False
+    amp: str = "no"
+    bits: int = 0
+    requant: str = "fixed"
+    channels_last: bool = False
+    torchcompile: str = ""
+    seed: int = 0
+    log_interval: int = 50
+    log_with: str = ""
+    save_every: int = 0
+    skip_limit: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"{name} is {value}, expected at least {least}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
+        for name, known in _ONE_OF.items():
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, expected {', '.join(known[:-1])} or {known[-1]}")
+        if self.bits and self.bits not in BITS:
+            raise RecipeError(f"bits is {self.bits}, expected 0 or one of {', '.join(map(str, BITS))}")
+        for name in ("kd_temperature", "kernel_temperature", "sharpness"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected a positive number")
+        policy = self.auto_augment
+        if policy and not policy.startswith(("rand", "augmix")) and policy.split("-")[0] not in _AUTO_AUGMENT:
+            raise RecipeError(
+                f"auto_augment is {policy!r}, expected rand-…, augmix-… or one of {', '.join(_AUTO_AUGMENT)}"
+            )
+        if self.crop_padding and (self.color_jitter or policy or self.reprob):
+            raise RecipeError(
+                f"crop_padding is {self.crop_padding}, expected 0 with color_jitter, auto_augment or reprob: "
+                "padded crops come without them"
+            )
+        if self.mixes and self.batch_size % 2:
+            raise RecipeError(
+                f"batch_size is {self.batch_size}, expected an even number with mixup or cutmix, which mix pairs"
+            )
+        if self.task_loss_weight == 0 and self.distill_loss_weight == 0:
+            raise RecipeError(
+                "task_loss_weight and distill_loss_weight are both 0, expected one above: nothing to learn"
+            )
+        if self.teacher_lr and not self.distill_loss_weight:
+            raise RecipeError(f"teacher_lr is {self.teacher_lr}, expected 0 where distill_loss_weight is 0: no teacher")
+        if self.block_loss_weight and (self.teacher_lr or self.bits or not self.distill_loss_weight):
+            raise RecipeError(
+                f"block_loss_weight is {self.block_loss_weight}, expected 0 where distill_loss_weight is 0, or "
+                "teacher_lr or bits is not: blocks of floats are compared with those of a frozen teacher"
+            )
+        if self.kernel_loss_weight and not self.teacher_lr:
+            raise RecipeError(
+                f"kernel_loss_weight is {self.kernel_loss_weight}, expected 0 where teacher_lr is 0: "
+                "features are compared with a teacher that trains alongside"
+            )
+
+    def scaled_lr(self, processes: int) -> float:
+        """The learning rate for the images that an optimizer step of that many processes has."""
+        images = self.batch_size * processes * self.grad_accum_steps
+        return self.lr * images / self.lr_base_size if self.lr_base_size else self.lr
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The settings that concern the training images."""
+        return Augmentation(
+            self.crop_padding, self.hflip, self.scale, self.color_jitter, self.auto_augment, self.reprob
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in some epoch."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def changed(self, values: Mapping[str, Any]) -> "Recipe":
+        """A copy with some settings replaced, checked.
+
+        Raises:
+            RecipeError: An unknown key (the nearest is suggested) or a value of the wrong type.
+        """
+        hints = get_type_hints(Recipe)
+        checked = {}
+        if values.get("version", RECIPE_VERSION) != RECIPE_VERSION:
+            raise RecipeError(
+                f"the recipe has version {values['version']!r:.40}, expected {RECIPE_VERSION}: install a newer adderkit"
+            )
+        for key, value in values.items():
+            if key not in hints:
+                near = get_close_matches(key, hints, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(hints)}"
+                raise RecipeError(f"unknown recipe key {key!r}{hint}")
+            checked[key] = _typed(key, value, hints[key])
+        return dataclasses.replace(self, **checked)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A mapping that YAML and JSON write and ``changed`` reads back."""
+        return dataclasses.asdict(self)
+
+
+_AUTO_AUGMENT = ("original", "originalr", "v0", "v0r", "3a")
+_SHARES = ("hflip", "scale", "smoothing", "reprob", "mixup_prob", "mixup_switch_prob", "model_ema_decay")
+_ONE_OF = {
+    "amp": ("no", "bf16", "fp16"),
+    "adder_init": ("keep", "normal"),
+    "requant": ("fixed", "shift"),
+    "mixup_mode": ("batch", "pair", "elem"),
+}
+_LEAST: dict[str, float] = {
+    **dict.fromkeys(("train_images", "crop_padding", "workers", "warmup_epochs", "bn_images", "save_every"), 0),
+    "lr_base_size": 0,
+    **dict.fromkeys(("img_size", "epochs", "batch_size", "grad_accum_steps", "log_interval", "skip_limit"), 1),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "eta"), 0),
+    **dict.fromkeys(("block_loss_weight", "teacher_lr", "kernel_loss_weight"), 0),
+    **dict.fromkeys(("distill_loss_weight", "task_loss_weight", "color_jitter", "seed"), 0),
+    **dict.fromkeys(("mixup", "cutmix", "mixup_off_epoch"), 0),
+}
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """The value as the field's type; whole numbers may stand for floats, and ``1e-4`` (text to YAML) for a number."""
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    wanted = next(kind for kind in allowed if kind is not type(None))
+    if wanted is float and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if abs(number) < float("inf"):
+            return number
+    elif wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{key} is {value!r:.120}, expected {'a number' if wanted is float else wanted.__name__}")

@@ -1,0 +1,1 @@
+"""Several processes: launching, sharding and synchronized BatchNorm."""

@@ -1,0 +1,227 @@
+"""What a run leaves behind: ``args.yaml``, ``summary.csv``, ``layers.csv``, ``last/``, ``previous/`` and ``best/``.
+
+``last/``, ``previous/`` and ``best/`` are checkpoints that ``adderkit.load`` reads. ``last/state`` holds what resuming
+needs besides: accelerate's state and the position of the run. A save is written beside its place, with the checksums of
+its files, and moved into it; the one before stays as ``previous/``. So a kill at any moment leaves a whole save, and a
+disk that lost part of the last one costs the work since the one before.
+"""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ...convert.checkpoint.folder import save
+from ...convert.errors import AdderkitError, CheckpointError, RecipeError
+from ...convert.files import read_json_object, recover_folder, replace_folder, sha256, write_json, write_text
+from .layer_scales import LayerScales, write_scales
+from .state import COLUMNS, Position, Row, gather_sums, read_position, write_position
+from ..configs.recipe import Recipe
+from ..configs.files import parse_yaml, read_text
+
+_CHECKSUMS = "checksums.json"
+
+
+class SaveError(AdderkitError):
+    """A save failed; the one before is whole."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: Where it is.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.last = self.path / "last"
+        self.previous = self.path / "previous"
+        self.best = self.path / "best"
+
+    def start(self, arguments: dict[str, Any]) -> None:
+        """Begin a new run: write ``args.yaml``.
+
+        Raises:
+            RecipeError: The folder holds a run already, or cannot be written.
+        """
+        if (self.path / "args.yaml").exists():
+            raise RecipeError(
+                f"{self.path} holds a run already; continue it with --resume {self.path}, or give another --output"
+            )
+        try:
+            write_text(self.path / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
+        except OSError as error:
+            raise RecipeError(f"--output {self.path} cannot be written: {error.strerror or error}") from error
+
+    def arguments(self) -> dict[str, Any]:
+        """What ``args.yaml`` says.
+
+        Raises:
+            RecipeError: There is no run here.
+        """
+        path = self.path / "args.yaml"
+        if not path.is_file():
+            raise RecipeError(f"{self.path} holds no run to resume: {path} does not exist")
+        return parse_yaml(read_text(path), str(path))
+
+    def recover(self, say: Callable[[str], None]) -> None:
+        """Put right what a kill left behind, and take the save before where the last one is damaged; on one process.
+
+        Args:
+            say: Is told what was found damaged.
+
+        Raises:
+            RecipeError: Both saves are damaged.
+        """
+        shutil.rmtree(self.path / ".partial", ignore_errors=True)
+        recover_folder(self.best)
+        found = [(folder, _damage(folder)) for folder in (self.last, self.previous) if folder.exists()]
+        for folder, damage in found:
+            if damage:
+                say(f"{folder} is damaged: {damage}")
+        whole = next((folder for folder, damage in found if not damage), None)
+        if found and whole is None:
+            raise RecipeError(f"no save in {self.path} is whole; start again from {self.best}, or anew")
+        if whole == self.previous:
+            say(f"going on from the save before, {self.previous}")
+            shutil.rmtree(self.last, ignore_errors=True)
+            self.previous.rename(self.last)
+
+    def save_last(
+        self,
+        model: nn.Module,
+        accelerator: Accelerator,
+        position: Position,
+        report: dict[str, Any],
+        as_evaluated: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """Save the model and everything that resuming needs; called on every process.
+
+        Args:
+            model: Without accelerate's wrapper.
+            accelerator: It has prepared the model and everything else with a state.
+            position: Where the run is.
+            report: For ``adder_report.json``.
+            as_evaluated: Entered on every process while the model, but not the state, is saved: there the model may
+                have other statistics than training goes on with.
+        """
+        with self._partial("last", clear=accelerator.is_main_process) as partial:
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(partial / "state"))
+            sums = gather_sums(position, accelerator)
+            with as_evaluated or nullcontext():
+                state = accelerator.get_state_dict(model)
+                if accelerator.is_main_process:
+                    save(model, partial, report, state)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                write_position(partial / "state" / "position.json", position, sums)
+                write_json(partial / _CHECKSUMS, _checksums(partial))
+                if self.last.exists():
+                    replace_folder(self.previous, self.last)
+                replace_folder(self.last, partial)
+            accelerator.wait_for_everyone()
+
+    def load_last(self, accelerator: Accelerator) -> Position:
+        """Restore the state that ``save_last`` wrote; the beginning where nothing was saved.
+
+        Raises:
+            RecipeError: The state is damaged, or another number of processes wrote it.
+        """
+        state = self.last / "state"
+        if not self.last.exists():
+            return Position()
+        position = read_position(state / "position.json", accelerator)
+        try:
+            accelerator.load_state(str(state))
+        except Exception as error:  # whatever torch and safetensors make of files of another program or version
+            raise RecipeError(f"{state} cannot be restored: {error}; start again from {self.best}") from error
+        return position
+
+    def save_best(self, model: nn.Module, report: dict[str, Any], state: dict[str, Tensor] | None = None) -> None:
+        """Keep the model as the best so far; see ``save`` for its state."""
+        with self._partial("best") as partial:
+            save(model, partial, report, state)
+            replace_folder(self.best, partial)
+
+    @contextmanager
+    def _partial(self, name: str, clear: bool = True) -> Iterator[Path]:
+        """Where a folder is built; it has its final name, since the model card gives it.
+
+        Args:
+            name: Of the folder.
+            clear: Make it, and take it away where it is not finished, so that a full disk has room again.
+        """
+        partial = self.path / ".partial" / name
+        try:
+            if clear:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            yield partial
+        except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:  # what writers make of a full disk
+            reason = " ".join(str(error).split())
+            raise SaveError(
+                f"{self.path / name} cannot be saved ({reason}); free some space, the save before is whole"
+            ) from error
+        finally:
+            if clear:
+                shutil.rmtree(partial.parent, ignore_errors=True)
+
+    def write_summary(self, rows: Sequence[Row]) -> None:
+        """Write ``summary.csv`` anew from all rows."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, rows[0] if rows else COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / "summary.csv", buffer.getvalue())
+
+    def write_layers(self, layers: Sequence[str], scales: Sequence[LayerScales]) -> None:
+        """Write ``layers.csv`` anew from all epochs; see ``write_scales``."""
+        write_scales(self.path / "layers.csv", layers, scales)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a save, but for the model card, which people edit."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in files
+        if path.name not in ("README.md", _CHECKSUMS)
+    }
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a save, if anything is."""
+    try:
+        expected = read_json_object(folder / _CHECKSUMS)
+        actual = _checksums(folder)
+    except (AdderkitError, OSError) as error:
+        return str(error)
+    wrong = [name for name, digest in expected.items() if actual.get(name) != digest]
+    return f"{wrong[0]} is not what was written" if wrong else None
+
+
+def new_run_folder(output: str | None, model: str, recipe: Recipe) -> RunFolder:
+    """The folder that was asked for, or ``runs/<time>-<model>-<data set>``, as timm names its own.
+
+    Raises:
+        RecipeError: The elastic launcher may start the run again, which could not find a folder named by the clock.
+    """
+    if output is not None:
+        return RunFolder(output)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise RecipeError("--output is not given, expected a folder with --max-restarts, for a restart to find the run")
+    from datetime import datetime
+
+    name = "".join(sign if sign.isalnum() else "_" for sign in f"{Path(model).name}-{recipe.dataset}")
+    return RunFolder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}")

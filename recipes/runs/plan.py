@@ -1,0 +1,136 @@
+"""The plan of a run in figures: what is trained on what, in how many steps of how many images, at which rate."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...convert.errors import DatasetError
+from ...convert.conversion.rewrite import adder_layers
+from ..configs.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """What is known of a run before its first step.
+
+    Args:
+        model: As the command line names it.
+        teacher: The network to distil from, if there is one.
+        parameters: Number of weights.
+        adder_layers: Number of adder layers; ``convolutions`` that of other convolutions.
+        convolutions: See ``adder_layers``.
+        recipe: All settings.
+        processes: Number of processes.
+        images: In the training split; ``None`` where nothing tells.
+        evaluation_images: In the evaluation split; likewise.
+        steps_per_epoch: Optimizer steps; likewise.
+    """
+
+    model: str
+    teacher: str | None
+    parameters: int
+    adder_layers: int
+    convolutions: int
+    recipe: Recipe
+    processes: int
+    images: int | None
+    evaluation_images: int | None
+    steps_per_epoch: int | None
+
+    @classmethod
+    def of(cls, network: nn.Module, **known: Any) -> "RunPlan":
+        """A plan whose counts of layers and weights are those of a network."""
+        adders = len(adder_layers(network))
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules()) - adders
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return cls(parameters=parameters, adder_layers=adders, convolutions=convolutions, **known)
+
+    @property
+    def effective_batch(self) -> int:
+        """Images of an optimizer step."""
+        return self.recipe.batch_size * self.processes * self.recipe.grad_accum_steps
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the whole run."""
+        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.recipe.epochs
+
+    @property
+    def images_in_all(self) -> int | None:
+        """Training images of the whole run, each counted as often as it is seen."""
+        return None if self.images is None else self.images * self.recipe.epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping, without the recipe."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "recipe"}
+        return {
+            **fields,
+            "epochs": self.recipe.epochs,
+            "steps": self.steps,
+            "effective_batch": self.effective_batch,
+            "lr": self.recipe.scaled_lr(self.processes),
+            "images_in_all": self.images_in_all,
+        }
+
+    def lines(self) -> dict[str, str]:
+        """The same for people: titles and texts."""
+        recipe = self.recipe
+        steps = "unknown, as the number of images is"
+        if self.steps_per_epoch is not None:
+            steps = f"{self.steps_per_epoch:,} an epoch, {self.steps:,} in {recipe.epochs} epochs"
+        accumulated = f" x {recipe.grad_accum_steps} batches" if recipe.grad_accum_steps > 1 else ""
+        processes = f" x {self.processes} processes" if self.processes > 1 else ""
+        product = f"{recipe.batch_size}{processes}{accumulated}"
+        rate, given = recipe.scaled_lr(self.processes), f"{recipe.lr:g}"
+        scaled = f" = {given} x {self.effective_batch} / {recipe.lr_base_size}" if recipe.lr_base_size else ""
+        return {
+            "model": f"{self.model}: {self.parameters:,} parameters, {self.adder_layers} adder layers, "
+            f"{self.convolutions} convolutions",
+            "teacher": self.teacher or "none",
+            "training": f"{_count(self.images)} images ({recipe.dataset}, {recipe.train_split})",
+            "evaluation": f"{_count(self.evaluation_images)} images ({recipe.dataset}, {recipe.val_split})",
+            "a step": f"{product} = {self.effective_batch} images" if processes or accumulated else f"{product} images",
+            "steps": steps,
+            "learning rate": f"{rate:g}{scaled} ({recipe.opt}, {recipe.sched})",
+        }
+
+
+def batches_per_epoch(images: int, batch_size: int, processes: int, streaming_workers: int = 0) -> int:
+    """Batches of an epoch that each process has.
+
+    Args:
+        images: In the training split.
+        batch_size: Of one process.
+        processes: Among which batches are dealt out.
+        streaming_workers: Loader processes of a streamed data set, each of which fills its last batch up; 0 for one
+            that is not streamed, whose last batches are left out where they do not go round.
+    """
+    if streaming_workers:
+        each = math.ceil(images / (processes * streaming_workers))
+        return math.ceil(each / batch_size) * streaming_workers
+    return max(1, images // batch_size) // processes if images > batch_size else 1
+
+
+def check_batches(batches: int, images: int, batch_size: int, processes: int) -> None:
+    """Refuse a training split that has no batch for each process.
+
+    Raises:
+        DatasetError: It has none.
+    """
+    if batches == 0:
+        raise DatasetError(
+            f"there are {images} training images, expected at least {batch_size * processes}, {batch_size} for each of "
+            f"{processes} processes; set a lower batch_size, or fewer processes"
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """What a measurement was taken on: the name of the GPU, or the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _count(images: int | None) -> str:
+    return "unknown number of" if images is None else f"{images:,}"

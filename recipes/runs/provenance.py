@@ -1,0 +1,114 @@
+"""How a model came about: the commands that made it, and the weights that it began with."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from timm.models import split_model_name_tag
+from torch import nn
+
+from ...convert.checkpoint.folder import base_architecture, read_report
+from ...convert.hub import PREFIX
+from ...convert.model_source import is_folder
+from ..training.models import absolute_source
+
+_PROGRAMS = ("adderkit", "convert")
+_LONGEST_COMMAND = 10_000  # characters
+
+
+def command_line() -> str | None:
+    """The command that this process carries out, ready for a shell; ``None`` where Python code called the library."""
+    program, *words = sys.argv or [""]
+    as_module = Path(program).resolve() == Path(__file__).resolve().parent.parent / "__main__.py"
+    name = "adderkit" if as_module else Path(program).stem
+    return shlex.join([name, *words]) if name in _PROGRAMS else None
+
+
+def commands_of(report: Mapping[str, Any], last: str | None) -> list[str]:
+    """The commands that made a model: those that its report has, and one more."""
+    found = report.get("commands")
+    before = [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+    return [*before, last] if last is not None else before
+
+
+def weights_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint: str | None) -> str | None:
+    """What a model's weights came from: a timm name with its tag, a Hub repository or a folder.
+
+    A folder that knows where its own weights came from passes that on.
+
+    Args:
+        name: As the model was named.
+        model: As it was built.
+        pretrained: Whether it has pretrained weights.
+        checkpoint: File or folder of weights that was given.
+
+    Returns:
+        The source, or ``None`` where it is random numbers or a file of unknown origin.
+    """
+    place = checkpoint if checkpoint is not None else name
+    if is_folder(place):
+        folder = Path(place.removeprefix("local-dir:")).resolve()
+        report = read_report(folder)
+        return report["source"] if "source" in report else str(folder)
+    if checkpoint is not None or not pretrained:
+        return None
+    return _tagged(name, model)
+
+
+def teacher_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint: str | None) -> str | None:
+    """What distillation can build a CNN from that a model was made of; ``None`` where only a file of weights was given.
+
+    Args:
+        name: As the CNN was named.
+        model: As it was built.
+        pretrained: Whether it has pretrained weights.
+        checkpoint: File or folder of weights that was given.
+    """
+    if checkpoint is not None:
+        return absolute_source(checkpoint) if is_folder(checkpoint) else None
+    if not pretrained:
+        return None
+    return absolute_source(name) if is_folder(name) else _tagged(name, model)
+
+
+def _tagged(name: str, model: nn.Module) -> str:
+    """A timm name with the tag of its weights, which may be a default that moves; a Hub repository's as it is."""
+    if name.startswith(PREFIX):
+        return name
+    timm_model: Any = model
+    tag = split_model_name_tag(name)[1] or timm_model.pretrained_cfg.get("tag")
+    return f"{base_architecture(model)}.{tag}" if tag else name
+
+
+def part_of(report: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object within a JSON object that somebody else may have written; empty where there is none."""
+    found = report.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def without_local_paths(value: Any) -> Any:
+    """JSON in which absolute paths, which tell of somebody's machine, are cut down to their last part."""
+    if isinstance(value, Mapping):
+        return {key: without_local_paths(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_local_paths(each) for each in value]
+    return _last_part(value) if isinstance(value, str) else value
+
+
+def command_without_local_paths(command: str) -> str:
+    """A command line, word by word, likewise; of an endless one the beginning."""
+    command = command[:_LONGEST_COMMAND]  # shlex takes a time that grows with the square of the length
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that does not close
+        words = command.split()
+    return shlex.join("=".join(map(_last_part, word.split("="))) for word in words)
+
+
+def _last_part(text: str) -> str:
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(text).is_absolute() and len(kind(text).parts) > 1:
+            return kind(text).name
+    return text

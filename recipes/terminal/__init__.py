@@ -1,0 +1,1 @@
+"""What all verbs share on the command line: options, tables, errors."""

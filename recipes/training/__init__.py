@@ -1,0 +1,1 @@
+"""Train a model: assembly, epochs, evaluation, resuming."""

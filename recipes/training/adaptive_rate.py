@@ -1,0 +1,94 @@
+"""AdderNet's adaptive local learning rate, where it belongs: between clipping and the optimizer's step.
+
+The published code rescales inside autograd's backward. There the gradient no longer scales with the loss (loss scaling
+in fp16 starves the layer), every micro-batch is normalised on its own, and so is every replica. Here the whole,
+final gradient of the step is rescaled once: after the all-reduce, after unscaling, after clipping. Where processes hold
+a part of each weight (FSDP2), the norm is still that of the whole layer.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ...adder_layers.conv import AdderConv2d
+from ...convert.errors import AdderkitError
+from ..distributed.sharding import held, whole
+
+
+class AdaptiveRate:
+    """Scale the gradient of every adder layer to norm ``eta · sqrt(k)`` just before each optimizer step.
+
+    ``alpha = eta · sqrt(k) / ||grad||₂``, k the number of elements of the whole layer's weight (AdderNet, arXiv
+    1912.13200, equations 12 and 13). So the root mean square of the gradient is ``eta``, whatever the loss scale.
+    Works with any ``torch.optim`` or timm optimizer, also behind accelerate's wrapper and a gradient scaler, with DDP
+    and with FSDP2 (``fully_shard``), before or after which it may be made. Not where weights are flattened into one
+    tensor, as by DeepSpeed's ZeRO and the first FSDP: there is no layer left to take the norm of.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> AdaptiveRate(optimizer, model)
+
+    Args:
+        optimizer: The optimizer whose steps are to be preceded.
+        model: The model whose adder layers are meant; or the weights themselves, once they are sharded.
+        eta: 0.2 in the authors' code for ResNets, 0.1 in the paper for LeNet-5.
+
+    Raises:
+        ValueError: ``eta`` is not positive, or there is no adder layer.
+        AdderkitError: At a step, where the optimizer's parameters are not the layers' weights.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module | Iterable[nn.Parameter], eta: float = 0.2
+    ) -> None:
+        if not eta > 0:
+            raise ValueError(f"eta is {eta}, expected a positive number such as 0.2")
+        if isinstance(model, nn.Module):
+            layers = [layer for layer in model.modules() if isinstance(layer, AdderConv2d)]
+            self._weights = lambda: [layer.weight for layer in layers]  # fully_shard gives them other ones
+        else:
+            given: list[Tensor] = list(model)
+            self._weights = lambda: given
+        if not self._weights():
+            raise ValueError("the model has no adder layer, so there is no gradient to rescale; convert it first")
+        self.eta = eta
+        # timm's Lookahead steps through the optimizer inside it and never calls hooks of its own.
+        stepping = getattr(optimizer, "_base_optimizer", optimizer)
+        self._handle: RemovableHandle = stepping.register_step_pre_hook(self._before_step)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was."""
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        weights = self._weights()
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(id(weight) in known for weight in weights):
+            raise AdderkitError(
+                "the optimizer steps on none of the adder layers' weights, expected the weights themselves: give "
+                "AdaptiveRate the model and its optimizer, and train with DDP or FSDP2; DeepSpeed's ZeRO and the first "
+                "FSDP step on flat copies, in which no layer can be told from another"
+            )
+        # A fused optimizer divides by the loss scale itself, in the step that is about to come.
+        pending = getattr(optimizer, "grad_scale", None)
+        for weight in weights:
+            if weight.grad is not None:
+                rescale_(weight.grad, self.eta)
+                if pending is not None:
+                    held(weight.grad).mul_(pending)
+
+
+def rescale_(grad: Tensor, eta: float) -> None:
+    """Scale a gradient in place to norm ``eta · sqrt(k)``; one of (nearly) zero stays so, as in the authors' code.
+
+    Args:
+        grad: Of a whole weight; where it is divided among processes, called on all of them.
+        eta: Root mean square afterwards.
+    """
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    norm = whole(torch.linalg.vector_norm(wide)).clamp_min(1e-12)
+    held(grad).copy_(held(wide) * (eta * grad.numel() ** 0.5 / norm))

@@ -1,0 +1,210 @@
+"""From names to things: the model to train, its teacher, and the data, checked against each other before any step."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_model_input_config
+from torch import nn
+
+from ...convert.checkpoint.folder import read_report
+from ...convert.conversion.rewrite import adder_layers, is_converted
+from ...convert.errors import DatasetError, ModelSourceError, RecipeError
+from ...convert.model_source import build_model, is_folder
+from ..configs.recipe import Recipe
+from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
+from ..objectives.teacher import Renormalised, Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run works on, as it was named on the command line; kept in ``args.yaml``.
+
+    Args:
+        model: timm name, Hub repository or folder.
+        teacher: The same, for distillation; by default what the converted folder's report names.
+        pretrained: Whether a model named by architecture starts from pretrained weights.
+        checkpoint: File or folder of weights to start from instead.
+        num_classes: For a model named by architecture; by default what the data set has.
+        in_chans: Likewise.
+        command: The command line that began the run, for the record.
+    """
+
+    model: str
+    teacher: str | None = None
+    pretrained: bool = True
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+    command: str | None = None
+
+
+def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Module:
+    """The model to train, with as many classes as the data set has.
+
+    Args:
+        job: What was named.
+        recipe: Data set and image size.
+        weights: Whether its weights are wanted; without them nothing is fetched.
+
+    Raises:
+        ModelSourceError: See ``source.build_model``; or a saved model's classes do not fit the data set.
+    """
+    known = small_dataset(recipe.dataset)
+    if is_folder(job.model):
+        wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
+        model = build_model(job.model, pretrained=job.pretrained and weights, checkpoint=job.checkpoint, **wanted)
+        _set_image_size(model, recipe.img_size)
+        return model
+    arguments: dict[str, Any] = {"num_classes": job.num_classes, "in_chans": job.in_chans}
+    saved = job.checkpoint is not None and Path(job.checkpoint).is_dir()  # it knows its own arguments
+    if known is not None and not saved:
+        arguments["num_classes"] = job.num_classes or len(known.classes)
+        arguments["in_chans"] = job.in_chans or known.input_size[0]
+    elif job.num_classes is None and not saved:
+        names = class_names(open_dataset(recipe.dataset, recipe.data_dir, recipe.train_split))
+        arguments["num_classes"] = len(names) if names else None
+    from_hub = job.pretrained and job.checkpoint is None
+    if known is not None and not saved and not from_hub:
+        size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
+        # Whole, as training sees them: ImageNet's centre crop of 0.875 would enlarge what is evaluated.
+        overlay: dict[str, Any] = {"input_size": (arguments["in_chans"], *size), "crop_pct": 1.0}
+        if arguments["in_chans"] == known.input_size[0]:
+            overlay |= {"mean": known.mean, "std": known.std}
+        arguments["pretrained_cfg_overlay"] = overlay
+        if _has_fixed_size(job.model):
+            arguments["img_size"] = size
+    model = build_model(job.model, pretrained=job.pretrained and weights, checkpoint=job.checkpoint, **arguments)
+    _set_image_size(model, recipe.img_size)
+    return model
+
+
+def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> Renormalised | None:
+    """The network to distil from, or ``None`` where the recipe distils nothing; ``weights`` as for ``build_student``.
+
+    Raises:
+        ModelSourceError: No teacher is named, or it does not fit the student.
+    """
+    if recipe.distill_loss_weight == 0:
+        return None
+    name = teacher_of(job)
+    if name is None:
+        taught = ("distill_loss_weight", "block_loss_weight", "teacher_lr", "kernel_loss_weight")
+        off = " ".join(f"--set {setting}=0" for setting in taught if getattr(recipe, setting))
+        raise ModelSourceError(
+            f"the recipe distils, but {job.model} names no teacher; give the original CNN with --teacher NAME|DIR, "
+            f"or train on labels alone with {off} --set task_loss_weight=1"
+        )
+    try:
+        model = _teacher_model(name, job, recipe, student, weights)
+    except ModelSourceError as error:
+        raise ModelSourceError(f"the teacher cannot be had: {error}; or name another with --teacher") from error
+    classes, own = (getattr(each, "num_classes", None) for each in (model, student))
+    if classes != own:
+        raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
+    try:
+        return (Renormalised if recipe.teacher_lr else Teacher)(model, DataConfig.of(student))
+    except ValueError as error:
+        raise ModelSourceError(f"{name} cannot teach {job.model}: {error}") from error
+
+
+def _teacher_model(name: str, job: Job, recipe: Recipe, student: Any, weights: bool) -> nn.Module:
+    """With its weights; but a teacher that trains alongside may begin at random, as the student then does."""
+    if job.pretrained or not recipe.teacher_lr:
+        return build_model(name, pretrained=weights)
+    if is_folder(name):
+        return build_model(name, pretrained=False)
+    data = DataConfig.of(student)
+    overlay = {"input_size": data.input_size, "mean": data.mean, "std": data.std}
+    arguments = {"num_classes": student.num_classes, "in_chans": data.input_size[0]}
+    return build_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
+
+
+def teacher_of(job: Job) -> str | None:
+    """The teacher that was given, else the one that the converted folder remembers."""
+    if job.teacher is not None or not is_folder(job.model):
+        return job.teacher
+    name = read_report(job.model.removeprefix("local-dir:")).get("teacher")
+    return name if isinstance(name, str) else None
+
+
+def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
+    """The training or the evaluation split, its classes compared with the model's.
+
+    Raises:
+        DatasetError: The data set is missing, or has other classes than the model.
+    """
+    channels = get_model_input_config(model)["input_size"][0]
+    split = recipe.train_split if training else recipe.val_split
+    dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels)
+    check_class_count(dataset, recipe, model)
+    return subset(dataset, recipe.train_images, recipe.seed) if training else dataset
+
+
+def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) -> None:
+    """Compare the classes of a data set that knows them with the model's.
+
+    Raises:
+        DatasetError: There are more or fewer.
+    """
+    names, classes = class_names(dataset), getattr(model, "num_classes", None)
+    if names is not None and classes is not None and len(names) != classes:
+        raise DatasetError(
+            f"data set {recipe.dataset!r} has {len(names)} classes, expected {classes} as the model has; "
+            "train the model on it first, or name another data set"
+        )
+
+
+def default_recipe(model: str) -> str:
+    """``distill`` for a converted folder, ``cnn`` for anything else."""
+    converted = is_folder(model) and bool(read_report(model.removeprefix("local-dir:")).get("plan"))
+    return "distill" if converted else "cnn"
+
+
+def check_norms(model: nn.Module) -> None:
+    """Refuse a frozen BatchNorm: adder weights move, its statistics would not (arXiv 2112.13608, section 2)."""
+    if not is_converted(model):
+        return
+    for path, module in model.named_modules():
+        if type(module).__name__.startswith("FrozenBatchNorm"):
+            raise RecipeError(
+                f"{path} is a {type(module).__name__}, expected a BatchNorm that can follow: adder weights move far, "
+                "and stored statistics go stale until training diverges; build the model without frozen normalisation"
+            )
+
+
+def draw_adder_weights(model: nn.Module) -> None:
+    """Draw the weights of all adder layers from N(0, 1), as AdderNet's code does (huawei-noah/AdderNet, adder.py).
+
+    Raises:
+        RecipeError: There is no adder layer.
+    """
+    layers = adder_layers(model)
+    if not layers:
+        raise RecipeError("adder_init is normal, but the model has no adder layer; convert it first, or set it to keep")
+    for layer in layers.values():
+        nn.init.normal_(layer.weight)
+
+
+def absolute_source(name: str | None) -> str | None:
+    """A folder's name as an absolute path, so that a run can be resumed from anywhere; other names unchanged."""
+    if name is None or not is_folder(name):
+        return name
+    return str(Path(name.removeprefix("local-dir:")).resolve())
+
+
+def _set_image_size(model: nn.Module, size: int | None) -> None:
+    if size is None:
+        return
+    current = get_model_input_config(model)
+    if current["fixed_input_size"] and tuple(current["input_size"][1:]) != (size, size):
+        raise RecipeError(f"img_size is {size}, expected {current['input_size'][1]}: the model's image size is fixed")
+    timm_model: Any = model
+    timm_model.pretrained_cfg = {**timm_model.pretrained_cfg, "input_size": (current["input_size"][0], size, size)}
+
+
+def _has_fixed_size(name: str) -> bool:
+    from timm.models import get_pretrained_cfg, split_model_name_tag
+
+    config = get_pretrained_cfg(split_model_name_tag(name)[0])
+    return bool(config and config.fixed_input_size)

@@ -1,0 +1,168 @@
+"""Hybrids: which layers go back, that they equal the teacher's, and that the statistics behind them are right."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from timm.layers import StdConv2d
+from torch import nn
+
+import adderkit
+from adderkit.convert.calibration.batchnorm_shift import measure_shifts
+from adderkit.convert.calibration.hybrid import (
+    HybridPolicy,
+    keep_convolutions_,
+    kept_plan,
+    layers_to_keep,
+    parse_budget,
+)
+from adderkit.convert.conversion.plan import plan
+from adderkit.convert.conversion.rewrite import adder_layers, convert_, steps_of
+from adderkit.convert.errors import AdderkitError
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+FIDELITY = {"grouped": 0.9, "depthwise": 0.5, "pointwise": 0.8}
+# Terms of TinyNet: stem 13824, grouped 4608, depthwise 1152, pointwise 768; head 30: 20382 multiplications.
+TOTAL = 20382
+STAYS = 13854
+
+
+def report():
+    """As much of a calibration report as the choice needs."""
+    return SimpleNamespace(layers=[SimpleNamespace(path=path, correlation=value) for path, value in FIDELITY.items()])
+
+
+@pytest.fixture
+def made(tiny):
+    return plan(tiny(), example_input=IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(0.4, []), (0.5, []), (0.6, ["depthwise"]), (0.85, ["depthwise", "pointwise"])]
+)
+def test_min_fidelity(made, limit, kept):
+    found = layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(min_fidelity=limit))
+    assert sorted(found) == kept
+    assert all(f"is below {limit:g}" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"),
+    [
+        (0.68, []),  # 13854 stay anyway: 67.97 %
+        (0.73, ["pointwise"]),  # depthwise hurts most for each multiplication, but makes 73.6 %
+        (0.74, ["depthwise"]),
+        (0.92, ["depthwise", "pointwise"]),
+    ],
+)
+def test_budget(made, share, kept):
+    assert sorted(layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(budget=share))) == kept
+
+
+def test_budget_counts_what_fidelity_kept(made):
+    found = layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(min_fidelity=0.6, budget=0.78))
+    assert sorted(found) == ["depthwise", "pointwise"]
+    assert "below" in found["depthwise"]
+    assert "within" in found["pointwise"]
+
+
+def test_budget_below_what_stays_anyway(made):
+    with pytest.raises(AdderkitError, match=r"budget is 50\.0%.*68\.0% stay"):
+        layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(budget=0.5))
+
+
+def test_nothing_left(made):
+    with pytest.raises(AdderkitError, match=r"every calibrated layer.*best fidelity is 0\.900"):
+        layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(min_fidelity=0.95))
+
+
+@pytest.mark.parametrize("text", ["mults=30%", " mults=30.0% "])
+def test_parse_budget(text):
+    assert parse_budget(text) == 0.3
+
+
+@pytest.mark.parametrize("text", ["30%", "mults=30", "adds=30%", "mults=130%", "mults=-1%", ""])
+def test_budget_of_another_form(text):
+    with pytest.raises(AdderkitError, match="expected mults=N%"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("policy", [{"min_fidelity": 1.5}, {"budget": -0.1}])
+def test_policy_out_of_range(policy):
+    with pytest.raises(AdderkitError, match="expected a number from 0 to 1"):
+        HybridPolicy(**policy)
+
+
+def test_layers_that_go_back_are_the_teacher_s(tiny):
+    teacher = tiny()
+    student, images = copy.deepcopy(teacher), torch.randn(32, 3, 8, 8)
+    convert_(student, example_input=IMAGE)
+    adderkit.calibrate_(student, teacher, images, steps=2, samples=256)
+    keep_convolutions_(student, teacher, ["grouped", "pointwise"], images)
+    assert list(adder_layers(student)) == ["depthwise"]
+    assert steps_of(student)[0]["modules"] == ["depthwise"]
+    for path in ("grouped", "pointwise"):
+        layer, original = student.get_submodule(path), teacher.get_submodule(path)
+        assert type(layer) is type(original)
+        assert all(
+            torch.equal(first, second) for first, second in zip(layer.parameters(), original.parameters(), strict=True)
+        )
+        assert not any(first is second for first, second in zip(layer.parameters(), original.parameters(), strict=True))
+    # Statistics that stand to the convolution's outputs on the images as the teacher's stand to its own.
+    shift = measure_shifts(teacher, [images])["norm1"]
+    y = student.grouped(student.norm0(student.stem(images)).relu())
+    deviation = (student.norm1.running_var + student.norm1.eps).sqrt()
+    offset = (y.mean((0, 2, 3)) - student.norm1.running_mean) / deviation
+    torch.testing.assert_close(offset, shift.offset, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(y.std((0, 2, 3)) / deviation, shift.ratio, rtol=1e-2, atol=1e-3)
+
+
+def test_the_joint_fit_of_a_hybrid_keeps_the_teachers_domain(tiny):
+    torch.manual_seed(0)
+    teacher = tiny()
+    images = 3 * torch.rand(32, 3, 8, 8) + 2  # unlike what the teacher's statistics are of
+    students = []
+    for steps in (0, 4):
+        student = copy.deepcopy(teacher)
+        convert_(student, example_input=IMAGE)
+        adderkit.calibrate_(student, teacher, images, steps=2, samples=256, matching_steps=0)
+        keep_convolutions_(student, teacher, ["grouped"], images, matching_steps=steps)
+        students.append(student)
+        shift = measure_shifts(teacher, [images])["norm1"]
+        y = student.grouped(student.norm0(student.stem(images)).relu())
+        deviation = (student.norm1.running_var + student.norm1.eps).sqrt()
+        offset = (y.mean((0, 2, 3)) - student.norm1.running_mean) / deviation
+        assert shift.offset.abs().max() > 1
+        torch.testing.assert_close(offset, shift.offset, rtol=1e-3, atol=1e-3)
+        assert torch.equal(student.grouped.weight, teacher.grouped.weight)
+    assert not torch.equal(students[0].depthwise.weight, students[1].depthwise.weight)
+
+
+def test_baked_and_normalised_layers_go_back_to_what_they_were():
+    teacher = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), StdConv2d(4, 4, 3, bias=True), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
+    ).append(nn.Flatten()).append(nn.Linear(4 * 8 * 8, 2)).eval()  # fmt: skip
+    student, images = copy.deepcopy(teacher).train(), torch.randn(32, 3, 10, 10)
+    calls = []
+    student[2].register_forward_hook(lambda *_: calls.append(1))
+    convert_(student, example_input=images[:1])
+    keep_convolutions_(student, teacher, ["2"], images)
+    assert type(student[2]) is StdConv2d
+    assert student[2].training
+    assert calls
+    assert [step["modules"] for step in steps_of(student)] == [["4"]]
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(student[2](x), teacher[2](x))
+
+
+def test_only_adder_layers_go_back(tiny):
+    student = tiny()
+    with pytest.raises(AdderkitError, match="'stem' is no adder layer"):
+        keep_convolutions_(student, tiny(), ["stem"], torch.randn(4, 3, 8, 8))
+
+
+def test_plan_says_what_went_back(made):
+    changed = kept_plan(made, {"depthwise": "because"})
+    assert changed.paths("convert") == ["grouped", "pointwise"]
+    assert next(row.reason for row in changed.rows if row.path == "depthwise") == "because"

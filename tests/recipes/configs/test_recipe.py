@@ -1,0 +1,283 @@
+"""Recipes: those that are shipped, and what becomes of mistakes in one's own."""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from adderkit.cli import app
+from adderkit.convert.errors import RecipeError
+from adderkit.recipes.configs.files import (
+    copy_recipe,
+    load_recipe,
+    parse_settings,
+    parse_yaml,
+    recipe_names,
+    recipe_text,
+)
+from adderkit.recipes.configs.recipe import Augmentation, Recipe
+
+
+def test_shipped_recipes():
+    assert recipe_names() == [
+        "addernet-cifar",
+        "addernet-imagenet",
+        "cnn",
+        "distill",
+        "imagenet-distill",
+        "int8-qat",
+        "pkkd",
+    ]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+class TestShipped:
+    def test_loads_and_says_what_it_is_for(self, name):
+        recipe = load_recipe(name)
+        assert recipe.description
+        assert recipe.version == 1
+
+    def test_header_shows_a_command_that_the_command_line_takes(self, name):
+        (line,) = [line for line in recipe_text(name).splitlines() if "adderkit finetune" in line]
+        program, verb, *arguments = shlex.split(line.removeprefix("#"))
+        command = typer.main.get_command(app).commands[verb]
+        context = command.make_context(verb, arguments)
+        assert program == "adderkit"
+        assert context.params["recipe"] == name
+        assert context.params["model"]
+
+    def test_names_its_sources(self, name):
+        header = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+        assert "arXiv" in "".join(header)
+
+    def test_says_what_to_expect_and_what_it_costs(self, name):
+        header = " ".join(line.lstrip("# ") for line in recipe_text(name).splitlines() if line.startswith("#"))
+        assert re.search(r"Measured (only )?on|Expected (accuracy|top-1)", header)
+        assert re.search(r"Cost: \S", header)
+
+
+def test_distill_is_what_it_says():
+    recipe = load_recipe("distill")
+    assert recipe.distill_loss_weight == 1
+    assert recipe.task_loss_weight == 0
+    assert 0 < recipe.eta < 0.2
+    assert recipe.bn_images > 0
+
+
+@pytest.mark.parametrize(
+    "make", [json.dumps, yaml.safe_dump, lambda value: yaml.safe_dump(value, sort_keys=False)],
+    ids=["json", "yaml", "yaml-unsorted"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", recipe_names())
+def test_to_dict_is_read_back(name, make):
+    recipe = load_recipe(name).changed(
+        {"data_dir": "a: b", "crop_padding": 0, "auto_augment": "rand-m9-mstd0.5-inc1", "lr": 1e-7}
+    )
+    assert Recipe().changed(yaml.safe_load(make(recipe.to_dict()))) == recipe
+
+
+def test_own_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1e-4\nepochs: 3\n")
+    assert load_recipe(str(path)) == Recipe(lr=1e-4, epochs=3)
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().lr = 1.0
+
+
+def test_augmentation_is_the_part_of_the_same_names():
+    recipe = Recipe(hflip=0.1, scale=0.3, color_jitter=0.4, auto_augment="rand-m9", reprob=0.2)
+    assert recipe.augmentation == Augmentation(0, 0.1, 0.3, 0.4, "rand-m9", 0.2)
+    assert Recipe(crop_padding=2).augmentation == Augmentation(2)
+    assert Recipe().augmentation == Augmentation()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("distil", "there is no recipe 'distil'; did you mean 'distill'"),
+        ("resnet", "there is no recipe 'resnet'.*shipped: addernet-cifar, .*cnn, distill"),
+        ("no/such.yaml", "there is no recipe 'no/such.yaml'"),
+        ("../pyproject.toml", "there is no recipe"),
+    ],
+)
+def test_unknown_recipe(name, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("learning_rat", "known keys|did you mean"), ("epoch", "did you mean 'epochs'"), ("Lr", "did you mean 'lr'")],
+)
+def test_unknown_key_suggests_the_nearest(key, hint):
+    with pytest.raises(RecipeError, match=f"unknown recipe key '{key}'; .*({hint})"):
+        Recipe().changed({key: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("epochs", 2.5, "epochs is 2.5, expected int"),
+        ("epochs", True, "epochs is True, expected int"),
+        ("epochs", None, "epochs is None, expected int"),
+        ("epochs", "many", "epochs is 'many', expected int"),
+        ("lr", "fast", "lr is 'fast', expected a number"),
+        ("lr", None, "lr is None, expected a number"),
+        ("lr", False, "lr is False, expected a number"),
+        ("lr", float("nan"), "lr is nan, expected a number"),
+        ("lr", "inf", "lr is 'inf', expected a number"),
+        ("lr", [0.1], "expected a number"),
+        ("opt", None, "opt is None, expected str"),
+        ("dataset", ["digits"], "expected str"),
+        ("data_dir", {"a": 1}, "expected str"),
+        ("img_size", "32px", "img_size is '32px', expected int"),
+    ],
+)
+def test_wrong_type(key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe().changed({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("epochs", 0, "epochs is 0, expected at least 1"),
+        ("batch_size", 0, "expected at least 1"),
+        ("grad_accum_steps", 0, "expected at least 1"),
+        ("img_size", 0, "expected at least 1"),
+        ("workers", -1, "expected at least 0"),
+        ("lr", -0.1, "expected at least 0"),
+        ("eta", -1, "expected at least 0"),
+        ("seed", -1, "expected at least 0"),
+        ("hflip", 1.5, "expected a number between 0 and 1"),
+        ("smoothing", -0.1, "expected a number between 0 and 1"),
+        ("kd_temperature", 0, "expected a positive number"),
+        ("amp", "fp8", "amp is 'fp8', expected no, bf16 or fp16"),
+        ("task_loss_weight", 0, "nothing to learn"),
+        ("version", 2, "the recipe has version 2, expected 1"),
+    ],
+)
+def test_value_out_of_range(key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe().changed({key: value})
+
+
+def test_a_newer_recipe_is_told_from_a_mistyped_one():
+    with pytest.raises(RecipeError, match="version 2, expected 1"):
+        Recipe().changed({"a_key_of_the_future": 1, "version": 2})
+
+
+def test_a_long_wrong_value_is_not_printed_whole():
+    with pytest.raises(RecipeError) as caught:
+        Recipe().changed({"lr": list(range(100_000))})
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("lr=1e-4", {"lr": 1e-4}),
+        ("lr=.5", {"lr": 0.5}),
+        ("lr=1", {"lr": 1.0}),
+        ("epochs=7", {"epochs": 7}),
+        ("img_size=null", {"img_size": None}),
+        ("data_dir=null", {"data_dir": None}),
+        ("data_dir=/data/my images", {"data_dir": "/data/my images"}),
+        ("data_dir=a=b", {"data_dir": "a=b"}),
+        ("data_dir=2024", {"data_dir": "2024"}),
+        ("opt=lamb", {"opt": "lamb"}),
+        ("batch-size=8", {"batch_size": 8}),
+    ],
+)
+def test_settings(setting, expected):
+    changed = Recipe().changed(parse_settings([setting]))
+    assert {key: getattr(changed, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("null", None), ("[1, 2]", [1, 2]), ("text", "text")])
+def test_settings_are_read_as_yaml(text, value):
+    assert parse_settings([f"key={text}"]) == {"key": value}
+
+
+def test_the_last_of_equal_settings_counts():
+    assert parse_settings(["lr=1", "lr=2"]) == {"lr": 2}
+
+
+@pytest.mark.parametrize("setting", ["lr", "", "=3", "lr 0.1"])
+def test_a_setting_without_equals(setting):
+    with pytest.raises(RecipeError, match=r"expected key=value such as lr=0.05"):
+        parse_settings([setting])
+
+
+MALFORMED = {"bracket": "[1", "impossible-date": "2001-99-99", "empty-hex": "0x_", "deep": "[" * 1500}
+
+
+@pytest.mark.parametrize("value", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_setting(value):
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        parse_settings([f"lr={value}"])
+
+
+@pytest.mark.parametrize("value", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_yaml(value):
+    with pytest.raises(RecipeError, match=r"mine.yaml is not valid YAML") as caught:
+        parse_yaml(f"lr: {value}", "mine.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("", "NoneType"), ("- lr", "list"), ("lr", "str"), ("3", "int"), ("1: 2", "dict")]
+)
+def test_yaml_that_is_no_mapping_of_names(text, found):
+    with pytest.raises(RecipeError, match=f"mine.yaml holds a {found}, expected a mapping"):
+        parse_yaml(text, "mine.yaml")
+
+
+@pytest.mark.parametrize("key", ["lr", "? lr\n"])
+def test_yaml_is_not_executed(tmp_path, key):
+    target = tmp_path / "executed"
+    path = tmp_path / "evil.yaml"
+    path.write_text(f'{key}: !!python/object/apply:os.system ["touch {target}"]\n')
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(str(path))
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        parse_settings([f'lr=!!python/object/apply:os.system ["touch {target}"]'])
+    assert not target.exists()
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(RecipeError, match=r"binary.yaml cannot be read"):
+        load_recipe(str(path))
+
+
+class TestCopy:
+    def test_is_the_shipped_text(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert copy_recipe("distill", None) == Path("distill.yaml")
+        assert Path("distill.yaml").read_text() == recipe_text("distill")
+        assert load_recipe(str(copy_recipe("distill.yaml", "mine.yaml"))) == load_recipe("distill")
+
+    def test_never_overwrites(self, tmp_path):
+        (tmp_path / "mine.yaml").write_text("lr: 3")
+        with pytest.raises(RecipeError, match=r"mine\.yaml exists already; name another file"):
+            copy_recipe("cnn", str(tmp_path / "mine.yaml"))
+        assert (tmp_path / "mine.yaml").read_text() == "lr: 3"
+
+    @pytest.mark.parametrize(
+        ("name", "file", "message"), [("cn", None, "did you mean 'cnn'"), ("cnn", "no/x", "no/x cannot")]
+    )
+    def test_refused(self, name, file, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RecipeError, match=message):
+            copy_recipe(name, file)
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,166 @@
+"""Several processes are one with the same batch: gradient, augmentation, statistics, saves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adderkit.convert.errors import RecipeError
+from adderkit.recipes.distributed import launch
+from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.terminal import errors as failure
+from adderkit.recipes.training import run as finetune
+from adderkit.recipes.training.models import Job
+from adderkit.recipes.verbs.evaluate import evaluate_model
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def environment():
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def run(*words, cwd=None):
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=environment(),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def python(*words, cwd=None):
+    done = run(*words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, adder_folder, run_processes):
+    """Folder of runs on one process, and on two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    run_processes(SCRIPT, 1, adder_folder, one)
+    run_processes(SCRIPT, 2, adder_folder, two)
+    return one, two
+
+
+def saved(folder):
+    return load_file(folder / "last" / "model.safetensors")
+
+
+def distance(folder, other):
+    """Largest difference of a weight, relative to the largest weight of its layer."""
+    ours, theirs = saved(folder), saved(other)
+    return max(((value - theirs[name]).abs().max() / theirs[name].abs().max()).item() for name, value in ours.items())
+
+
+def losses(folder):
+    rows = json.loads((folder / "last" / "state" / "position.json").read_text())["rows"]
+    return [(row["train_loss"], row["eval_loss"], row["eval_top1"]) for row in rows]
+
+
+def test_two_processes_are_one_with_the_same_batch(runs, adder_folder):
+    one, two = runs
+    assert distance(two / "step", one / "step") < 1e-6  # all in fp64, so that rounding stays small
+    assert losses(two / "step")[0] == pytest.approx(losses(one / "step")[0], rel=1e-6)
+    start = load_file(adder_folder / "model.safetensors")["features.4.conv1.weight"]
+    assert (saved(one / "step")["features.4.conv1.weight"] - start).abs().max() > 0.05  # they have moved
+
+
+def test_two_processes_are_one_with_synchronised_batchnorm(runs):
+    """The very model, running statistics and moving average included; what is saved is a plain model."""
+    one, two = (run / "synced" for run in runs)
+    assert distance(two, one) < 2e-5
+    average, expected = (load_file(run / "last" / "state" / "model_ema.safetensors") for run in (two, one))
+    assert all((average[name] - value).abs().max() <= 2e-5 * value.abs().max() for name, value in expected.items())
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
+
+
+def test_clipping_made_a_difference_to_what_was_compared(runs):
+    one, _ = runs
+    assert distance(one / "unclipped", one / "synced") > 0.1
+
+
+def test_accumulation_is_one_larger_batch(runs):
+    one, _ = runs
+    assert distance(one / "accumulated", one / "step") < 1e-6
+
+
+def test_the_adaptive_rate_within_backward_is_another_step_on_two_processes(runs):
+    """Where each process rescales its own part of the gradient, as published, two are not one."""
+    one, two = runs
+    assert distance(two / "backward", one / "backward") > 0.05
+
+
+def test_killed_and_resumed_on_two_processes(runs):
+    _, two = runs
+    straight, resumed = saved(two / "step"), saved(two / "resumed")
+    assert [name for name, value in straight.items() if not value.equal(resumed[name])] == []
+    assert losses(two / "resumed") == losses(two / "step")
+
+
+def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):
+    """Evaluated afresh by one process, the saved CNN has the loss that two recorded."""
+    _, two = runs
+    metrics = evaluate_model(Job(str(two / "batchnorm" / "last")), "digits", None, "validation", 32, 0)
+    _, loss, top1 = losses(two / "batchnorm")[0]
+    assert metrics.top1 == pytest.approx(top1)
+    assert metrics.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_resuming_with_other_processes_is_refused(runs):
+    _, two = runs
+    with pytest.raises(RecipeError, match=r"had 2 processes, and there are 1 now; .*--num-processes 2"):
+        finetune.resume(RunFolder(two / "batchnorm"))
+
+
+@pytest.mark.parametrize(("process", "spoken"), [("0", "error: no"), ("3", "error: process 3: no")])
+def test_the_first_process_speaks_at_once(process, spoken, monkeypatch, capsys):
+    """The others wait, to be ended by the launcher where their error is the first's."""
+    waited = []
+    monkeypatch.setattr(failure, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
+    monkeypatch.setenv("LOCAL_RANK", process)
+    with pytest.raises(SystemExit):
+        failure.fail("no")
+    assert waited == ([] if process == "0" else [(20.0, "")])
+    assert capsys.readouterr().err == f"{spoken}\n"
+
+
+def test_an_error_of_all_is_told_once(tmp_path):
+    command = ["-m", "adderkit", "finetune", "cifar_resnet20", "--no-pretrained", "--num-processes", "2"]
+    done = run(*command, "--dataset", "folder", "--data-dir", tmp_path / "none", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith(f"error: --data-dir {tmp_path / 'none'} does not exist")
+
+
+@pytest.mark.parametrize("words", [["--num-processes", "2"], ["--num-processes=2"]])
+def test_the_option_is_left_out_for_the_processes(words):
+    assert launch.without_option(["finetune", *words, "net", "--epochs", "2"]) == ["finetune", "net", "--epochs", "2"]
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RecipeError, match="--num-processes is 2, expected at most 1, the number of GPUs"):
+        launch.launch([], 2)
+
+
+def test_the_command_line_starts_its_processes(adder_folder, tmp_path):
+    """Once as a user would; the first of the processes speaks for both."""
+    settings = ["train_images=64", "batch_size=16", "bn_images=32", "workers=0", "epochs=1"]
+    changes = [word for setting in settings for word in ("--set", setting)]
+    words = ["finetune", adder_folder, "--dataset", "digits", *changes, "--num-processes", "2", "--json"]
+    printed = json.loads(python("-m", "adderkit", *words, cwd=tmp_path))
+    assert len(printed["rows"]) == 1
+    report = json.loads((tmp_path / printed["output"] / "last" / "adder_report.json").read_text())
+    assert report["training"]["processes"] == 2
+    assert report["training"]["batches"] == 2

@@ -1,0 +1,114 @@
+"""Runs that ``test_processes.py`` compares; ``run_processes`` starts it."""
+
+import os
+import runpy
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from adderkit.recipes.configs.files import load_recipe
+from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.runs.progress import ProgressBar
+from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import run as finetune
+from adderkit.recipes.training.adaptive_rate import rescale_
+from adderkit.recipes.training.models import Job, build_student
+
+in_double = runpy.run_path(str(Path(__file__).parents[1] / "double_precision.py"))["in_double"]
+
+# 20 steps of 16 images in all, augmented.
+SETTINGS = {
+    "dataset": "digits",
+    "epochs": 1,
+    "train_images": 320,
+    "bn_images": 0,
+    "workers": 0,
+    "crop_padding": 1,
+    "opt": "momentum",
+}
+# Adder weights move far, the others little.
+FAR = {"lr": 0.0005, "eta": 8.0}
+
+
+def batch_independent(job, recipe):
+    """The student with GroupNorm for BatchNorm, so that the gradient of a batch is the mean of its parts' gradients."""
+    model = build_student(job, recipe)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, nn.GroupNorm(1, module.num_features))
+    return model
+
+
+class RateInBackward:
+    """AdderNet's published way: each process rescales its own gradient within backward, before the all-reduce."""
+
+    def __init__(self, optimizer, model, eta):
+        for module in model.modules():
+            if type(module).__name__ == "AdderConv2d":
+                module.weight.register_hook(lambda grad: self.rescaled(grad, eta))
+
+    def rescaled(self, grad, eta):
+        grad = grad.clone()
+        rescale_(grad, eta)
+        return grad
+
+
+def train(kind, adder, place, processes, build=batch_independent, **more):
+    """One run of a kind, its global batch the same for any number of processes."""
+    recipe = load_recipe("distill").changed({**SETTINGS, "batch_size": 16 // processes, **more})
+    finetune.build_student, prepare.build_teacher = in_double(build), in_double(build_teacher)
+    prepare.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
+    finetune.start(Job(adder), recipe, RunFolder(Path(place) / kind))
+
+
+AdaptiveRate, build_teacher = prepare.AdaptiveRate, prepare.build_teacher
+
+
+def killed_and_resumed(adder, place, processes):
+    """Cut off in the seventh step on all processes, saved after every third, and resumed."""
+    step = ProgressBar.step
+
+    def stopping(self, *args, **kwargs):
+        if self.done == 7:
+            raise KeyboardInterrupt
+        step(self, *args, **kwargs)
+
+    ProgressBar.step = stopping
+    try:
+        train("resumed", adder, place, processes, clip_grad=1.0, save_every=3, **FAR)
+    except KeyboardInterrupt:
+        ProgressBar.step = step
+    # The saved model has GroupNorm, which a saved configuration does not tell.
+    finetune.load = lambda folder: in_double(batch_independent)(
+        Job(adder), load_recipe("distill").changed({**SETTINGS, **FAR})
+    )
+    finetune.resume(RunFolder(Path(place) / "resumed"))
+
+
+def main(environment, adder, place):
+    """All runs of one of the processes."""
+    os.environ.update(environment)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    torch.set_num_threads(1)
+    Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
+    train("step", adder, place, processes, clip_grad=1.0, **FAR)
+    train("backward", adder, place, processes, **FAR)
+    # At a rate that makes much of the clipping.
+    steep = {"lr": 0.3, "sync_bn": True, "model_ema": True}
+    train("synced", adder, place, processes, build_student, clip_grad=0.1, **steep)
+    if processes == 1:
+        train("unclipped", adder, place, processes, build_student, **steep, clip_grad=0.0)
+        train("accumulated", adder, place, 2, clip_grad=1.0, grad_accum_steps=2, **FAR)
+    else:
+        killed_and_resumed(adder, place, processes)
+        finetune.build_student = build_student
+        prepare.build_teacher = build_teacher
+        recipe = load_recipe("cnn").changed({**SETTINGS, **FAR, "train_images": 64, "batch_size": 16})
+        finetune.start(Job("cifar_resnet20", pretrained=False), recipe, RunFolder(Path(place) / "batchnorm"))
+
+
+if __name__ == "process":
+    main(*globals()["arguments"])

@@ -1,0 +1,86 @@
+"""Licence and base model of what is published: inherited where they are known, asked for where they are not."""
+
+import pytest
+import timm
+
+from adderkit.convert.errors import PublishError
+from adderkit.recipes.hub.licenses import HUB_LICENCES, base_model_of, licence_of
+
+
+def with_licence(name):
+    return {"pretrained_cfg": {"license": name}}
+
+
+# Licence
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ("apache-2.0", ("apache-2.0", None)),
+        ("CC-BY-NC-4.0", ("cc-by-nc-4.0", None)),
+        ("seer-license", ("other", "seer-license")),
+    ],
+)
+def test_licence_is_inherited(saved, expected):
+    assert licence_of(None, {}, with_licence(saved)) == expected
+    assert licence_of(None, {"source": "resnet50.a1_in1k"}, with_licence(saved)) == expected
+    assert licence_of(" MIT ", {}, with_licence(saved)) == ("mit", None)
+
+
+@pytest.mark.parametrize(
+    ("report", "config"),
+    [
+        ({}, {}),
+        ({}, {"pretrained_cfg": None}),
+        ({}, with_licence(None)),
+        ({}, with_licence("unknown")),
+        ({}, with_licence("other")),
+        ({"source": None}, with_licence("apache-2.0")),
+        ({"imported": {"file": "x.pth"}}, with_licence("apache-2.0")),
+    ],
+    ids=["no-config", "null", "none", "unknown", "other", "random-weights", "imported"],
+)
+def test_licence_must_be_given(report, config):
+    with pytest.raises(PublishError, match="give it with --license"):
+        licence_of(None, report, config)
+
+
+@pytest.mark.parametrize(("given", "hint"), [("apach-2.0", "did you mean apache-2.0"), ("§", "repositories-licenses")])
+def test_licence_that_the_hub_does_not_know(given, hint):
+    with pytest.raises(PublishError, match=hint):
+        licence_of(given, {}, {})
+
+
+def test_every_licence_of_timm_has_a_form_on_the_hub():
+    names = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()} - {None, "unknown"}
+    found = {name: licence_of(None, {}, with_licence(name)) for name in names}
+    assert {licence.identifier for licence in found.values()} <= HUB_LICENCES | {"other"}
+    assert all((licence.name is None) == (name in HUB_LICENCES) for name, licence in found.items())
+    assert {"apache-2.0", "mit"} <= {licence.identifier for licence in found.values()}
+
+
+# Base model
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("resnet50.a1_in1k", "timm/resnet50.a1_in1k"),
+        ("hf-hub:ann/teacher@v1", "ann/teacher"),
+        ("/home/ann/teacher", None),
+        ("teacher", None),
+        ("cifar_resnet20", None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_base_model(source, expected):
+    assert base_model_of(None, {"source": source}) == expected
+    assert base_model_of("bob/other", {"source": source}) == "bob/other"
+
+
+@pytest.mark.parametrize("given", ["a b", "a/b/c", "", "../x"])
+def test_base_model_of_another_form(given):
+    with pytest.raises(PublishError, match="--base-model"):
+        base_model_of(given, {})

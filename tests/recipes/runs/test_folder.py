@@ -1,0 +1,300 @@
+"""What a run leaves behind, and what becomes of a folder that is not whole."""
+
+import contextlib
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+
+import adderkit
+from adderkit.convert.errors import CheckpointError, RecipeError
+from adderkit.recipes.runs.state import COLUMNS, Position
+from adderkit.recipes.configs.recipe import Recipe
+from adderkit.recipes.runs.folder import RunFolder, SaveError, new_run_folder
+
+ROWS = [
+    {"epoch": epoch, "train_loss": 2 - epoch / 3, "eval_loss": 1 / (epoch + 1), "eval_top1": 10.0 * epoch,
+     "eval_top5": 60.5, "lr": 0.1**epoch}
+    for epoch in range(3)
+]  # fmt: skip
+SCALES = [{"epoch": epoch, "weight_rms": [0.1, 0.2], "gradient_norm": [1e-3, 2.5]} for epoch in range(3)]
+POSITION = Position(epoch=3, rows=ROWS, scales=SCALES)
+HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "first")
+    folder.start({"job": {"model": "x"}, "recipe": {"lr": 0.1}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("cifar_resnet20").eval()
+
+
+def test_start_writes_the_arguments(folder):
+    expected = {"job": {"model": "x"}, "recipe": {"lr": 0.1}}
+    assert yaml.safe_load((folder.path / "args.yaml").read_text()) == expected
+    assert folder.arguments() == expected
+
+
+def test_a_second_start_is_refused_with_the_way_to_go_on(folder):
+    with pytest.raises(RecipeError, match=f"holds a run already; continue it with --resume {folder.path}"):
+        folder.start({"job": {}})
+    assert folder.arguments()["recipe"] == {"lr": 0.1}
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"--output .* cannot be written"):
+        RunFolder(tmp_path / "file" / "run").start({})
+
+
+@pytest.mark.parametrize("place", ["nowhere", "."])
+def test_no_run_to_resume(tmp_path, place):
+    with pytest.raises(RecipeError, match=r"holds no run to resume: .*args.yaml does not exist"):
+        RunFolder(tmp_path / place).arguments()
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "job: [", "!!python/object/apply:os.getcwd []"])
+def test_damaged_arguments(folder, text):
+    (folder.path / "args.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"args.yaml (is not valid YAML|holds a)"):
+        folder.arguments()
+
+
+def test_summary(folder):
+    folder.write_summary(ROWS)
+    text = (folder.path / "summary.csv").read_text()
+    assert text.splitlines()[0] == HEADER == ",".join(COLUMNS)
+    found = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+    assert found == ROWS
+
+
+def test_last_and_best_are_checkpoints(folder, model):
+    folder.save_best(model, {"metrics": {"validation": {"top1": 1.0}}})
+    folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+    for saved in (folder.best, folder.last):
+        loaded = adderkit.load(saved).state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    report = json.loads((folder.best / "adder_report.json").read_text())
+    assert report["metrics"] == {"validation": {"top1": 1.0}}
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_model_card_names_the_folder_it_lies_in(folder, model, name):
+    folder.save_best(model, {})
+    folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+    assert (folder.path / name / "README.md").read_text().count(f"\n# {name}\n") == 1
+
+
+def test_saving_again_leaves_nothing_else_behind(folder, model):
+    for _ in range(2):
+        folder.save_best(model, {})
+        folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+    assert {path.name for path in folder.path.iterdir()} == {"args.yaml", "best", "last", "previous"}
+    assert folder.last.stat().st_mode & 0o777 == 0o755
+
+
+def test_state_comes_back(folder, model):
+    accelerator = Accelerator(cpu=True)
+    folder.save_last(model, accelerator, POSITION, {})
+    expected = torch.rand(3)
+    assert folder.load_last(accelerator) == POSITION
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_no_epoch_finished(folder):
+    assert folder.load_last(Accelerator(cpu=True)) == Position()
+
+
+def position_file(**changes):
+    """What a run on one process writes, changed."""
+    whole = {"epoch": 3, "batches": 0, "skipped": 0, "in_a_row": 0, "lr": 0.1, "rows": ROWS, "scales": SCALES,
+             "sums": [[0.0, 0.0]]}  # fmt: skip
+    return json.dumps({key: value for key, value in {**whole, **changes}.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "damaged: expected a position"),
+        (position_file(rows=[{"epoch": 0}]), "damaged: expected a position with rows of epoch"),
+        (position_file(rows=[3]), "damaged"),
+        (position_file(rows=[{**ROWS[0], "lr": "high"}]), "damaged"),
+        (position_file(epoch=-1), "damaged"),
+        (position_file(batches=1.5), "damaged"),
+        (position_file(lr=None), "damaged"),
+        (position_file(scales=[{**SCALES[0], "weight_rms": [0.1]}]), "damaged"),
+        (position_file(scales=[{**SCALES[0], "weight_rms": ["0.1", 0.2]}]), "damaged"),
+        (position_file(scales=[{"epoch": 0}]), "damaged"),
+        (position_file(scales={}), "damaged"),
+        (position_file(sums=[[0.0]]), "damaged"),
+        (position_file(more=1), "damaged"),
+        (position_file(sums=[[0.0, 0.0]] * 2), "the run had 2 processes, and there are 1 now; .*--num-processes 2"),
+    ],
+)
+def test_damaged_position(folder, model, text, message):
+    accelerator = Accelerator(cpu=True)
+    folder.save_last(model, accelerator, POSITION, {})
+    (folder.last / "state" / "position.json").write_text(text)
+    with pytest.raises((RecipeError, CheckpointError), match=message):
+        folder.load_last(accelerator)
+
+
+def test_position_is_read_as_written(folder, model):
+    position = Position(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2], SCALES)
+    folder.save_last(model, Accelerator(cpu=True), position, {})
+    assert folder.load_last(Accelerator(cpu=True)) == position
+
+
+def saved_twice(folder, model):
+    """An accelerator with an optimizer, and two saves of different positions."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    for epoch in (1, 2):
+        folder.save_last(model, accelerator, Position(epoch=epoch), {})
+    return accelerator
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "one bit"])
+@pytest.mark.parametrize("name", ["state/optimizer.bin", "state/position.json", "model.safetensors", "checksums.json"])
+def test_a_damaged_save_gives_way_to_the_one_before(folder, model, name, damage):
+    accelerator = saved_twice(folder, model)
+    path = folder.last / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:20] if damage == "cut" else data[:9] + bytes([data[9] ^ 1]) + data[10:])
+    said = []
+    folder.recover(said.append)
+    assert folder.load_last(accelerator).epoch == 1
+    assert len(said) == 2
+    assert said[0].startswith(f"{folder.last} is damaged: ")
+    assert said[1] == f"going on from the save before, {folder.previous}"
+
+
+def test_whole_saves_are_left_alone(folder, model):
+    accelerator = saved_twice(folder, model)
+    (folder.last / "README.md").write_text("notes of mine")
+    said = []
+    folder.recover(said.append)
+    assert folder.load_last(accelerator).epoch == 2
+    assert folder.previous.is_dir()
+    assert said == []
+
+
+def test_two_damaged_saves_are_one_clear_error(folder, model):
+    saved_twice(folder, model)
+    for place in (folder.last, folder.previous):
+        (place / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match=f"no save in {folder.path} is whole; start again from {folder.best}"):
+        folder.recover(lambda line: None)
+
+
+def test_a_state_of_something_else_is_one_clear_error(folder, model):
+    accelerator = Accelerator(cpu=True)
+    folder.save_last(model, accelerator, POSITION, {})
+    accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(RecipeError, match="state cannot be restored"):
+        folder.load_last(accelerator)
+
+
+def test_the_model_is_saved_as_evaluated(folder, model):
+    entered = []
+
+    @contextlib.contextmanager
+    def as_evaluated():
+        entered.append(True)
+        yield
+
+    folder.save_last(model, Accelerator(cpu=True), POSITION, {}, as_evaluated())
+    assert entered == [True]
+
+
+@pytest.mark.parametrize(("error", "told"), [(OSError, SaveError), (KeyboardInterrupt, KeyboardInterrupt)])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, error, told):
+    """The old folder has been moved away and the new one cannot be moved in."""
+    save = {
+        "best": lambda: folder.save_best(model, {}),
+        "last": lambda: folder.save_last(model, Accelerator(cpu=True), POSITION, {}),
+    }[name]
+    save()
+    rename = Path.rename
+
+    def failing(self, target):
+        if Path(target) == folder.path / name:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(told):
+        save()
+    monkeypatch.undo()
+    folder.recover(lambda line: None)
+    assert adderkit.load(folder.path / name).num_classes == 10
+
+
+def test_new_run_folder_is_the_one_asked_for():
+    assert new_run_folder("here", "resnet18", Recipe()).path == Path("here")
+
+
+@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "hf-hub:timm/resnet18", "some/dir/net/", "a b/c:d"])
+def test_new_run_folder_is_named_after_model_and_data(model):
+    path = new_run_folder(None, model, Recipe(dataset="hfds/user/birds")).path
+    assert path.parent == Path("runs")
+    assert path.name.endswith("birds")
+    assert all(sign.isalnum() or sign in "-_" for sign in path.name)
+
+
+class Killed(BaseException):
+    """Nothing that code would catch."""
+
+
+def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_one(folder, model, monkeypatch):
+    """Before the k-th renaming, replacing, removing or writing of a file, for every k there is."""
+    accelerator = saved_twice(folder, model)
+    original = {name: getattr(Path, name) for name in ("rename", "replace", "open", "mkdir", "rmdir")}
+    kept = shutil.copytree(folder.path, folder.path.with_name("kept"))
+    kills = 0
+    while True:
+        shutil.rmtree(folder.path)
+        shutil.copytree(kept, folder.path)
+        left = kills
+
+        def killing(name):
+            def call(self, *args, **kwargs):
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                left -= 1
+                return original[name](self, *args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in original:
+                patch.setattr(Path, name, killing(name))
+            try:
+                folder.save_last(model, accelerator, Position(epoch=3), {})
+            except Killed:
+                kills += 1
+            else:
+                break
+        folder.recover(lambda line: None)
+        assert folder.load_last(accelerator).epoch in (2, 3)
+    assert kills > 15
+    assert folder.load_last(accelerator).epoch == 3

@@ -1,0 +1,81 @@
+"""Progress goes to standard error, as lines where there is no terminal."""
+
+import re
+
+import pytest
+
+from adderkit.recipes.runs.progress import ProgressBar, calibration_progress
+
+
+def lines(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def steps(title, total, **options):
+    with ProgressBar(title, total, **options) as bar:
+        for index in range(total):
+            bar.step(lambda index=index: f"loss {index}")
+
+
+def test_only_the_last_step_by_default(capsys):
+    steps("epoch 0/1", 5)
+    (line,) = lines(capsys)
+    assert re.fullmatch(r"epoch 0/1 \[5/5 \(100%\)\] \d+\.\ds loss 4", line)
+
+
+def test_a_line_every_so_many_steps(capsys):
+    steps("epoch", 7, log_interval=3)
+    assert [re.search(r"\[(\d)/7 \((\d+)%\)\]", line).groups() for line in lines(capsys)] == [
+        ("3", "42"), ("6", "85"), ("7", "100"),
+    ]  # fmt: skip
+
+
+def test_silent_on_other_processes(capsys):
+    steps("epoch", 5, enabled=False, log_interval=1)
+    assert lines(capsys) == []
+
+
+def test_status_is_asked_for_only_when_it_is_shown(capsys):
+    asked = []
+    with ProgressBar("epoch", 100, log_interval=50) as bar:
+        for _ in range(100):
+            bar.step(lambda: asked.append(1) or "")
+    assert len(asked) == len(lines(capsys)) == 2
+
+
+def test_a_long_line_is_not_broken(capsys):
+    steps("a very long title " * 20, 1)
+    assert len(lines(capsys)) == 1
+
+
+@pytest.mark.parametrize("text", ["[bold]loss[/bold]", "a[1]"])
+def test_brackets_are_kept(capsys, text):
+    steps(text, 1)
+    assert lines(capsys)[0].startswith(text)
+
+
+def test_a_stream_of_unknown_length(capsys):
+    with ProgressBar("stream", 0, log_interval=2) as bar:
+        for _ in range(4):
+            bar.step()
+    assert len(lines(capsys)) == 2
+
+
+def test_calibration_shows_two_pieces_of_work(capsys):
+    with calibration_progress() as progress:
+        for index, layer in enumerate(("conv1", "conv2", "layers")):
+            progress(layer, index, 2)
+        for step in range(5):
+            progress("all layers", step, 4)
+    first, second = lines(capsys)
+    assert first.startswith("fitting layers [2/2 (100%)]")
+    assert second.startswith("fitting all layers together [4/4 (100%)]")
+
+
+def test_calibration_that_fails_is_closed():
+    with pytest.raises(RuntimeError, match="stop"), calibration_progress() as progress:  # noqa: PT012
+        progress("conv1", 1, 2)
+        raise RuntimeError("stop")
+    assert progress._bar is None

@@ -1,0 +1,77 @@
+"""Tables for people: every number is there, and no cell is cut."""
+
+import pytest
+import timm
+
+from adderkit import AdderConfig, plan
+from adderkit.convert.calibration.calibrate import CalibrationReport, LayerFidelity
+from adderkit.recipes.terminal.tables import demo_table, metrics_table, plan_table, show, summary_table
+from adderkit.recipes.training.evaluate import Metrics
+from adderkit.recipes.verbs.demo import DemoRow
+
+METRICS = Metrics(top1=98.765, top5=99.999, loss=0.12345, images=360, images_per_second=1234.5)
+
+
+@pytest.fixture
+def shown(capsys):
+    def text(table):
+        show(table)
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        assert "…" not in captured.out
+        return captured.out
+
+    return text
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("cifar_resnet20")
+
+
+def test_plan(shown, model):
+    made = plan(model, AdderConfig(exclude=("re:features\\.[345].*",)))
+    text = shown(plan_table(made))
+    for row in made.rows:
+        assert row.path in text
+        assert row.reason in text
+        assert f"{row.terms:,}" in text
+    assert "fidelity" not in text
+
+
+def test_plan_with_fidelity(shown, model):
+    made = plan(model)
+    path = made.paths("convert")[0]
+    report = CalibrationReport(64, 64, 1, 2, 0, (LayerFidelity(path, 0.98765, 0.5, 0.125),))
+    text = shown(plan_table(made, report))
+    (line,) = [line for line in text.splitlines() if path in line.split()]
+    assert "0.988" in line
+    assert "12.5 %" in line
+
+
+def test_metrics(shown):
+    text = shown(metrics_table([("net", METRICS)]))
+    for cell in ("net", "98.77", "100.00", "0.1235", "360", "1234"):
+        assert cell in text
+
+
+@pytest.mark.parametrize("name", ["runs/net[best]/last", "[red]net", "n" * 80])
+def test_a_model_s_name_is_shown_as_it_is(shown, name):
+    assert name in shown(metrics_table([(name, METRICS)]))
+
+
+def test_demo(shown):
+    text = shown(demo_table([DemoRow("CNN teacher", METRICS), DemoRow("reloaded", METRICS)]))
+    assert "CNN teacher" in text
+    assert "reloaded" in text
+
+
+def test_summary(shown):
+    row = {"epoch": 0, "train_loss": 2.34567, "eval_loss": 1e-5, "eval_top1": 10.0, "eval_top5": 50.0, "lr": 0.05}
+    text = shown(summary_table([row, {**row, "epoch": 11}]))
+    for cell in ("train loss", "eval top1", "2.346", "1e-05", "0.05", "11"):
+        assert cell in text
+
+
+def test_summary_of_nothing(shown):
+    assert shown(summary_table([])).split() in ([], ["run", "summary"])
