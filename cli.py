@@ -53,8 +53,8 @@ def convert(
     skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = True,
     skip_last: Annotated[bool, typer.Option(help="Keep the classifier.")] = True,
     skip_depthwise: Annotated[bool, typer.Option(help="Keep depthwise convolutions.")] = False,
-    skip_gates: Annotated[bool, typer.Option(help="Keep unnormalised convolutions on 1x1 maps, as in gates.")] = True,
-    norm: Annotated[str, typer.Option(help="Where no normalisation follows: insert, skip or error.")] = "insert",
+    skip_gates: Annotated[bool, typer.Option(help="Keep unnormalized convolutions on 1x1 maps, as in gates.")] = True,
+    norm: Annotated[str, typer.Option(help="Where no normalization follows: insert, skip or error.")] = "insert",
     min_fidelity: Annotated[
         float | None, typer.Option(min=0, max=1, help="Layers less faithful go back to convolutions.")
     ] = None,
@@ -63,7 +63,7 @@ def convert(
     ] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to calibrate on.")] = 512,
+    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabeled images to calibrate on.")] = 512,
     calibration_steps: Annotated[int, typer.Option(min=0, help="Adam steps a layer; 0 only scales weights.")] = 240,
     matching_steps: Annotated[int, typer.Option(min=0, help="Steps of the fit of all layers together.")] = 120,
     calibration_memory: Annotated[float, typer.Option(min=0.1, help="GB that calibration may take.")] = 2.0,
@@ -75,7 +75,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert a CNN to an adder network; with --dataset also calibrate it on unlabelled training images."""
+    """Convert a CNN to an adder network; with --dataset also calibrate it on unlabeled training images."""
     from adderkit.recipes.terminal.tables import plan_table, show
     from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 
@@ -146,7 +146,7 @@ def finetune(
     from adderkit.recipes.training import run as loop
     from adderkit.recipes.training.dry_run import dry_run as plan_run
     from adderkit.recipes.training.models import Job, default_recipe
-    from adderkit.recipes.training.recovery import carry_out
+    from adderkit.recipes.training.recovery import run_with_recovery
 
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
@@ -173,7 +173,7 @@ def finetune(
             return
         folder = new_run_folder(output, model, settings)
         begin = partial(loop.start, job, settings, folder)
-    rows = carry_out(begin, folder)
+    rows = run_with_recovery(begin, folder)
     if not loop.is_main_process():
         return
     if json:
@@ -251,7 +251,7 @@ def prune(
     ignore: Annotated[list[str] | None, typer.Option(help="Layers that keep their channels: path, glob, re:…")] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to measure on.")] = 512,
+    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabeled images to measure on.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of images, positions and the random importance.")] = 0,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-pruned.")] = None,
     checkpoint: Checkpoint = None,
@@ -283,13 +283,13 @@ def prune(
 def publish(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Saved folder, such as runs/mine/best.")],
     repo: Annotated[str, typer.Option(help="user/name on the Hub; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Only you and your organisation see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you and your organization see it.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to, made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the folder, send nothing.")] = False,
     output: Annotated[str | None, typer.Option("--output", "-o", help="To build; default NAME-published.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a README.md, here and on the Hub.")] = False,
-    licence: Annotated[str | None, typer.Option("--license", help="Such as mit; default: the base model's.")] = None,
+    license: Annotated[str | None, typer.Option("--license", help="Such as mit; default: the base model's.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Its CNN on the Hub; default: as recorded.")] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Publish with adderkit",
     json: Json = False,
@@ -299,7 +299,7 @@ def publish(
     from adderkit.recipes.hub.upload import Target
 
     target = Target(repo, private, revision, create_pr, message)
-    result = run_publish(PublishJob(folder, target, output, licence, base_model, force, dry_run), _announce)
+    result = run_publish(PublishJob(folder, target, output, license, base_model, force, dry_run), _announce)
     if json:
         print_json(result.to_dict())
     else:

@@ -284,7 +284,7 @@ class AdderConv2d(nn.Conv2d):
 
     Takes every argument of ``torch.nn.Conv2d`` and has the same parameters and state-dict keys, so a convolution's
     weights load as they are and tools that look for ``Conv2d`` by ``isinstance`` see one. Its output is never
-    positive (without a bias) and large, so a normalisation must follow. ``x`` and ``w`` are ``[N, C, H, W]`` and
+    positive (without a bias) and large, so a normalization must follow. ``x`` and ``w`` are ``[N, C, H, W]`` and
     ``[O, C / groups, kh, kw]``.
 
     Fresh weights are drawn from N(0, 1), as the authors of AdderNet do (arXiv 1912.13200; their code).

@@ -1,4 +1,4 @@
-"""Adder layers that imitate more of their surroundings: TensorFlow's padding, and a normalisation of their own."""
+"""Adder layers that imitate more of their surroundings: TensorFlow's padding, and a normalization of their own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,39 +34,39 @@ class AdderConv2dSame(AdderConv2d):
         return super()._conv_forward(F.pad(input, same_padding(input.shape[-2:], self)), weight, bias)
 
 
-class NormalisedAdderConv2d(AdderConv2d):
+class NormalizedAdderConv2d(AdderConv2d):
     """An adder layer with a BatchNorm of its own, for a convolution that no BatchNorm follows.
 
     An adder's output is negative and large; what expects a convolution's (an activation, an addition) would be dead
-    behind it, and a GroupNorm would see little but how far its channels lie apart. The normalisation brings it to the
+    behind it, and a GroupNorm would see little but how far its channels lie apart. The normalization brings it to the
     mean and variance that calibration saw of the convolution's output. The convolution's bias is part of the
-    normalisation's.
+    normalization's.
     """
 
-    normalisation: nn.BatchNorm2d
+    normalization: nn.BatchNorm2d
     had_bias: bool
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, C, H, W]`` to ``[N, O, H', W']``."""
-        output: Tensor = self.normalisation(super().forward(input))
+        output: Tensor = self.normalization(super().forward(input))
         return output
 
-    def insert_normalisation_(self) -> None:
+    def insert_normalization_(self) -> None:
         """Add the BatchNorm behind an ``AdderConv2d`` that has just become one of this class; its bias moves there."""
         factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
-        normalisation = nn.BatchNorm2d(self.out_channels, **factory).train(self.training)
+        normalization = nn.BatchNorm2d(self.out_channels, **factory).train(self.training)
         self.had_bias = self.bias is not None
         if self.bias is not None:
-            normalisation.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+            normalization.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
             self.bias = None
-        self.normalisation = normalisation
+        self.normalization = normalization
 
-    def remove_normalisation_(self) -> None:
-        """Take the BatchNorm out again; a convolution that had a bias gets the normalisation's."""
+    def remove_normalization_(self) -> None:
+        """Take the BatchNorm out again; a convolution that had a bias gets the normalization's."""
         if self.had_bias:
-            self.bias = self.normalisation.bias
-        del self.normalisation, self.had_bias
+            self.bias = self.normalization.bias
+        del self.normalization, self.had_bias
 
 
-class NormalisedAdderConv2dSame(NormalisedAdderConv2d, AdderConv2dSame):
-    """Both: TensorFlow's padding, and a normalisation of its own."""
+class NormalizedAdderConv2dSame(NormalizedAdderConv2d, AdderConv2dSame):
+    """Both: TensorFlow's padding, and a normalization of its own."""

@@ -1,4 +1,4 @@
-"""The law: the adder convolution written from its formula, slow and never optimised.
+"""The law: the adder convolution written from its formula, slow and never optimized.
 
 Every other implementation in this package is tested against this file.
 """

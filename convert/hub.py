@@ -68,7 +68,7 @@ def check_repository(name: str, option: str) -> None:
     except HFValidationError as error:
         raise PublishError(f"{option} {name!r} is no name of a repository: {error}") from error
     if name.count("/") != 1:
-        raise PublishError(f"{option} is {name!r}, expected user/name or organisation/name")
+        raise PublishError(f"{option} is {name!r}, expected user/name or organization/name")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Checkpoints of AdderNet's published code (huawei-noah/AdderNet), as adder networks of ours.
 
 There an adder layer's parameter is called ``adder`` (and ``b``), names begin with ``module.``, the classifier is a 1x1
-convolution and a BatchNorm called ``bn2`` normalises the logits. The names say which layers are adder layers.
+convolution and a BatchNorm called ``bn2`` normalizes the logits. The names say which layers are adder layers.
 """
 
 import re
@@ -35,7 +35,7 @@ _IMAGENET_IMAGES: dict[str, Any] = {
     "test_crop_pct": None,
     "interpolation": "bilinear",
 }
-# The weights are not those that timm's entry points to, nor under their licence.
+# The weights are not those that timm's entry points to, nor under their license.
 _FOREIGN: dict[str, Any] = {"url": "", "hf_hub_id": None, "tag": "", "license": None, "origin_url": None}
 
 

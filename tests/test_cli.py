@@ -155,7 +155,7 @@ class TestConvert:
         assert "as in a gate" in {row["reason"].split(", ")[-1] for row in rows}
         rows = json_of(*words, "--skip-depthwise", "--no-skip-gates", "--norm", "skip")["plan"]["rows"]
         assert {row["decision"] for row in rows if row["groups"] > 1} == {"skip"}
-        assert any(row["reason"].startswith("no normalisation follows, but") for row in rows)
+        assert any(row["reason"].startswith("no normalization follows, but") for row in rows)
         assert "--norm" in fails(*words, "--norm", "error", "--no-skip-gates")
         assert "expected one of insert, skip, error" in fails(*words, "--norm", "maybe")
 

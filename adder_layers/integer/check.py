@@ -1,6 +1,6 @@
 """Refuse plans that do not fit together or could overflow, before anything computes with them.
 
-Sums are int32 and ``t`` of the requantisation int64. What they can reach at the extremes follows from weights and
+Sums are int32 and ``t`` of the requantization int64. What they can reach at the extremes follows from weights and
 factors by interval arithmetic, with every byte anywhere between 0 and 255; a plan that passes cannot overflow on any
 image.
 """
@@ -19,11 +19,11 @@ from .plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Rescale,
     Step,
     reads,
-    requantisation_of,
+    requantization_of,
 )
 
 SUM_LIMIT = 2**31 - 1
@@ -39,7 +39,7 @@ class Extremes:
     Args:
         least: Least sum.
         largest: Largest sum.
-        total: Largest ``|t|``, 0 where nothing is requantised.
+        total: Largest ``|t|``, 0 where nothing is requantized.
     """
 
     least: int
@@ -89,17 +89,17 @@ def check_plan(plan: IntegerPlan) -> list[Extremes]:
 def extremes(step: Step) -> Extremes:
     """What a step can reach when every byte it reads may be anything from 0 to 255."""
     low, high = _sum_range(step)
-    requantisation = requantisation_of(step)
+    requantization = requantization_of(step)
     if isinstance(step, Linear):
         totals = _largest(low, high, step.multiplier, step.offset)
         if any(total >> bits > SUM_LIMIT for total, bits in zip(totals, step.shift.tolist(), strict=True)):
             totals = [TOTAL_LIMIT]
-    elif requantisation is not None:
-        totals = _largest(low, high, requantisation.multiplier, requantisation.offset)
-        if requantisation.residual_multiplier is not None:
+    elif requantization is not None:
+        totals = _largest(low, high, requantization.multiplier, requantization.offset)
+        if requantization.residual_multiplier is not None:
             totals = [
                 total + BYTE * abs(value)
-                for total, value in zip(totals, requantisation.residual_multiplier.tolist(), strict=True)
+                for total, value in zip(totals, requantization.residual_multiplier.tolist(), strict=True)
             ]
     else:
         totals = [0]
@@ -160,7 +160,7 @@ def _check_shapes(step: Step, activations: tuple[Activation, ...], name: str) ->
     elif target.channels != source.channels:
         raise ValueError(f"{name} writes {target.channels} channels, expected {source.channels} as it reads")
     if not isinstance(step, MaxPool):
-        _check_requantisation(step.requantisation, activations, target, name)
+        _check_requantization(step.requantization, activations, target, name)
 
 
 def _check_size(
@@ -193,23 +193,23 @@ def _reaches(begin: int, kernel: int, dilation: int, length: int) -> bool:
     return any(0 <= begin + tap * dilation < length for tap in range(kernel))
 
 
-def _check_requantisation(
-    requantisation: Requantisation, activations: tuple[Activation, ...], target: Activation, name: str
+def _check_requantization(
+    requantization: Requantization, activations: tuple[Activation, ...], target: Activation, name: str
 ) -> None:
     filters = target.channels
-    _check_factors(requantisation.multiplier, requantisation.offset, requantisation.shift, filters, name)
-    _check_tensor(requantisation.exponent, (filters,), torch.uint8, f"exponent of {name}")
-    largest = requantisation.levels << int(requantisation.exponent.max())
-    if requantisation.levels < 1 or largest > BYTE:
-        raise ValueError(f"{name} has {requantisation.levels} levels, up to {largest} once shifted; expected 1 to 255")
-    if (requantisation.residual is None) != (requantisation.residual_multiplier is None):
+    _check_factors(requantization.multiplier, requantization.offset, requantization.shift, filters, name)
+    _check_tensor(requantization.exponent, (filters,), torch.uint8, f"exponent of {name}")
+    largest = requantization.levels << int(requantization.exponent.max())
+    if requantization.levels < 1 or largest > BYTE:
+        raise ValueError(f"{name} has {requantization.levels} levels, up to {largest} once shifted; expected 1 to 255")
+    if (requantization.residual is None) != (requantization.residual_multiplier is None):
         raise ValueError(f"{name} has a residual without a multiplier, or the reverse; expected both or none")
-    if requantisation.residual is not None and requantisation.residual_multiplier is not None:
-        _check_tensor(requantisation.residual_multiplier, (filters,), torch.int32, f"residual_multiplier of {name}")
-        other = activations[requantisation.residual]
+    if requantization.residual is not None and requantization.residual_multiplier is not None:
+        _check_tensor(requantization.residual_multiplier, (filters,), torch.int32, f"residual_multiplier of {name}")
+        other = activations[requantization.residual]
         if (other.channels, other.height, other.width) != (filters, target.height, target.width):
             raise ValueError(
-                f"{name} adds activation {requantisation.residual}, which has another size than its output"
+                f"{name} adds activation {requantization.residual}, which has another size than its output"
             )
 
 

@@ -12,7 +12,7 @@ from ..geometry import Window
 from . import reference
 from .arena import lay_out
 from .check import check_plan
-from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, requantisation_of
+from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, requantization_of
 
 if TYPE_CHECKING:
     from .._cpu import Network
@@ -80,7 +80,7 @@ class Engine:
         return self._run(image.contiguous(), None)
 
     def run_float(self, images: Tensor) -> Tensor:
-        """Run images of real values through the network; they become bytes as ``reference.quantise`` says.
+        """Run images of real values through the network; they become bytes as ``reference.quantize`` says.
 
         Args:
             images: ``[N, C, H, W]``, floating point.
@@ -97,7 +97,7 @@ class Engine:
             raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
         _check_shape(images, (first.channels, first.height, first.width))
         if self._network is None:
-            return reference.run(self.plan, reference.quantise(images, first.scale, first.zero))
+            return reference.run(self.plan, reference.quantize(images, first.scale, first.zero))
         return self._run(images.float().contiguous(), None)
 
     def profile(self, image: Tensor) -> list[StepTime]:
@@ -194,8 +194,8 @@ def _sizes(step: Step, plan: IntegerPlan) -> list[int]:
         window = POINT._replace(kernel=(source.height, source.width))
     else:
         window = POINT if isinstance(step, Rescale) else step.window
-    requantisation = requantisation_of(step)
-    residual = None if requantisation is None else requantisation.residual
+    requantization = requantization_of(step)
+    residual = None if requantization is None else requantization.residual
     return [
         KINDS[type(step)],
         step.input,
@@ -203,7 +203,7 @@ def _sizes(step: Step, plan: IntegerPlan) -> list[int]:
         -1 if residual is None else residual,
         len(step.offset) if isinstance(step, Linear) else plan.activations[step.output].channels,
         step.groups if isinstance(step, Adder | Convolution) else 1 if isinstance(step, Linear) else source.channels,
-        0 if requantisation is None else requantisation.levels,
+        0 if requantization is None else requantization.levels,
         *window.kernel,
         *window.stride,
         *window.padding,
@@ -214,7 +214,7 @@ def _sizes(step: Step, plan: IntegerPlan) -> list[int]:
 def _factors(step: Step) -> list[list[int]]:
     if isinstance(step, Linear):
         return [step.multiplier.tolist(), step.offset.tolist(), step.shift.tolist(), [], []]
-    factors = requantisation_of(step)
+    factors = requantization_of(step)
     if factors is None:
         return [[], [], [], [], []]
     added = factors.residual_multiplier

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backends.triton import launch as gpu
 from .check import check_plan
 from .plan import Activation, Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Step, last_use
-from .reference import quantise, requantise
+from .reference import quantize, requantize
 from .triton_launch import operands_of, plan_adder
 
 
@@ -70,7 +70,7 @@ class GpuEngine:
         return result
 
     def run_float(self, images: Tensor) -> Tensor:
-        """Run images of real values through the network; they become bytes as ``reference.quantise`` says.
+        """Run images of real values through the network; they become bytes as ``reference.quantize`` says.
 
         Args:
             images: ``[N, C, H, W]``, floating point, on the engine's device.
@@ -86,7 +86,7 @@ class GpuEngine:
         if not images.dtype.is_floating_point:
             raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
         self._check(images, (first.channels, first.height, first.width))
-        return self.run(quantise(images, first.scale, first.zero))
+        return self.run(quantize(images, first.scale, first.zero))
 
     def _check(self, images: Tensor, shape: tuple[int, int, int]) -> None:
         if images.ndim != 4 or images.shape[1:] != shape:
@@ -110,12 +110,12 @@ class GpuEngine:
             sums = window_sums(source, step)
         else:
             sums = source.long()
-        return requantise(sums, step.requantisation, values)
+        return requantize(sums, step.requantization, values)
 
     def _add(self, step: Adder, values: dict[int, Tensor]) -> Tensor:
         target, source = self.plan.activations[step.output], values[step.input]
         output = source.new_empty(len(source), target.height, target.width, target.channels)
-        number = step.requantisation.residual
+        number = step.requantization.residual
         with torch.cuda.device_of(source):
             where = gpu.device(source.device.index)
             for images in gpu.parts(len(source), target.height * target.width):
@@ -143,9 +143,9 @@ def convolution(source: Tensor, step: Convolution, zero: Tensor) -> Tensor:
     Rounded, since cuDNN may choose an algorithm whose intermediate results are no integers.
     """
     _, stride, padding, dilation = step.window
-    centred = (source.double() - zero).permute(0, 3, 1, 2)
+    centered = (source.double() - zero).permute(0, 3, 1, 2)
     weight = step.weight.double().permute(0, 3, 1, 2)
-    sums = F.conv2d(centred, weight, None, stride, padding, dilation, step.groups).permute(0, 2, 3, 1)
+    sums = F.conv2d(centered, weight, None, stride, padding, dilation, step.groups).permute(0, 2, 3, 1)
     zeros = zero.long().view(step.groups, 1, -1).expand(-1, len(weight) // step.groups, -1).flatten(0, 1)
     return sums.round().long() + (step.weight.long().sum((1, 2)) * zeros).sum(1)
 

@@ -39,7 +39,7 @@ class IntegerNetwork(Tensors):
 
     Args:
         plan: What lies between.
-        stem: The first convolution, normalisation included; what follows it is the plan's first activation.
+        stem: The first convolution, normalization included; what follows it is the plan's first activation.
         head: The classifier, on the plan's last activation.
 
     Raises:
@@ -87,7 +87,7 @@ class IntegerNetwork(Tensors):
         return written.channels * written.height * written.width
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]``, normalised as the float network expects, to logits ``[N, classes]`` fp32.
+        """Images ``[N, C, H, W]``, normalized as the float network expects, to logits ``[N, classes]`` fp32.
 
         Raises:
             ValueError: The images have another size than those that the plan was made for.

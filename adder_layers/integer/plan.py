@@ -4,7 +4,7 @@ An activation is bytes ``[H, W, C]``; a byte ``q`` of channel ``c`` stands for t
 and a padded tap is the byte ``zero[c]``. An adder layer's weights are bytes on the very grid of its input, since only a
 common step gives ``|s·q - s·w| = s·|q - w|`` (arXiv 2101.10015; literature of shared scales).
 
-Every step ends in the same requantisation of its sum ``a`` to a byte of channel ``c``:
+Every step ends in the same requantization of its sum ``a`` to a byte of channel ``c``:
 
     t = a · multiplier[c] + r · residual_multiplier[c] + offset[c]          (int64; r is the residual's byte)
     q = min(max(t, 0) >> shift[c], levels) << exponent[c]
@@ -46,7 +46,7 @@ class Activation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Requantisation:
+class Requantization:
     """From a step's sums to the bytes it writes; see the module's formula.
 
     Args:
@@ -78,7 +78,7 @@ class Filters:
         weight: ``[O, kh, kw, C / groups]`` of ``weight_dtype``.
         window: Kernel, stride, padding and dilation.
         groups: Number of channel groups.
-        requantisation: From sums to bytes.
+        requantization: From sums to bytes.
     """
 
     kind: ClassVar[str]
@@ -89,7 +89,7 @@ class Filters:
     weight: Tensor
     window: Window
     groups: int
-    requantisation: Requantisation
+    requantization: Requantization
 
 
 class Adder(Filters):
@@ -116,19 +116,19 @@ class Rescale:
     Args:
         input: Number of the activation it reads.
         output: Number of the activation it writes, of the input's shape.
-        requantisation: From bytes to bytes, perhaps with a residual.
+        requantization: From bytes to bytes, perhaps with a residual.
     """
 
     kind: ClassVar[str] = "rescale"
 
     input: int
     output: int
-    requantisation: Requantisation
+    requantization: Requantization
 
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool:
-    """The largest byte of a window; padded taps do not count. Codes keep their meaning, so nothing is requantised.
+    """The largest byte of a window; padded taps do not count. Codes keep their meaning, so nothing is requantized.
 
     Args:
         input: Number of the activation it reads.
@@ -145,13 +145,13 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class AveragePool:
-    """``a`` is the sum of a window's bytes; the requantisation divides. There is no padding.
+    """``a`` is the sum of a window's bytes; the requantization divides. There is no padding.
 
     Args:
         input: Number of the activation it reads.
         output: Number of the activation it writes.
         window: Kernel and stride; padding 0, dilation 1.
-        requantisation: From sums to bytes.
+        requantization: From sums to bytes.
     """
 
     kind: ClassVar[str] = "average_pool"
@@ -159,7 +159,7 @@ class AveragePool:
     input: int
     output: int
     window: Window
-    requantisation: Requantisation
+    requantization: Requantization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,15 +209,15 @@ class IntegerPlan:
         return isinstance(self.steps[-1], Linear)
 
 
-def requantisation_of(step: Step) -> Requantisation | None:
-    """How a step writes bytes; ``None`` for max-pooling and the classifier, which do not requantise."""
-    return None if isinstance(step, MaxPool | Linear) else step.requantisation
+def requantization_of(step: Step) -> Requantization | None:
+    """How a step writes bytes; ``None`` for max-pooling and the classifier, which do not requantize."""
+    return None if isinstance(step, MaxPool | Linear) else step.requantization
 
 
 def reads(step: Step) -> tuple[int, ...]:
     """Numbers of the activations that a step reads."""
-    requantisation = requantisation_of(step)
-    residual = None if requantisation is None else requantisation.residual
+    requantization = requantization_of(step)
+    residual = None if requantization is None else requantization.residual
     return (step.input,) if residual is None else (step.input, residual)
 
 

@@ -20,10 +20,10 @@ from .plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Rescale,
     Step,
-    requantisation_of,
+    requantization_of,
 )
 
 _MOST = 1 << 24  # channels, pixels along a side and the like: far more than any image has
@@ -48,7 +48,7 @@ def _step_structure(step: Step, path: str) -> dict[str, Any]:
         found |= {name: list(value) for name, value in zip(_WINDOW, step.window, strict=True)}
     if isinstance(step, Adder | Convolution):
         found["groups"] = step.groups
-    factors = requantisation_of(step)
+    factors = requantization_of(step)
     if factors is not None:
         found["levels"] = factors.levels
         if factors.residual is not None:
@@ -85,7 +85,7 @@ def tensors_of(plan: IntegerPlan) -> Iterator[tuple[str, Tensor]]:
         weight = getattr(step, "weight", None)
         if weight is not None:
             yield f"steps.{number}.weight", weight
-        holder = step if isinstance(step, Linear) else requantisation_of(step)
+        holder = step if isinstance(step, Linear) else requantization_of(step)
         for name in _FACTORS:
             value = getattr(holder, name, None)
             if value is not None:
@@ -111,8 +111,8 @@ def _with_tensors(step: Step, prefix: str, tensors: Mapping[str, Tensor]) -> Ste
     if isinstance(step, Linear):
         return replace(step, **own)  # type: ignore[arg-type]
     weight = {"weight": own.pop("weight")} if "weight" in own else {}
-    factors = replace(step.requantisation, **own)  # type: ignore[arg-type]
-    return replace(step, requantisation=factors, **weight)  # type: ignore[arg-type]
+    factors = replace(step.requantization, **own)  # type: ignore[arg-type]
+    return replace(step, requantization=factors, **weight)  # type: ignore[arg-type]
 
 
 def _list(structure: Any, name: str) -> list[Any]:
@@ -152,19 +152,19 @@ def _step(value: Mapping[str, Any], activations: tuple[Activation, ...], name: s
         return Linear(source, weight, *factors[:3], scale=_scale(value.get("scale"), name))
     target = _whole(value.get("output"), f"output of {name}", 1, last)
     if kind == Rescale.kind:
-        return Rescale(source, target, _requantisation(value, activations[target], name, last))
+        return Rescale(source, target, _requantization(value, activations[target], name, last))
     window = _window(value, name)
     if kind == MaxPool.kind:
         return MaxPool(source, target, window)
     if kind == AveragePool.kind:
-        return AveragePool(source, target, window, _requantisation(value, activations[target], name, last))
+        return AveragePool(source, target, window, _requantization(value, activations[target], name, last))
     cls = next((each for each in (Adder, Convolution) if each.kind == kind), None)
     if cls is None:
         raise ValueError(f"kind of {name} is {kind!r:.80}, which this release does not know: install a newer adderkit")
     groups = _whole(value.get("groups"), f"groups of {name}", 1, before.channels)
     shape = (activations[target].channels, *window.kernel, before.channels // groups)
     weight = torch.zeros(shape, dtype=cls.weight_dtype)
-    return cls(source, target, weight, window, groups, _requantisation(value, activations[target], name, last))
+    return cls(source, target, weight, window, groups, _requantization(value, activations[target], name, last))
 
 
 def _window(value: Mapping[str, Any], name: str) -> Window:
@@ -177,12 +177,12 @@ def _window(value: Mapping[str, Any], name: str) -> Window:
     return Window(*pairs)
 
 
-def _requantisation(value: Mapping[str, Any], target: Activation, name: str, last: int) -> Requantisation:
+def _requantization(value: Mapping[str, Any], target: Activation, name: str, last: int) -> Requantization:
     multiplier, offset, shift = _factors(target.channels)
     residual = value.get("residual")
     if residual is not None:
         _whole(residual, f"residual of {name}", 0, last)
-    return Requantisation(
+    return Requantization(
         multiplier=multiplier,
         offset=offset,
         shift=shift,

@@ -1,4 +1,4 @@
-"""The law of quantized networks: what a plan computes, written from its formulas in int64, slow and never optimised."""
+"""The law of quantized networks: what a plan computes, written from its formulas in int64, slow and never optimized."""
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,13 @@ from .plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Rescale,
     Step,
 )
 
 
-def quantise(images: Tensor, scale: float, zero: Tensor) -> Tensor:
+def quantize(images: Tensor, scale: float, zero: Tensor) -> Tensor:
     """Real values to bytes: ``clamp(floor(x / scale + zero + 1/2), 0, 255)``, each operation rounded to fp32.
 
     Args:
@@ -74,7 +74,7 @@ def _carry_out(step: Step, activations: tuple[Activation, ...], values: dict[int
         return logits.to(torch.int32)
     if isinstance(step, MaxPool):
         return _max_pool(source, step.window, activations[step.output])
-    return requantise(_sums(step, source, activations[step.input]), step.requantisation, values)
+    return requantize(_sums(step, source, activations[step.input]), step.requantization, values)
 
 
 def _sums(step: Adder | Convolution | Rescale | AveragePool, source: Tensor, activation: Activation) -> Tensor:
@@ -109,19 +109,19 @@ def windows(source: Tensor, window: Window, zero: Tensor) -> Tensor:
     return result
 
 
-def requantise(sums: Tensor, requantisation: Requantisation, values: dict[int, Tensor]) -> Tensor:
+def requantize(sums: Tensor, requantization: Requantization, values: dict[int, Tensor]) -> Tensor:
     """Sums ``[N, H, W, O]`` int64 to bytes of the same shape, by the formula of ``plan.py``.
 
     Args:
         sums: What the step summed.
-        requantisation: Its factors.
+        requantization: Its factors.
         values: The bytes of the activations by number, for the residual.
     """
-    total = sums * requantisation.multiplier.long() + requantisation.offset
-    if requantisation.residual is not None and requantisation.residual_multiplier is not None:
-        total = total + values[requantisation.residual].long() * requantisation.residual_multiplier.long()
-    codes = (total.clamp(min=0) >> requantisation.shift.long()).clamp(max=requantisation.levels)
-    return (codes << requantisation.exponent.long()).to(torch.uint8)
+    total = sums * requantization.multiplier.long() + requantization.offset
+    if requantization.residual is not None and requantization.residual_multiplier is not None:
+        total = total + values[requantization.residual].long() * requantization.residual_multiplier.long()
+    codes = (total.clamp(min=0) >> requantization.shift.long()).clamp(max=requantization.levels)
+    return (codes << requantization.exponent.long()).to(torch.uint8)
 
 
 def _max_pool(source: Tensor, window: Window, output: Activation) -> Tensor:

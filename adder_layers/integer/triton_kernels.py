@@ -1,6 +1,6 @@
-"""Triton kernels of quantized adder layers: bytes in, sums in int32, requantised bytes out, all in one pass.
+"""Triton kernels of quantized adder layers: bytes in, sums in int32, requantized bytes out, all in one pass.
 
-Tiles and layouts are those of ``forward_kernels.py``. The tiled kernel reads words of four bytes, four neighbouring
+Tiles and layouts are those of ``forward_kernels.py``. The tiled kernel reads words of four bytes, four neighboring
 channels of a pixel, and one instruction (``VABSDIFF4.U8.ACC``) takes four distances and adds them to the sum. It exists
 for unsigned bytes only; its signed form is emulated in about thirty. A padded tap reads the input's ``zero`` bytes: its
 address is that of a row of them, so that the hot loop has no mask. The direct kernel serves depthwise and thin groups,
@@ -36,7 +36,7 @@ def _add_distance(x, w, acc, INSTRUCTION: tl.constexpr):
 
 @triton.jit
 def _store_codes(sums, target, residual, kept, factors, offset, width, levels, RESIDUAL: tl.constexpr):
-    """Requantise by the formula of ``plan.py`` and store.
+    """Requantize by the formula of ``plan.py`` and store.
 
     All but ``width`` and ``levels`` are pointers, or values, of the elements. The factors are rows of ``width``:
     multiplier, shift, exponent and the residual's multiplier.

@@ -39,7 +39,7 @@ def operands_of(step: Adder, zero: Tensor) -> Operands:
         step: The adder layer.
         zero: The zero bytes of the activation it reads, ``[C]`` uint8.
     """
-    factors = step.requantisation
+    factors = step.requantization
     rows = [factors.multiplier, factors.shift, factors.exponent]
     if factors.residual_multiplier is not None:
         rows.append(factors.residual_multiplier)
@@ -61,7 +61,7 @@ def _padded(tensor: Tensor, multiple: int) -> Tensor:
 
 
 def words(bytes: Tensor) -> Tensor:
-    """Four neighbours of the last axis as one int32; what lacks to the last four is 0, on both sides of a distance."""
+    """Four neighbors of the last axis as one int32; what lacks to the last four is 0, on both sides of a distance."""
     return _padded(bytes, WORD).view(torch.int32)
 
 
@@ -82,7 +82,7 @@ def plan_adder(
     filters, positions = all_filters // step.groups, batch * rows * columns
     kernel, *steps = step.window
     sizes = (step.groups, *source.shape[1:3], rows, columns, positions, kernel[1], kernel[0] * kernel[1])
-    geometry = (*sizes, *(value for pair in steps for value in pair), step.requantisation.levels)
+    geometry = (*sizes, *(value for pair in steps for value in pair), step.requantization.levels)
     tensors = (operands.weight, output, output if residual is None else residual, operands.factors, operands.offset)
     options: dict[str, int | bool] = {"RESIDUAL": residual is not None}
     if _is_thin(step):

@@ -115,8 +115,8 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     axes = figure.subplots()
     labels = [row["label"] for row in rows][::-1]
     values = [row["top1"] for row in rows][::-1]
-    colours = ["#3b6ea5" if "teacher" in label else "#d9822b" for label in labels]
-    bars = axes.barh(labels, values, color=colours)
+    colors = ["#3b6ea5" if "teacher" in label else "#d9822b" for label in labels]
+    bars = axes.barh(labels, values, color=colors)
     axes.bar_label(bars, fmt="%.1f %%", padding=3)
     axes.set_xlim(0, 109)
     axes.set_xlabel("top-1 (%), 10,000 test images")

@@ -40,7 +40,7 @@ class Way:
     start: str
     options: tuple[str, ...]
     epochs: int
-    colour: str
+    color: str
 
 
 WAYS: dict[str, Way] = {
@@ -179,18 +179,18 @@ def draw(found: list[dict[str, Any]], target: Path) -> None:
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    labelled: set[str] = set()
+    labeled: set[str] = set()
     for row in found:
         way, curve = WAYS[row["row"]], row["curve"]
-        label = f"{way.label}, {way.epochs} epoch{'s' * (way.epochs > 1)}" if row["row"] not in labelled else None
-        labelled.add(row["row"])
+        label = f"{way.label}, {way.epochs} epoch{'s' * (way.epochs > 1)}" if row["row"] not in labeled else None
+        labeled.add(row["row"])
         if row["row"] == "teacher":
-            axes.axhline(row["last"], color=way.colour, linewidth=1.2, linestyle="--", label=label)
+            axes.axhline(row["last"], color=way.color, linewidth=1.2, linestyle="--", label=label)
         elif way.epochs:
             before, own = row["start"]["cpu_seconds"], row["cost"]["cpu_seconds"]
             first = way.epochs - len(curve) + 1  # 0 where the curve begins with the start
             minutes = [(before + own * epoch / way.epochs) / 60 for epoch in range(first, way.epochs + 1)]
-            axes.plot(minutes, curve, color=way.colour, marker="o", markersize=3, linewidth=1.2, label=label)
+            axes.plot(minutes, curve, color=way.color, marker="o", markersize=3, linewidth=1.2, label=label)
     axes.set_xlabel("minutes of CPU time, calibration included")
     axes.set_ylabel("top-1 (%), 10,000 test images")
     axes.set_ylim(*DRAWN)

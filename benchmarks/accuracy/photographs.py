@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
-from adderkit.convert.calibration.batchnorm_shift import teachers_domain
+from adderkit.convert.calibration.batchnorm_shift import calibration_statistics
 from adderkit.convert.calibration.blockwise import match_blocks_
 from adderkit.convert.calibration.calibrate import MEMORY, CalibrationReport, LayerFidelity, calibrate_
 from adderkit.convert.calibration.hybrid import HybridPolicy, layers_to_keep
@@ -61,7 +61,7 @@ def teacher() -> nn.Module:
 
 
 def crops(names: tuple[str, ...], count: int, size: int, seed: int) -> Tensor:
-    """``count`` random crops of photographs, ``[count, 3, size, size]``, normalised for ImageNet."""
+    """``count`` random crops of photographs, ``[count, 3, size, size]``, normalized for ImageNet."""
     folders = [Path(str(import_module(name).__file__)).parent for name in ("skimage", "sklearn")]
     patterns = ("data/*", "datasets/images/*")
     found = {path.name: path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
@@ -92,7 +92,7 @@ def trial(
     for method in METHODS:
         student, started = copy.deepcopy(fitted), time.perf_counter()
         if method != METHODS[0]:
-            with teachers_domain(student, original, images.split(32)):
+            with calibration_statistics(student, original, images.split(32)):
                 match_blocks_(
                     student,
                     original,
@@ -169,12 +169,12 @@ def draw(trials: dict[str, Any], target: Path) -> None:
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for method, colour, mark in zip(METHODS, ("#0072B2", "#D55E00", "#009E73"), "osD", strict=True):
+    for method, color, mark in zip(METHODS, ("#0072B2", "#D55E00", "#009E73"), "osD", strict=True):
         rows = sorted(trials.values(), key=lambda row: row["removed"])
         axes.plot(
             [0, *(100 * row["removed"] for row in rows)],
             [100, *(row["methods"][method]["agreement"] for row in rows)],
-            color=colour,
+            color=color,
             marker=mark,
             label=method,
         )

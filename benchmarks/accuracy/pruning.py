@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="the CNN that it was made from")
     parser.add_argument("--runs", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--json", type=Path, default=Path("docs/results/pruning.json"))
-    parser.add_argument("--images", type=int, default=512, help="unlabelled images to prune on")
+    parser.add_argument("--images", type=int, default=512, help="unlabeled images to prune on")
     parser.add_argument("--train-images", type=int, default=20000, help="images of an epoch")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--removed", type=int, nargs="+", default=REMOVED, help="per cent of the additions")

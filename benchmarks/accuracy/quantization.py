@@ -4,7 +4,7 @@
 
 The float networks come from ``benchmarks.accuracy.fashion_mnist_table``; those trained with quantization from
 ``adderkit finetune --recipe
-int8-qat --set bits=4``. Ranges are chosen on unlabelled training images. A row that the JSON has is not measured again.
+int8-qat --set bits=4``. Ranges are chosen on unlabeled training images. A row that the JSON has is not measured again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 import adderkit
 from adderkit.convert.files import read_json_object, write_json
 from adderkit.convert.quantization.fake_quantize import FakeQuantized
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, unlabelled_images
+from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, unlabeled_images
 from adderkit.recipes.data.small import SMALL_DATASETS
 
 from .fashion_mnist import hardware, versions
@@ -80,7 +80,7 @@ def networks(arguments: argparse.Namespace) -> list[tuple[str, Callable[[], nn.M
 def quantized(folder: Path, count: int, settings: dict[str, Any]) -> nn.Module:
     """The integer network of a saved one."""
     model = adderkit.load(folder)
-    images = unlabelled_images("fashion-mnist", None, model, count)
+    images = unlabeled_images("fashion-mnist", None, model, count)
     return adderkit.quantize(model, images, adderkit.QuantizeConfig(**settings))
 
 

@@ -102,9 +102,9 @@ def main() -> None:
     # The clock may have risen since: the best the units did is the limit.
     again = issue_limit(device)
     limit = {name: max(rate, again[name]) for name, rate in result["issue_limit"].items()}
-    summary = {name: summarise([row for row in rows if row["model"] == name], limit) for name in arguments.models}
+    summary = {name: summarize([row for row in rows if row["model"] == name], limit) for name in arguments.models}
     resnets = [row for row in rows if row["model"] in ("resnet18", "resnet50")]
-    summary |= {"resnet18 and resnet50": summarise(resnets, limit)} if resnets else {}
+    summary |= {"resnet18 and resnet50": summarize(resnets, limit)} if resnets else {}
     for name, means in summary.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in means.items()))
     result |= {"issue_limit": limit, "summary": summary, "training_step": network}
@@ -124,7 +124,7 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def summarise(rows: list[dict[str, Any]], limit: dict[str, float]) -> dict[str, float]:
+def summarize(rows: list[dict[str, Any]], limit: dict[str, float]) -> dict[str, float]:
     """Geometric means over layers of the ratios of median rates, and of the shares of the arithmetic units' limit."""
     means = {}
     for other in ("conv", "cdist", "published"):

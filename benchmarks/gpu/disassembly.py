@@ -18,7 +18,7 @@ from triton.compiler import ASTSource  # type: ignore[import-untyped]
 from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.backends.triton.tiles import Device
 from adderkit.adder_layers.geometry import Window
-from adderkit.adder_layers.integer.plan import Adder, Requantisation
+from adderkit.adder_layers.integer.plan import Adder, Requantization
 from adderkit.adder_layers.integer.triton_launch import operands_of, plan_adder
 
 TARGETS = {
@@ -132,9 +132,9 @@ def integer_launch_of(layer: Layer, residual: bool, target: str) -> gpu.Launch:
     window = Window(kernel, stride, padding, (1, 1))
     factor, filters = bytes(layer.filters), layer.filters
     added = (2, factor.int()) if residual else (None, None)
-    requantisation = Requantisation(factor.int(), factor.long(), factor, factor, 255, *added)
+    requantization = Requantization(factor.int(), factor.long(), factor, factor, 255, *added)
     weight = bytes(filters, *kernel, layer.channels // layer.groups)
-    step = Adder(0, 1, weight, window, layer.groups, requantisation)
+    step = Adder(0, 1, weight, window, layer.groups, requantization)
     output = bytes(layer.batch, *window.output_size(layer.size, layer.size), filters)
     source = bytes(layer.batch, layer.size, layer.size, layer.channels)
     device = Device(PROCESSORS[target], TARGETS[target].warp_size, target)

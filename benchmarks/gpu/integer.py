@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.geometry import Window
-from adderkit.adder_layers.integer.plan import Adder, Requantisation
+from adderkit.adder_layers.integer.plan import Adder, Requantization
 from adderkit.adder_layers.integer.triton_launch import operands_of, plan_adder
 
 from ..cpu.layers import Layer
@@ -45,7 +45,7 @@ def functions(layer: Layer, device: str) -> dict[str, Callable[[], Any]]:
 
 
 def _adder(layer: Layer, device: str) -> Callable[[], None]:
-    """The integer engine's step, weights packed; bytes in, requantised bytes out."""
+    """The integer engine's step, weights packed; bytes in, requantized bytes out."""
 
     def random(*shape: int, high: int = 256) -> torch.Tensor:
         return torch.randint(0, high, shape, dtype=torch.uint8, device=device)
@@ -54,7 +54,7 @@ def _adder(layer: Layer, device: str) -> Callable[[], None]:
     filters, group_channels, *kernel = layer.weight
     window = Window((kernel[0], kernel[1]), *((value, value) for value in (layer.stride, layer.padding, 1)))
     offset = torch.zeros(filters, dtype=torch.int64, device=device)
-    factors = Requantisation(random(filters).int(), offset, random(filters, high=40), random(filters, high=1))
+    factors = Requantization(random(filters).int(), offset, random(filters, high=40), random(filters, high=1))
     step = Adder(0, 1, random(filters, *kernel, group_channels), window, layer.groups, factors)
     operands = operands_of(step, random(channels))
     source = random(batch, *size, channels)

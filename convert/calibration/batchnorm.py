@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..graph.modes import evaluation_mode, placed
+from ..graph.modes import eval_mode, move_like
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -52,7 +52,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Args:
         model: The model to change.
-        batches: Images ``[N, C, H, W]``, normalised as the model expects; N of 32 or more keeps the estimate sound,
+        batches: Images ``[N, C, H, W]``, normalized as the model expects; N of 32 or more keeps the estimate sound,
             and a batch of a single image is left out.
 
     Returns:
@@ -61,7 +61,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
     norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     images = 0
-    with evaluation_mode(model):
+    with eval_mode(model):
         try:
             for batch in batches:
                 if len(batch) < 2:  # a BatchNorm on the logits has no variance to measure
@@ -73,7 +73,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 images += len(batch)
                 for norm in norms:
                     norm.momentum = len(batch) / images  # the plain average over all images seen so far
-                model(placed(batch, model))
+                model(move_like(batch, model))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -3,8 +3,8 @@
 The statistics in the original are those of its training images. Calibration measures a converted network's over the
 images it is given. Where those are few, or of another kind, plain measuring would change even a network in which
 nothing was converted: EfficientNet-Lite0 with statistics measured over crops of twelve photographs names the same
-class as before for 19 % of other crops. So inside ``teachers_domain`` the factors and offsets of BatchNorm are those
-with which statistics *of the calibration images* give what the original gives.
+class as before for 19 % of other crops. So inside ``calibration_statistics`` the factors and offsets of BatchNorm are
+those with which statistics *of the calibration images* give what the original gives.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..graph.modes import evaluation_mode, placed
+from ..graph.modes import eval_mode, move_like
 from .batchnorm import named_batch_norms
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -22,7 +22,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 _LARGEST_RATIO = 10.0
 
 
-class Shift(NamedTuple):
+class ChannelShift(NamedTuple):
     """What a BatchNorm of the original receives for the calibration images, in units of its running statistics.
 
     ``ratio`` is that of the standard deviations, ``offset`` the difference of the means in running standard
@@ -34,7 +34,7 @@ class Shift(NamedTuple):
 
 
 @contextmanager
-def teachers_domain(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> Iterator[None]:
+def calibration_statistics(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the student's BatchNorms are written for statistics of the calibration images, afterwards as before.
 
     Both ways of writing them are the same function to rounding, so nothing changes but what measuring statistics, or
@@ -47,7 +47,7 @@ def teachers_domain(student: nn.Module, teacher: nn.Module, batches: Sequence[Te
     """
     shifts = measure_shifts(teacher, batches)
     pairs = [
-        (norm, Shift(*(values.to(norm.running_mean) for values in shifts[path])))
+        (norm, ChannelShift(*(values.to(norm.running_mean) for values in shifts[path])))
         for path, norm in named_batch_norms(student).items()
         if path in shifts and norm.affine and norm.weight.shape == shifts[path].offset.shape
     ]
@@ -60,7 +60,7 @@ def teachers_domain(student: nn.Module, teacher: nn.Module, batches: Sequence[Te
     finally:
         for (norm, shift), before, rewritten in zip(pairs, kept, inside, strict=True):
             untrained = torch.equal(norm.weight, rewritten[0]) and torch.equal(norm.bias, rewritten[1])
-            _rewrite(norm, Shift(1 / shift.ratio, -shift.offset / shift.ratio))
+            _rewrite(norm, ChannelShift(1 / shift.ratio, -shift.offset / shift.ratio))
             if untrained:  # as it was, to the bit
                 _copy(norm, before)
 
@@ -72,7 +72,7 @@ def _copy(norm: _BatchNorm, values: tuple[Tensor, Tensor]) -> None:
 
 
 @torch.no_grad()
-def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, Shift]:
+def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, ChannelShift]:
     """How the inputs of the teacher's BatchNorms differ from what they were trained on, by path.
 
     Means and variances are averaged over batches, as measuring a BatchNorm's statistics does.
@@ -89,17 +89,17 @@ def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, S
 
     handles = [norm.register_forward_pre_hook(hook_for(path)) for path, norm in norms.items()]
     try:
-        with evaluation_mode(teacher):
+        with eval_mode(teacher):
             for batch in batches:
                 if len(batch) > 1:  # one value alone has no variance
-                    teacher(placed(batch, teacher))
+                    teacher(move_like(batch, teacher))
     finally:
         for handle in handles:
             handle.remove()
     return {path: _shift(norm, sums[path]) for path, norm in norms.items() if sums[path]}
 
 
-def _shift(norm: _BatchNorm, found: list[tuple[int, Tensor, Tensor]]) -> Shift:
+def _shift(norm: _BatchNorm, found: list[tuple[int, Tensor, Tensor]]) -> ChannelShift:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     images = sum(count for count, _, _ in found)
@@ -107,11 +107,11 @@ def _shift(norm: _BatchNorm, found: list[tuple[int, Tensor, Tensor]]) -> Shift:
     variance = torch.stack([count / images * variance for count, _, variance in found]).sum(0)
     deviation = (norm.running_var.float() + norm.eps).sqrt()
     ratio = (variance + norm.eps).sqrt() / deviation
-    return Shift(ratio.clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO), (mean - norm.running_mean.float()) / deviation)
+    return ChannelShift(ratio.clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO), (mean - norm.running_mean.float()) / deviation)
 
 
 @torch.no_grad()
-def _rewrite(norm: _BatchNorm, shift: Shift) -> None:
+def _rewrite(norm: _BatchNorm, shift: ChannelShift) -> None:
     """The same function with statistics that lie ``offset`` deviations further and are ``ratio`` times as wide."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

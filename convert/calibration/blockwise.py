@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ..conversion.rewrite import adder_layers
 from ..errors import AdderkitError
 from ..graph.layers import Layer, trace_layers
-from ..graph.modes import evaluation_mode, placed
+from ..graph.modes import eval_mode, move_like
 from .batchnorm import batch_norms
 
 BATCH, LEAST_BATCH = 64, 8
 WARM_UP = 10
-# Tensors of a layer's output size that a training step holds: its own, its normalisation's, its activation's, and the
+# Tensors of a layer's output size that a training step holds: its own, its normalization's, its activation's, and the
 # gradient on its way.
 KEPT = 4
 # Adam's rate for the adder weights in units of their own spread, layer by layer, and that of the BatchNorms.
@@ -35,7 +35,7 @@ def block_paths(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
     """Paths of the modules whose outputs are compared, in order of execution.
 
     That is the nearest module around an adder layer that is more than a sequence, such as a residual block. A layer
-    that only the model itself is around is compared behind its normalisation.
+    that only the model itself is around is compared behind its normalization.
 
     Args:
         model: The converted model.
@@ -70,7 +70,7 @@ def match_blocks_(
     Args:
         student: The converted model, its layers already fitted one by one.
         teacher: The original network, with the same module paths.
-        images: ``[N, C, H, W]``, normalised as the models expect.
+        images: ``[N, C, H, W]``, normalized as the models expect.
         steps: Optimizer steps with batches of 64 random images.
         memory: Bytes that the activations of a step may take; where 64 images need more, batches are smaller.
         generator: Source of the batches.
@@ -83,7 +83,7 @@ def match_blocks_(
     layers = [layer for layer in trace_layers(student, images[:1]) if layer.path in adders]
     blocks = block_paths(student, layers) if blocks is None else blocks
     size = _batch_size(layers, len(images), memory)
-    with evaluation_mode(student, teacher), _trainable(student, adders) as parameters:
+    with eval_mode(student, teacher), _trainable(student, adders) as parameters:
         optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -91,7 +91,7 @@ def match_blocks_(
         for step in range(steps):
             progress("all layers", step, steps)
             chosen = torch.randint(len(images), (size,), generator=generator)
-            batch = placed(images[chosen], student)
+            batch = move_like(images[chosen], student)
             with torch.no_grad():
                 wanted = _outputs(teacher, blocks, batch)
             with torch.enable_grad():

@@ -15,10 +15,10 @@ from ...adder_layers.conv import AdderConv2d
 from ..conversion.rewrite import adder_layers
 from ..errors import AdderkitError
 from ..graph.layers import trace_layers
-from ..graph.modes import evaluation_mode
+from ..graph.modes import eval_mode
 from ..quantization.record import refuse_integers
 from .batchnorm import reestimate_batchnorm_
-from .batchnorm_shift import teachers_domain
+from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
 from .layerwise import HELD_OUT, Fit, Progress, fit_layers_, positions_per_image
 from .state import CalibrationState, FittedLayer
@@ -81,14 +81,14 @@ def calibrate_(
     """Fit every adder layer of a converted model to the original network, in place. No labels are needed.
 
     Layer reconstruction with the true L1 subgradient, see ``reconstruct``; then all layers together, see
-    ``match_blocks_``. A normalisation that converting inserted gives each channel the mean and variance of the
+    ``match_blocks_``. A normalization that converting inserted gives each channel the mean and variance of the
     convolution's output. Afterwards all BatchNorm statistics are measured again on the images, so that what a
-    BatchNorm gives for them has the mean and variance of the teacher's, see ``teachers_domain``.
+    BatchNorm gives for them has the mean and variance of the teacher's, see ``calibration_statistics``.
 
     Args:
         student: The converted model; its adder layers hold the convolutions' weights.
         teacher: The original network, with the same module paths.
-        images: ``[N, C, H, W]`` normalised as the models expect, or batches of such. A few hundred do.
+        images: ``[N, C, H, W]`` normalized as the models expect, or batches of such. A few hundred do.
         steps: Adam steps for each layer; 0 only scales the weights.
         samples: Windows to fit a layer to, spread evenly over the images.
         matching_steps: Steps of the joint fit; 0 leaves it out.
@@ -120,7 +120,7 @@ def calibrate_(
     own = student.state_dict()
     settings = {**fit._asdict(), "seed": seed, "layers": list(adders), "tensors": list(own)}
     notes = CalibrationState(state, settings, [*batches, *own.values(), *teacher.state_dict().values()])
-    with evaluation_mode(student, teacher), teachers_domain(student, teacher, batches):
+    with eval_mode(student, teacher), calibration_statistics(student, teacher, batches):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
         fitted = fit_layers_(student, teacher, layers, batches, fit, generator, notes, report)
         # The held-out images stay unseen, so that what is measured on them stays honest.

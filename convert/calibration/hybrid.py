@@ -14,7 +14,7 @@ from ..conversion.plan import ConversionPlan
 from ..conversion.rewrite import forget_
 from ..errors import AdderkitError
 from .batchnorm import reestimate_batchnorm_
-from .batchnorm_shift import teachers_domain
+from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
 from .calibrate import MEMORY, CalibrationReport, batches_of
 from .layerwise import Progress
@@ -65,7 +65,7 @@ def layers_to_keep(
         plan: What was converted.
         report: How faithful each layer is.
         original: Multiplications of the original for one image, see ``cost``.
-        converted: Multiplications of the converted model: what stays in layers and normalisations anyway.
+        converted: Multiplications of the converted model: what stays in layers and normalizations anyway.
         policy: The rules; ``min_fidelity`` is applied first, and what it keeps counts towards the budget.
 
     Returns:
@@ -144,7 +144,7 @@ def keep_convolutions_(
         _restore(modules[path], teacher.get_submodule(path))
     forget_(student, {path for path, module in modules.items() if id(module) in chosen})
     batches = batches_of(images, batch_size)
-    with teachers_domain(student, teacher, batches):
+    with calibration_statistics(student, teacher, batches):
         match_blocks_(
             student,
             teacher,

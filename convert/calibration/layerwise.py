@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...adder_layers.modules import NormalisedAdderConv2d
+from ...adder_layers.modules import NormalizedAdderConv2d
 from ..graph.layers import Layer
 from .reconstruction import correlation, distances, input_ranges, reconstruct
 from .sampling import draw_positions, layer_outputs, layer_windows
@@ -124,8 +124,8 @@ def _fit(
 def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output: Tensor, target: Tensor) -> None:
     """Make the BatchNorms behind a layer fit what it now gives, its own among them; ``[G, S, O / G]`` twice."""
     flat, wanted = (values.permute(1, 0, 2).flatten(1) for values in (output, target))
-    if isinstance(module, NormalisedAdderConv2d):
-        own = module.normalisation
+    if isinstance(module, NormalizedAdderConv2d):
+        own = module.normalization
         _set_running(own, flat)
         own.weight.copy_(wanted.std(0))
         own.bias.copy_(wanted.mean(0))  # the convolution's bias is in there

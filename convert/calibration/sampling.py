@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...adder_layers.modules import AdderConv2dSame, same_padding
-from ..conversion.converters import handler_of
-from ..graph.modes import placed
+from ..conversion.converters import converter_of
+from ..graph.modes import move_like
 
 
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
@@ -47,7 +47,7 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
         ``[G, N · P, C / G · kh · kw]``, channel-major as ``weight.reshape(O, -1)``.
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    handler = handler_of(type(layer))
+    handler = converter_of(type(layer))
     dynamic = isinstance(layer, AdderConv2dSame) or (handler is not None and handler.same(layer))
     sides = same_padding(input.shape[-2:], layer) if dynamic else layer._reversed_padding_repeated_twice
     padded = F.pad(input, sides, mode=mode)
@@ -85,7 +85,7 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
     try:
         for batch in batches:
             try:
-                model(placed(batch, model))
+                model(move_like(batch, model))
             except _Reached:
                 taken += len(batch)
     finally:
@@ -126,7 +126,7 @@ def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Se
         handles.append(layer.register_forward_hook(hook_for(path, layer.groups)))
     try:
         for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
-            model(placed(batch, model))
+            model(move_like(batch, model))
             taken += len(batch)
     finally:
         for handle in handles:

@@ -61,7 +61,7 @@ def save(
     """
     folder = Path(folder)
     base = base_architecture(model)
-    converted = is_converted(model) or bool(steps_of(model))  # what was baked and turned back is not timm's either
+    converted = is_converted(model) or bool(steps_of(model))  # what was folded and turned back is not timm's either
     config = _config(model, base, converted)
     # One key only: safetensors writes several in any order, and equal models would not be equal files.
     metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}

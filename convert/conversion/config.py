@@ -24,9 +24,9 @@ class AdderConfig:
         skip_first: Keep the first convolution; replacing it costs accuracy and saves little (AdderNet issue 60).
         skip_last: Keep the classifier where it is a convolution.
         skip_depthwise: Keep depthwise convolutions: they hold few of the multiplications and lose most (MobileNetV2).
-        skip_gates: Keep convolutions on 1x1 maps that no normalisation follows, as in squeeze-and-excite gates.
-        norm: What to do with a convolution that no normalisation follows: ``insert`` a BatchNorm2d, ``skip`` it, or
-            ``error``. Before a GroupNorm or LayerNorm, which normalises channels together, ``insert`` inserts one too.
+        skip_gates: Keep convolutions on 1x1 maps that no normalization follows, as in squeeze-and-excite gates.
+        norm: What to do with a convolution that no normalization follows: ``insert`` a BatchNorm2d, ``skip`` it, or
+            ``error``. Before a GroupNorm or LayerNorm, which normalizes channels together, ``insert`` inserts one too.
         version: Version of this form.
     """
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ...adder_layers.conv import AdderConv2d
 from ..errors import AdderkitError, NoModuleMatchedError
 from ..graph.layers import WEIGHT_LAYERS, Layer, trace_layers
-from ..graph.observe import is_normalisation, normalises_each_channel
+from ..graph.observe import is_normalization, normalizes_each_channel
 from ..patterns import matching, nearest_names
 from .config import AdderConfig
-from .converters import handler_of, other_convolutions
+from .converters import converter_of, other_convolutions
 
 Decision = Literal["convert", "skip", "adder"]
 
@@ -27,7 +27,7 @@ class PlanRow:
         cls: Class name as found.
         decision: ``convert``, ``skip``, or ``adder`` where it is one already.
         reason: Why.
-        normalisation: Path of the normalisation that follows, empty where none does.
+        normalization: Path of the normalization that follows, empty where none does.
         inserted: Whether converting inserts a BatchNorm2d, because none follows.
         kernel: ``(height, width)``; ``stride`` likewise.
         stride: See ``kernel``.
@@ -42,7 +42,7 @@ class PlanRow:
     cls: str
     decision: Decision
     reason: str
-    normalisation: str
+    normalization: str
     inserted: bool
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -89,7 +89,7 @@ def plan(
     """Decide for each convolution whether it becomes an adder layer. Changes nothing.
 
     An adder layer's output is always negative and large: behind it an activation would be dead. So a convolution that
-    no normalisation follows gets one of its own, or is skipped, as ``config.norm`` says. Where GroupNorm or LayerNorm
+    no normalization follows gets one of its own, or is skipped, as ``config.norm`` says. Where GroupNorm or LayerNorm
     follows it converts either way, and ``insert`` gives it a BatchNorm before them.
 
     Args:
@@ -103,7 +103,7 @@ def plan(
 
     Raises:
         NoModuleMatchedError: Nothing can be converted and nothing has been.
-        AdderkitError: The model cannot run on the example input, or a normalisation is missing and ``norm`` is
+        AdderkitError: The model cannot run on the example input, or a normalization is missing and ``norm`` is
             ``error``.
     """
     others = other_convolutions()
@@ -138,7 +138,7 @@ def _reason_to_stay(module: nn.Module, layer: Layer, config: AdderConfig) -> str
     pattern = matching(config.exclude, layer.path)
     if pattern is not None:
         return f"excluded by {pattern!r}"
-    if isinstance(module, nn.Conv2d) and handler_of(type(module)) is None:
+    if isinstance(module, nn.Conv2d) and converter_of(type(module)) is None:
         return f"{type(module).__name__} does more than a convolution"
     if config.skip_depthwise and isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
         return "depthwise"
@@ -146,17 +146,17 @@ def _reason_to_stay(module: nn.Module, layer: Layer, config: AdderConfig) -> str
 
 
 def _successor(layer: Layer, modules: dict[str, nn.Module]) -> tuple[str, str]:
-    """The normalisation that takes the layer's output, or empty; and in words what takes it otherwise."""
-    norm = next((path for path in layer.consumers if is_normalisation(modules[path])), "")
-    other = next((path for path in layer.consumers if not is_normalisation(modules[path])), None)
+    """The normalization that takes the layer's output, or empty; and in words what takes it otherwise."""
+    norm = next((path for path in layer.consumers if is_normalization(modules[path])), "")
+    other = next((path for path in layer.consumers if not is_normalization(modules[path])), None)
     if other is not None:
-        return norm, f"no normalisation follows, but {type(modules[other]).__name__} {other!r}"
+        return norm, f"no normalization follows, but {type(modules[other]).__name__} {other!r}"
     function = next((name for name in layer.functions if name != "output"), None)
     if function is not None:
-        return norm, f"no normalisation follows, but {function}()"
+        return norm, f"no normalization follows, but {function}()"
     if norm and not layer.functions:
         return norm, ""
-    return norm, "no normalisation follows, but the output" if norm else "no normalisation follows"
+    return norm, "no normalization follows, but the output" if norm else "no normalization follows"
 
 
 def _shared_weights(modules: dict[str, nn.Module]) -> dict[str, str]:
@@ -191,11 +191,11 @@ def _row(module: Any, layer: Layer, modules: dict[str, nn.Module], config: Adder
         decision, reason = "adder", "is an adder layer"
     elif reason is None and not missing:
         successor = modules[norm]
-        if config.norm != "insert" or normalises_each_channel(successor):
+        if config.norm != "insert" or normalizes_each_channel(successor):
             reason = f"followed by {type(successor).__name__}"
-        missing = f"{type(successor).__name__} {norm!r} normalises channels together"
+        missing = f"{type(successor).__name__} {norm!r} normalizes channels together"
     elif reason is None and config.skip_gates and on_pixel:
-        decision, reason = "skip", "on a 1x1 map without normalisation, as in a gate"
+        decision, reason = "skip", "on a 1x1 map without normalization, as in a gate"
     elif reason is None and config.norm == "skip":
         decision, reason = "skip", missing
     elif reason is None and config.norm == "error":
@@ -212,7 +212,7 @@ def _row(module: Any, layer: Layer, modules: dict[str, nn.Module], config: Adder
         cls=type(module).__name__,
         decision=decision,
         reason=f"{missing}: BatchNorm2d inserted" if reason is None else reason,
-        normalisation=norm,
+        normalization=norm,
         inserted=inserted,
         kernel=kernel,
         stride=(module.stride[0], module.stride[1]),

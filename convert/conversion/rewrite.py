@@ -2,7 +2,7 @@
 
 A conversion changes the *class* of the module object, from ``Conv2d`` to a subclass of ``AdderConv2d``. So parameters,
 device, dtype, mode, hooks, sharing and every reference to the module survive by construction. Two things may be added:
-a transformed weight is baked into the parameter (``handlers``), and a BatchNorm is inserted (``layers``).
+a transformed weight is folded into the parameter (``handlers``), and a BatchNorm is inserted (``layers``).
 """
 
 import copy
@@ -13,28 +13,28 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
-from ...adder_layers.modules import AdderConv2dSame, NormalisedAdderConv2d
+from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d
 from ..errors import CheckpointError, NoModuleMatchedError
 from ..patterns import matching
 from ..pruning.surgery import PRUNE, replay_shapes_
 from ..quantization.fake_quantize import STEP as FAKE
 from ..quantization.fake_quantize import replay_fake_
 from .config import AdderConfig
-from .converters import Handler, adder_class, bake_, handler_of, plain_class
+from .converters import ConvConverter, adder_class, converter_of, fold_weight_, plain_class
 from .plan import ConversionPlan, plan
 
 STEP_VERSION = 1
 ADDER, PLAIN = "adder", "plain"
-_LISTS = ("modules", "normalised", "baked")
+_LISTS = ("modules", "normalized", "folded")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Swap:
-    """A change of one module: to an adder layer, or to the plain convolution that a baked layer is."""
+    """A change of one module: to an adder layer, or to the plain convolution that a folded layer is."""
 
     path: str
     step: str
-    normalised: bool = False
+    normalized: bool = False
 
 
 def convert_(
@@ -69,8 +69,8 @@ def convert_(
     paths = [path for path in todo.paths("convert") if path not in converted]
     if paths:
         inserted = {row.path for row in todo.rows if row.inserted}
-        baked = _carry_out(model, [_Swap(path, ADDER, path in inserted) for path in paths])
-        step = _step(ADDER, paths, normalised=[path for path in paths if path in inserted], baked=baked)
+        folded = _carry_out(model, [_Swap(path, ADDER, path in inserted) for path in paths])
+        step = _step(ADDER, paths, normalized=[path for path in paths if path in inserted], folded=folded)
         _set_steps(model, [*steps_of(model), {**step, "config": todo.config.to_dict()}])
     return todo
 
@@ -78,7 +78,7 @@ def convert_(
 def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
     """Turn adder layers back into convolutions, in place, with the weights they have now.
 
-    An inserted normalisation goes; a layer whose weight was baked becomes a plain convolution with that weight, which
+    An inserted normalization goes; a layer whose weight was folded becomes a plain convolution with that weight, which
     is recorded.
 
     Args:
@@ -101,28 +101,28 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
             + (f"; the first is {next(iter(adders))!r}" if adders else ": the model is not converted")
         )
     for layer in chosen.values():
-        if isinstance(layer, NormalisedAdderConv2d):
-            layer.remove_normalisation_()
+        if isinstance(layer, NormalizedAdderConv2d):
+            layer.remove_normalization_()
         plain: Any = plain_class(isinstance(layer, AdderConv2dSame))
         layer.__class__ = plain
-    baked = forget_(model, {path for path, layer in adders.items() if id(layer) in chosen})
-    if baked:
-        _set_steps(model, [*steps_of(model), _step(PLAIN, baked)])
+    folded = forget_(model, {path for path, layer in adders.items() if id(layer) in chosen})
+    if folded:
+        _set_steps(model, [*steps_of(model), _step(PLAIN, folded)])
     return len(chosen)
 
 
 def forget_(model: nn.Module, paths: Collection[str]) -> list[str]:
-    """Take modules out of the record of conversions, as if they had never been converted; those that were baked."""
-    steps, baked = [], []
+    """Take modules out of the record of conversions, as if they had never been converted; those that were folded."""
+    steps, folded = [], []
     for step in steps_of(model):
         if step["step"] == ADDER:
-            baked += [path for path in step.get("baked", ()) if path in paths]
+            folded += [path for path in step.get("folded", ()) if path in paths]
             lists = {key: [path for path in step[key] if path not in paths] for key in _LISTS if key in step}
             step = {key: lists.get(key, value) for key, value in step.items() if lists.get(key, True)}
         if step["step"] not in (ADDER, PLAIN) or step.get("modules"):
             steps.append(step)
     _set_steps(model, steps)
-    return baked
+    return folded
 
 
 def is_converted(model: nn.Module) -> bool:
@@ -162,14 +162,15 @@ def replay_(model: nn.Module, steps: Iterable[Mapping[str, Any]]) -> None:
     if any(step["step"] == FAKE for step in steps[:-1]):
         raise CheckpointError(f"a {FAKE!r} step is not the last in the checkpoint; nothing can follow it")
     try:
-        baked = _check(model, [swap for part in swaps for swap in part])
+        folded = _check(model, [swap for part in swaps for swap in part])
     except NoModuleMatchedError as error:
         raise CheckpointError(f"the checkpoint's steps do not fit its base model: {error}") from error
     for step, part in zip(steps, swaps, strict=True):
-        found = [swap.path for swap in part if swap.step == ADDER and swap in baked]
-        if step["step"] == ADDER and step.get("baked", []) != found:
+        found = [swap.path for swap in part if swap.step == ADDER and swap in folded]
+        if step["step"] == ADDER and step.get("folded", []) != found:
             raise CheckpointError(
-                f"baked is {step.get('baked', [])!r:.80} in an 'adder' step, expected {found!r:.80} for this base model"
+                f"folded is {step.get('folded', [])!r:.80} in an 'adder' step, "
+                f"expected {found!r:.80} for this base model"
             )
     for step, part in zip(steps, swaps, strict=True):
         if step["step"] == PRUNE:
@@ -205,51 +206,51 @@ def _checked_swaps(step: Mapping[str, Any]) -> list[_Swap]:
         paths = step.get(key, [])
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise CheckpointError(f"{key} is {paths!r:.80} in a {step['step']!r} step, expected a list of module paths")
-    modules, normalised = step.get("modules"), step.get("normalised", [])
+    modules, normalized = step.get("modules"), step.get("normalized", [])
     if not modules:
         raise CheckpointError(f"modules is {modules!r} in a {step['step']!r} step, expected a list of module paths")
-    if not set(normalised) <= set(modules):
-        raise CheckpointError(f"normalised is {normalised!r:.80} in an 'adder' step, expected some of its modules")
-    return [_Swap(path, step["step"], path in normalised) for path in modules]
+    if not set(normalized) <= set(modules):
+        raise CheckpointError(f"normalized is {normalized!r:.80} in an 'adder' step, expected some of its modules")
+    return [_Swap(path, step["step"], path in normalized) for path in modules]
 
 
 def _check(model: nn.Module, swaps: Sequence[_Swap]) -> set[_Swap]:
     """Refuse changes that do not fit the model before the first is made; return those that bake a weight."""
     modules = dict(model.named_modules(remove_duplicate=False))
     changed: dict[int, str] = {}
-    baked = set()
+    folded = set()
     for swap in swaps:
         module = modules.get(swap.path)
         before = changed.get(id(module))
         if before == swap.step or (before == ADDER and swap.step == PLAIN):
             raise CheckpointError(f"{swap.path!r} is converted twice in the checkpoint's steps")
-        handler = None if module is None else handler_of(type(module))
-        if handler is None or (swap.step == PLAIN and not handler.bakes):
+        handler = None if module is None else converter_of(type(module))
+        if handler is None or (swap.step == PLAIN and not handler.folds_weight):
             found = "does not exist" if module is None else f"is a {type(module).__name__}"
             raise NoModuleMatchedError(
                 f"{swap.path!r} {found}, expected a convolution that can be converted: this plan is not for this model"
             )
-        if handler.bakes and before is None:
-            baked.add(swap)
+        if handler.folds_weight and before is None:
+            folded.add(swap)
         changed[id(module)] = swap.step
-    return baked
+    return folded
 
 
 def _carry_out(model: nn.Module, swaps: Sequence[_Swap]) -> list[str]:
-    """Make the changes, all of which are checked first; the paths whose weights were baked."""
-    baked = _check(model, swaps)
+    """Make the changes, all of which are checked first; the paths whose weights were folded."""
+    folded = _check(model, swaps)
     modules = dict(model.named_modules(remove_duplicate=False))
     for swap in swaps:
         layer = modules[swap.path]
-        handler = handler_of(type(layer))
+        handler = converter_of(type(layer))
         assert isinstance(layer, nn.Conv2d)
-        assert isinstance(handler, Handler)
+        assert isinstance(handler, ConvConverter)
         same = handler.same(layer)
-        bake_(layer, handler)
-        layer.__class__ = plain_class(same) if swap.step == PLAIN else adder_class(same, swap.normalised)
-        if isinstance(layer, NormalisedAdderConv2d):
-            layer.insert_normalisation_()
-    return [swap.path for swap in swaps if swap in baked]
+        fold_weight_(layer, handler)
+        layer.__class__ = plain_class(same) if swap.step == PLAIN else adder_class(same, swap.normalized)
+        if isinstance(layer, NormalizedAdderConv2d):
+            layer.insert_normalization_()
+    return [swap.path for swap in swaps if swap in folded]
 
 
 def _set_steps(model: nn.Module, steps: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 Two counts stand side by side. The *headline* is the papers' (AdderNet, arXiv 1912.13200, tables 2 and 3): weight layers
 alone, the first and the last taken for adder layers although they are none. The *honest* count is of what runs: first
-and last layer as they are, normalisations, gates, residual sums, pooling, activations.
+and last layer as they are, normalizations, gates, residual sums, pooling, activations.
 
 A BatchNorm is a multiplication and an addition for each value. Right behind a convolution it folds into the weights
 and is not counted. Behind an adder layer it cannot: a filter's scale would have to go into ``|x - w|``, which scales
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...adder_layers.integer.network import IntegerNetwork
 from ..errors import AdderkitError
 from ..graph.layers import input_size, meta_copy
-from ..graph.modes import evaluation_mode, model_dtype, placed
+from ..graph.modes import eval_mode, model_dtype, move_like
 from ..quantization.fake_quantize import FakeQuantized
 from .energy import PRECISIONS, Precision, arithmetic_energy, memory_energy
 from .formulas import WEIGHT_LAYERS, Operations
@@ -33,14 +33,14 @@ class LayerCost:
     Args:
         path: Module path; empty for what the model itself does between its modules.
         cls: Class name.
-        kind: ``convolution``, ``linear``, ``adder``, ``normalisation``, ``activation``, ``pooling``, ``residual``,
+        kind: ``convolution``, ``linear``, ``adder``, ``normalization``, ``activation``, ``pooling``, ``residual``,
             ``gate``, ``softmax``, ``matrix product`` (of two activations), ``element-wise``.
         output_shape: ``(channels, height, width)``, or ``(features,)``, of the first call.
         operations: As the model is.
         before: As a CNN: adder layers as convolutions, the BatchNorms behind them folded into those.
         parameters: Parameters of the module itself; they stand in its first row only.
         weights: Of these, the values of a weight layer's weight.
-        activations: Values read and written. A normalisation or activation runs as the layer before it writes, and
+        activations: Values read and written. A normalization or activation runs as the layer before it writes, and
             moves nothing.
     """
 
@@ -236,8 +236,8 @@ def _events(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple[str, ..
         # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
         pass
     try:
-        with evaluation_mode(model):
-            return trace_operators(model, placed(image, model))
+        with eval_mode(model):
+            return trace_operators(model, move_like(image, model))
     except Exception as error:
         raise AdderkitError(
             f"{type(model).__name__} cannot run on an input of shape {tuple(image.shape)}: {error}; "

@@ -20,7 +20,7 @@ class Precision:
         bytes: Size of a stored value.
         sum_multiply: A multiplication of a sum.
         sum_add: An addition to a sum.
-        sum_bytes: Size of a value in a sum's format: biases and factors of normalisations.
+        sum_bytes: Size of a value in a sum's format: biases and factors of normalizations.
         sums: Name of the sums' format.
     """
 

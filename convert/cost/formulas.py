@@ -73,7 +73,7 @@ class Tally:
     """What one call of an operator costs.
 
     Args:
-        kind: What the operator is: a weight layer, ``normalisation``, ``activation``, ``gate``, …
+        kind: What the operator is: a weight layer, ``normalization``, ``activation``, ``gate``, …
         operations: Its operations.
         moved: Activations read and written, in values; 0 for what a layer before it does on its way out.
         weights: Values of the weight, for weight layers.
@@ -180,12 +180,12 @@ def _attention(call: Call) -> Tally:
 def _batch_norm(call: Call) -> Tally:
     if call.arguments[5]:  # training: statistics of this very image
         return _measured_norm(call)
-    return Tally("normalisation", Operations(scalings=call.size, sums=call.size))
+    return Tally("normalization", Operations(scalings=call.size, sums=call.size))
 
 
 def _measured_norm(call: Call) -> Tally:
     """Mean, difference, square and its mean, scale; then the affine: 3 multiplications and 4 additions a value."""
-    return Tally("normalisation", Operations(scalings=3 * call.size, sums=4 * call.size), moved=call.read + call.size)
+    return Tally("normalization", Operations(scalings=3 * call.size, sums=4 * call.size), moved=call.read + call.size)
 
 
 def _max_pool(call: Call) -> Tally:
@@ -289,7 +289,7 @@ _REDUCTIONS = {
     "_log_softmax": (0, 4, 1, 0, 0),
 }
 
-# What only moves values; views are recognised by themselves.
+# What only moves values; views are recognized by themselves.
 _FREE = frozenset(
     {
         "_reshape_alias",

@@ -1,6 +1,6 @@
 """What an integer network costs for one image, step by step; its CNN is the one of the same shape in the same integers.
 
-Requantising multiplies each sum once, and the residual's byte once; where shifts alone requantise, nothing is.
+Requantizing multiplies each sum once, and the residual's byte once; where shifts alone requantize, nothing is.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from ...adder_layers.integer.plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Step,
-    requantisation_of,
+    requantization_of,
 )
 from ..export.portable.constants import powers_of_two
 from .count import Cost, IntegerRow, LayerCost
@@ -55,7 +55,7 @@ def integer_rows(plan: IntegerPlan) -> list[IntegerRow]:
         if isinstance(step, Linear):
             rows.append(IntegerRow(path, step.kind, 32, 1, sum_bits, None, None))
             continue
-        written, factors = plan.activations[step.output], requantisation_of(step)
+        written, factors = plan.activations[step.output], requantization_of(step)
         zero = written.zero.double() * written.scale
         top = 255.0 if factors is None else (factors.levels << factors.exponent.long()).double()
         low, high = float(-zero.max()), float((top * written.scale - zero).max())
@@ -76,8 +76,8 @@ def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
     weights = step.weight.numel() if isinstance(step, Adder | Convolution | Linear) else 0
     terms = size * weights // len(step.weight) if isinstance(step, Adder | Convolution | Linear) else 0
     taps = math.prod(step.window.kernel) if isinstance(step, MaxPool | AveragePool) else 1
-    factors = step if isinstance(step, Linear) else requantisation_of(step)
-    added = int(isinstance(factors, Requantisation) and factors.residual is not None)
+    factors = step if isinstance(step, Linear) else requantization_of(step)
+    added = int(isinstance(factors, Requantization) and factors.residual is not None)
     scalings = 0 if factors is None else size * (1 + added)
     sums = size * (taps - 1) + (0 if factors is None else size * (1 + added))
     before = Operations(products=terms, scalings=scalings, sums=sums)

@@ -50,7 +50,7 @@ class UnitTracer(fx.Tracer):
     """Stops at the modules that ``observe`` takes as a whole.
 
     Args:
-        kinds: Classes of layers that are such, besides modules without children and normalisations.
+        kinds: Classes of layers that are such, besides modules without children and normalizations.
     """
 
     def __init__(self, kinds: tuple[type[nn.Module], ...]) -> None:

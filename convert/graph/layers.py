@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import AdderkitError
 from .fx_uses import symbolic_uses
-from .modes import evaluation_mode, model_dtype, placed
+from .modes import eval_mode, model_dtype, move_like
 from .observe import observe
 
 Kinds = tuple[type[nn.Module], ...]
@@ -99,8 +99,8 @@ def trace_layers(
 
 def _run_for_real(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
     try:
-        with evaluation_mode(model):
-            return _observed(model, placed(example_input, model), kinds)
+        with eval_mode(model):
+            return _observed(model, move_like(example_input, model), kinds)
     except Exception as error:
         raise AdderkitError(
             f"{type(model).__name__} cannot run on an input of shape {tuple(example_input.shape)}: {error}; "

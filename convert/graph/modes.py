@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module has the mode that it had, also after an error."""
     modes = {module: module.training for model in models for module in model.modules()}
     try:
@@ -26,7 +26,7 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return torch.float32 if parameter is None else parameter.dtype
 
 
-def placed(batch: Tensor, model: nn.Module) -> Tensor:
+def move_like(batch: Tensor, model: nn.Module) -> Tensor:
     """A batch on the model's device and in its dtype; on its own device for a model without parameters."""
     parameter = next(model.parameters(), None)
     return batch.to(batch.device if parameter is None else parameter.device, model_dtype(model))

@@ -35,17 +35,17 @@ class Seen:
     functions: list[str] = dataclasses.field(default_factory=list)
 
 
-def is_normalisation(module: nn.Module) -> bool:
-    """Whether the module re-centres and re-scales its input by statistics that follow the input."""
+def is_normalization(module: nn.Module) -> bool:
+    """Whether the module re-centers and re-scales its input by statistics that follow the input."""
     batch = nn.modules.batchnorm._NormBase
     return isinstance(module, batch | nn.GroupNorm | nn.LayerNorm)
 
 
-def normalises_each_channel(module: nn.Module) -> bool:
-    """Whether a normalisation takes away any offset and scale of a single channel, as BatchNorm does.
+def normalizes_each_channel(module: nn.Module) -> bool:
+    """Whether a normalization takes away any offset and scale of a single channel, as BatchNorm does.
 
     GroupNorm and LayerNorm take away what channels have in common. Adder outputs lie at another offset and scale in
-    each channel, so behind them such a normalisation sees little but these.
+    each channel, so behind them such a normalization sees little but these.
     """
     if isinstance(module, nn.GroupNorm):
         return module.num_groups == module.num_channels
@@ -54,7 +54,7 @@ def normalises_each_channel(module: nn.Module) -> bool:
 
 def is_unit(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """Whether a module computes as a whole; other modules are containers, which only pass tensors on."""
-    return not any(module.children()) or is_normalisation(module) or isinstance(module, kinds)
+    return not any(module.children()) or is_normalization(module) or isinstance(module, kinds)
 
 
 def function_name(name: str) -> str:

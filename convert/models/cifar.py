@@ -100,7 +100,7 @@ class CifarResNet(CifarNet):
                 layers.append(BasicBlock(channels, width, 2 if stage and not block else 1))
                 channels = width
         super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), 64, True, num_classes, in_chans)
-        _initialise(self)
+        _initialize(self)
 
 
 class CifarVgg(CifarNet):
@@ -127,10 +127,10 @@ class CifarVgg(CifarNet):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         positions = (height // 8) * (width // 8)
         super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), 512 * positions, False, num_classes, in_chans)
-        _initialise(self)
+        _initialize(self)
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch_pruning import DependencyGraph, ops
 
 from ...adder_layers.conv import AdderConv2d
-from ...adder_layers.modules import AdderConv2dSame, NormalisedAdderConv2d
-from ..conversion.converters import handler_of, plain_class
+from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d
+from ..conversion.converters import converter_of, plain_class
 from ..errors import AdderkitError
 from ..patterns import matching
 from .surgery import Kept, is_depthwise, shape_of, target_at
@@ -97,16 +97,16 @@ def channel_groups(model: nn.Module, image: Tensor, ignore: Sequence[str] = ()) 
 
 
 def plain_twin(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode, whose adder and standardised layers are plain convolutions."""
+    """A copy on the CPU, in evaluation mode, whose adder and standardized layers are plain convolutions."""
     memo: dict[int, Any] = {}
     for module in model.modules():  # hooks are the user's, and may hold what cannot be copied
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
             memo[id(hooks)] = type(hooks)()
     twin = copy.deepcopy(model, memo).cpu().float().eval().requires_grad_(True)
     for module in twin.modules():
-        handler = handler_of(type(module))
-        if isinstance(module, NormalisedAdderConv2d):
-            module.remove_normalisation_()
+        handler = converter_of(type(module))
+        if isinstance(module, NormalizedAdderConv2d):
+            module.remove_normalization_()
         if isinstance(module, AdderConv2d):
             plain: Any = plain_class(isinstance(module, AdderConv2dSame))
             module.__class__ = plain

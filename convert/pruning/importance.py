@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...adder_layers.conv import AdderConv2d
 from ..calibration.blockwise import SHARPNESS
 from ..errors import AdderkitError
-from ..graph.modes import evaluation_mode, placed
+from ..graph.modes import eval_mode, move_like
 from .channel_groups import ChannelGroup, Member
 from .removed_terms import RemovedTerms
 from .surgery import target_at
@@ -51,9 +51,9 @@ def taylor_scores(
     """``[channels]`` for each group: mean over images of the squared first-order change of the loss."""
     paths = {member.path for group in groups for member in readers(model, group)}
     sums: dict[str, Tensor] = {}
-    with evaluation_mode(model), _differentiable(model):
+    with eval_mode(model), _differentiable(model):
         for batch in batches:
-            for path, change in _changes(model, paths, placed(batch, model), generator).items():
+            for path, change in _changes(model, paths, move_like(batch, model), generator).items():
                 sums[path] = sums.get(path, torch.zeros(change.shape[1])) + change.square().sum(0)
     scores = []
     for group in groups:
@@ -76,7 +76,7 @@ def batchnorm_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> Scores
         sizes = []
         for member in group.members:
             norm = target_at(model, member.path)
-            norm = getattr(norm, "normalisation", norm)  # of an adder layer that got one
+            norm = getattr(norm, "normalization", norm)  # of an adder layer that got one
             if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.weight is not None:
                 size = torch.zeros(group.channels)
                 sizes.append(size.index_add_(0, member.roots, _value(norm.weight)[member.positions].abs()))
@@ -171,7 +171,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for layer in adders:
             layer.sharpness = SHARPNESS
-            layer.training = True  # else it would not act; evaluation_mode around takes it back
+            layer.training = True  # else it would not act; eval_mode around takes it back
         yield
     finally:
         for parameter, requires_grad in wanted.items():

@@ -107,7 +107,7 @@ def prune_(
     Args:
         model: The model to change. Parameters are replaced, so make an optimizer afterwards.
         config: What to remove.
-        images: ``[N, C, H, W]`` normalised as the model expects, or batches of such, without labels; some hundreds do.
+        images: ``[N, C, H, W]`` normalized as the model expects, or batches of such, without labels; some hundreds do.
         example_input: ``[1, C, H, W]``, for models that do not say what images they take.
         batch_size: Images in a forward pass.
 

@@ -1,7 +1,7 @@
 """What a layer loses when input channels go: the mean and the variance of the removed term, and the fold of the mean.
 
 Without input channel ``c``, a convolution's output lacks ``Σ w·x_c``, an adder layer's ``-Σ|x_c - w|``. The variance of
-that term over images is information; its mean is a constant, which the following normalisation or the bias takes up,
+that term over images is information; its mean is a constant, which the following normalization or the bias takes up,
 however large it is. So a small weight does not mean a small contribution to an adder layer, nor does a large one.
 """
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d, adder_conv2d
-from ...adder_layers.modules import NormalisedAdderConv2d
+from ...adder_layers.modules import NormalizedAdderConv2d
 from ..calibration.sampling import draw_positions, windows_at
-from ..conversion.converters import handler_of
+from ..conversion.converters import converter_of
 from ..graph.layers import Layer
-from ..graph.modes import evaluation_mode, placed
+from ..graph.modes import eval_mode, move_like
 
 SAMPLES = 2048
 MEMORY = 1 << 30
@@ -42,7 +42,7 @@ class RemovedTerms:
     def share(self) -> Tensor:
         """``[O, C / groups]`` variance of each term in units of that of its output channel.
 
-        A normalisation behind the layer brings all output channels to the same size, so relative size counts.
+        A normalization behind the layer brings all output channels to the same size, so relative size counts.
         """
         return self.variance / self.output_variance.clamp_min(1e-12)[:, None]
 
@@ -96,8 +96,8 @@ def fold_means_(
         constant = _removed_mean(module, terms[layer.path].mean, removed[layer.path])
         consumers = [model.get_submodule(path) for path in layer.consumers]
         norm = consumers[0] if len(consumers) == 1 and not layer.functions else None
-        if isinstance(module, NormalisedAdderConv2d):
-            norm = module.normalisation
+        if isinstance(module, NormalizedAdderConv2d):
+            norm = module.normalization
         if module.bias is not None:
             module.bias.data += constant.to(module.bias)
         elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
@@ -142,9 +142,9 @@ def _windows(
 
     handles = [model.get_submodule(layer.path).register_forward_pre_hook(hook_for(layer)) for layer in layers]
     try:
-        with evaluation_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
-                model(placed(batch, model))
+                model(move_like(batch, model))
     finally:
         for handle in handles:
             handle.remove()
@@ -173,10 +173,10 @@ def _terms(module: nn.Module, windows: Tensor) -> RemovedTerms:
 def _product_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a convolution, from the covariances of its inputs alone: ``[S, C, K]`` and ``[O, C, K]``."""
     mean = inputs.mean(0)
-    centred = inputs - mean
-    covariance = torch.einsum("sck,scl->ckl", centred, centred) / len(inputs)
+    centered = inputs - mean
+    covariance = torch.einsum("sck,scl->ckl", centered, centered) / len(inputs)
     variance = torch.einsum("ock,ckl,ocl->oc", filters, covariance, filters).clamp_min(0)
-    output = torch.einsum("sk,ok->so", centred.flatten(1), filters.flatten(1))
+    output = torch.einsum("sk,ok->so", centered.flatten(1), filters.flatten(1))
     return torch.einsum("ock,ck->oc", filters, mean), variance, output.var(0, unbiased=False)
 
 
@@ -197,7 +197,7 @@ def _distance_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Te
 
 def _effective_weight(module: nn.Module) -> Tensor:
     """The weight that a layer computes with, on the CPU in fp32."""
-    handler = handler_of(type(module))
+    handler = converter_of(type(module))
     weight: Any = module.weight
     if handler is not None and handler.weight is not None:
         assert isinstance(module, nn.Conv2d)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...adder_layers.modules import NormalisedAdderConv2d
+from ...adder_layers.modules import NormalizedAdderConv2d
 from ..errors import CheckpointError
 
 PRUNE = "prune"
@@ -184,11 +184,11 @@ def _narrow_convolution(layer: nn.Conv2d, part: Kept) -> None:
     if part.outputs is not None:
         weight = _picked(weight, 0, part.outputs)
         layer.out_channels = len(part.outputs)
-        for name, own in list(layer._parameters.items()):  # a bias, the gain of a standardised convolution
+        for name, own in list(layer._parameters.items()):  # a bias, the gain of a standardized convolution
             if own is not None and name != "weight" and own.ndim and own.shape[0] == before:
                 _replace(layer, name, _picked(own, 0, part.outputs))
-        if isinstance(layer, NormalisedAdderConv2d):
-            _narrow_per_channel(layer.normalisation, part.outputs)
+        if isinstance(layer, NormalizedAdderConv2d):
+            _narrow_per_channel(layer.normalization, part.outputs)
     if part.inputs is not None:
         first = torch.arange(layer.groups)[:, None] * (layer.in_channels // layer.groups)
         local = part.inputs.view(layer.groups, -1) - first

@@ -20,7 +20,7 @@ def check_pruning(model: nn.Module, removal: Sequence[Removal], image: Tensor) -
     """Compare a narrowed twin with one whose layers read zero from the channels that are to go.
 
     That finds channels that a model shuffles, pads or cuts in a way that the dependency graph does not know. Models
-    that normalise across channels are only run: there the two differ by nature.
+    that normalize across channels are only run: there the two differ by nature.
 
     Args:
         model: The model to be pruned; it is left untouched.

@@ -65,10 +65,10 @@ class FakeQuantized(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[N, C, H, W]`` to logits ``[N, classes]``."""
-        values = {0: self.quantise(0, images)}
+        values = {0: self.quantize(0, images)}
         last = {number: index for index, stage in enumerate(self._stages.stages) for number in stage.reads}
         for index, stage in enumerate(self._stages.stages):
-            values[stage.output] = self.quantise(stage.output, carry_out(self, stage, values))
+            values[stage.output] = self.quantize(stage.output, carry_out(self, stage, values))
             for number in stage.reads:
                 if last[number] == index:
                     values.pop(number, None)
@@ -99,7 +99,7 @@ class FakeQuantized(nn.Module):
         on_grid = str(stage.output) in self.quantization
         return self._quantize_config.requant == "shift" and stage.kind not in _SIGNED_KINDS and on_grid
 
-    def quantise(self, number: int, values: Tensor) -> Tensor:
+    def quantize(self, number: int, values: Tensor) -> Tensor:
         """Values ``[N, C, H, W]`` of an activation on its grid; those that max-pooling gives are on it already."""
         grid = self.grid(number) if str(number) in self.quantization else None
         return values if grid is None else grid.nearest(values, (-1, 1, 1))
@@ -229,14 +229,14 @@ def carry_out(model: nn.Module, stage: Stage, values: Mapping[int, Tensor]) -> T
     grid = model.weight_grid(stage) if isinstance(model, FakeQuantized) else None
     result = sums(model, stage, values[stage.input], grid)
     for path in stage.norms:
-        result = _normalised(model, stage, model.get_submodule(path), result)
+        result = _normalized(model, stage, model.get_submodule(path), result)
     if stage.residual is not None:
         result = result + values[stage.residual]
     return result.clamp(stage.low, stage.high) if (stage.low, stage.high) != (-math.inf, math.inf) else result
 
 
-def _normalised(model: Any, stage: Stage, norm: Any, values: Tensor) -> Tensor:
-    """Sums behind a BatchNorm; where only shifts requantise, its gain is the nearest one that a shift can give."""
+def _normalized(model: Any, stage: Stage, norm: Any, values: Tensor) -> Tensor:
+    """Sums behind a BatchNorm; where only shifts requantize, its gain is the nearest one that a shift can give."""
     own_forward = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or not hasattr(norm, "act")
     # BatchNormAct2d's own forward would apply its activation as well.
     result: Tensor = norm(values) if own_forward else nn.BatchNorm2d.forward(norm, values)
@@ -260,7 +260,7 @@ def _ratio(factor: Tensor) -> Tensor:
 
 
 def sums(model: nn.Module, stage: Stage, source: Tensor, grid: Grid | None) -> Tensor:
-    """What a stage computes before normalisation.
+    """What a stage computes before normalization.
 
     Args:
         model: Its modules.
@@ -294,7 +294,7 @@ def sums(model: nn.Module, stage: Stage, source: Tensor, grid: Grid | None) -> T
 
 
 def filters_of(model: FakeQuantized, stage: Stage, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution's filters in whole numbers; where only shifts requantise, in steps coarse enough for that.
+    """A convolution's filters in whole numbers; where only shifts requantize, in steps coarse enough for that.
 
     Args:
         model: With the grids and BatchNorms around the layer.

@@ -1,4 +1,4 @@
-"""From a model that imitates integers to the plan that has them: everything affine folded into the requantisation.
+"""From a model that imitates integers to the plan that has them: everything affine folded into the requantization.
 
 Behind the sum ``a`` of a layer stand its bias, the constants of clamped weights, zero points and BatchNorm, all of them
 affine in ``a``: ``v = gain · a + shift``. In units of the output's step that is a multiplier and an offset for each
@@ -20,7 +20,7 @@ from ...adder_layers.integer.plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Rescale,
     Step,
 )
@@ -99,7 +99,7 @@ class _Builder:
         source = self._activation(number, whole)
         self.numbers[number] = self._activation(number, grid)
         affine = _Affine(torch.full_like(grid.step.double(), grid.scale), grid.low.double())
-        factors = self._requantisation(affine, grid, None, torch.full_like(affine.gain, 255))
+        factors = self._requantization(affine, grid, None, torch.full_like(affine.gain, 255))
         self._append(Rescale(source, self.numbers[number], factors), "input")
 
     def _grid(self, number: int) -> Grid:
@@ -128,7 +128,7 @@ class _Builder:
             self._append(MaxPool(source, target, stage.window), stage.path)
             return
         weight, affine, largest = self._sums(stage)
-        factors = self._requantisation(affine, grid, stage.residual, largest)
+        factors = self._requantization(affine, grid, stage.residual, largest)
         target = self.numbers[stage.output] = self._activation(stage.output, grid)
         if weight is not None and stage.kind == "adder":
             step: Step = Adder(source, target, weight, stage.window, stage.groups, factors)
@@ -146,7 +146,7 @@ class _Builder:
         zero = (grid.zero * torch.exp2(grid.exponent)).double()
         if stage.kind in ("rescale", "average_pool"):
             taps = math.prod(stage.window.kernel)
-            affine = self._normalised(stage, _Affine(torch.full_like(zero, grid.scale / taps), -grid.scale * zero))
+            affine = self._normalized(stage, _Affine(torch.full_like(zero, grid.scale / taps), -grid.scale * zero))
             return None, self._shiftable(stage, affine), torch.full_like(zero, 255 * taps)
         layer = self.model.get_submodule(stage.path)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -163,7 +163,7 @@ class _Builder:
         codes = (rows / grid.step.view(shape) + grid.zero.view(shape)).round().clamp(0, grid.levels)
         stored = (codes * torch.exp2(grid.exponent).view(shape)).flatten(0, 1).to(torch.uint8).permute(0, 2, 3, 1)
         gain = torch.full((len(weight),), -grid.scale, dtype=torch.float64)
-        affine = self._shiftable(stage, self._normalised(stage, _Affine(gain, bias - excess.double())))
+        affine = self._shiftable(stage, self._normalized(stage, _Affine(gain, bias - excess.double())))
         values = stored.flatten(1).double()
         return stored.contiguous(), affine, torch.maximum(values, 255 - values).sum(1)
 
@@ -183,7 +183,7 @@ class _Builder:
         self, stage: Stage, grid: Grid, zero: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, _Affine, Tensor]:
         codes, step = filters_of(self.model, stage, weight)
-        affine = self._normalised(stage, _Affine(grid.scale * step.double(), bias))
+        affine = self._normalized(stage, _Affine(grid.scale * step.double(), bias))
         # Padded taps read the zero point too, so that its part is the same everywhere.
         rows = codes.unflatten(0, (stage.groups, -1)).double()
         below = (rows * zero.view(stage.groups, 1, -1, 1, 1)).sum((2, 3, 4)).flatten()
@@ -191,13 +191,13 @@ class _Builder:
         largest = 255 * codes.flatten(1).abs().sum(1).double()
         return codes.to(torch.int8).permute(0, 2, 3, 1).contiguous(), affine, largest
 
-    def _normalised(self, stage: Stage, affine: _Affine) -> _Affine:
+    def _normalized(self, stage: Stage, affine: _Affine) -> _Affine:
         for path in stage.norms:
             gain, shift = affine_of(self.model.get_submodule(path))
             affine = affine.then(gain, shift)
         return affine
 
-    def _requantisation(self, affine: _Affine, grid: Grid, residual: int | None, largest: Tensor) -> Requantisation:
+    def _requantization(self, affine: _Affine, grid: Grid, residual: int | None, largest: Tensor) -> Requantization:
         step = grid.step.double()
         factor, offset = affine.gain / step, affine.shift / step + grid.zero.double() + 0.5
         number = None if residual is None else self.numbers[residual]
@@ -208,7 +208,7 @@ class _Builder:
             other = _nearest_power(other) if self.shifts else other
             offset = offset - added.scale / step * added.zero.double()
         bits, (multiplier, residual_multiplier) = self._fixed(factor, other, offset, largest)
-        return Requantisation(
+        return Requantization(
             multiplier=multiplier,
             offset=(offset * torch.exp2(bits)).round().long(),
             shift=bits.to(torch.uint8),

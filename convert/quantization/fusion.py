@@ -1,7 +1,7 @@
 """A model cut into the stages of an integer plan: a layer with what follows it, up to where bytes are written.
 
-Normalisations, a residual sum and an activation behind a layer are one affine function and a clamp, so they cost
-nothing of their own once they are folded into the requantisation of the layer's sums. A stage names modules by path and
+Normalizations, a residual sum and an activation behind a layer are one affine function and a clamp, so they cost
+nothing of their own once they are folded into the requantization of the layer's sums. A stage names modules by path and
 holds no tensor; ``fake_quantize.py`` computes it in fp32, ``fold.py`` in integers.
 """
 
@@ -16,8 +16,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.geometry import Window
-from ...adder_layers.modules import NormalisedAdderConv2d, same_padding
-from ..conversion.converters import handler_of
+from ...adder_layers.modules import NormalizedAdderConv2d, same_padding
+from ..conversion.converters import converter_of
 from ..errors import AdderkitError
 from ..graph.fx_uses import UnitTracer
 from ..graph.layers import input_size, meta_copy
@@ -43,7 +43,7 @@ class Stage:
         output: Number of the activation it writes.
         window: Of layers and pools.
         groups: Channel groups of a layer.
-        norms: Paths of the normalisations of its sums, in order.
+        norms: Paths of the normalizations of its sums, in order.
         residual: Number of the activation that is added behind them.
         low: What the result is clamped to, behind the sum; ``high`` likewise.
         high: See ``low``.
@@ -215,7 +215,7 @@ class _Fusion:
         item, number = self._flat_or_settled(node.args[0])
         _, height, width = self.shapes[number]
         kind: Kind = "adder" if isinstance(module, AdderConv2d) else "convolution"
-        norms = (f"{path}.normalisation",) if isinstance(module, NormalisedAdderConv2d) else ()
+        norms = (f"{path}.normalization",) if isinstance(module, NormalizedAdderConv2d) else ()
         if (item.flat and (height, width) != (1, 1)) or isinstance(module, nn.Linear):
             if isinstance(module, nn.Linear) and len(node.meta["tensor_meta"].shape) != 2:
                 raise AdderkitError(f"{path} reads rows of pixels, which integer plans cannot express; {_REMEDY}")
@@ -347,8 +347,8 @@ def _window(path: str, module: Any, size: tuple[int, int]) -> Window:
     Raises:
         AdderkitError: It pads otherwise than by the same zeros on both sides, or transforms its weight.
     """
-    handler = handler_of(type(module))
-    if not isinstance(module, AdderConv2d) and (handler is None or handler.bakes):
+    handler = converter_of(type(module))
+    if not isinstance(module, AdderConv2d) and (handler is None or handler.folds_weight):
         raise AdderkitError(f"{path} is a {type(module).__name__}, expected a plain convolution or an adder layer")
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     by_size = type(module).__name__.endswith("Same")

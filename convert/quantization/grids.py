@@ -126,7 +126,7 @@ def grid_for(low: Tensor, high: Tensor, bits: int, *, ceiling: float = math.inf,
 
 
 def channel_exponents(spans: Tensor, most: int) -> tuple[Tensor, float]:
-    """Groups of channels by k-means on the logarithm of their spans, with centres a whole number of octaves apart.
+    """Groups of channels by k-means on the logarithm of their spans, with centers a whole number of octaves apart.
 
     Args:
         spans: What each channel reaches over, ``[C]``, positive.

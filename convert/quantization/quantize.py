@@ -1,4 +1,4 @@
-"""A float network becomes an integer network, from unlabelled images; and the record that rebuilds it."""
+"""A float network becomes an integer network, from unlabeled images; and the record that rebuilds it."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
 from ..calibration.batchnorm import affine_of, reestimate_batchnorm_
-from ..calibration.batchnorm_shift import teachers_domain
+from ..calibration.batchnorm_shift import calibration_statistics
 from ..calibration.calibrate import MEMORY, batches_of
 from ..conversion.rewrite import add_step_, steps_of
 from ..errors import AdderkitError
-from ..graph.modes import evaluation_mode
+from ..graph.modes import eval_mode
 from .config import QuantizeConfig
 from .fake_quantize import STEP as FAKE
 from .fake_quantize import FakeQuantized, fake_quantize_
@@ -40,7 +40,7 @@ def quantize(
 
     Args:
         model: A model in evaluation mode that runs on images of the size in its timm configuration.
-        images: ``[N, C, H, W]`` normalised as the model expects, or batches of such. A few hundred do.
+        images: ``[N, C, H, W]`` normalized as the model expects, or batches of such. A few hundred do.
         config: Bits, and what stays in fp32; of a model trained with quantization, that of its training counts.
         memory: Bytes that activations of the images may take while ranges are chosen.
 
@@ -86,7 +86,7 @@ def prepare_(model: nn.Module, batches: Sequence[Tensor], config: QuantizeConfig
     fake_quantize_(model, config, image)
     assert isinstance(model, FakeQuantized)
     count = min(images_that_fit(model._stages, memory), sum(map(len, batches)))
-    with evaluation_mode(model, original), teachers_domain(model, original, batches):
+    with eval_mode(model, original), calibration_statistics(model, original, batches):
         ranges = set_ranges_(model, original, torch.cat(list(batches))[:count])
         reestimate_batchnorm_(model, batches)
     return ranges
@@ -108,7 +108,7 @@ def _network(model: nn.Module, twin: FakeQuantized) -> IntegerNetwork:
 
 
 def _affine_of(model: FakeQuantized, stage: Stage, outputs: int) -> tuple[Tensor, Tensor]:
-    """Gain and shift ``[O]`` of the normalisations behind a layer that stays in fp32."""
+    """Gain and shift ``[O]`` of the normalizations behind a layer that stays in fp32."""
     gain, shift = torch.ones(outputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
     for path in stage.norms:
         factor, bias = affine_of(model.get_submodule(path))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..calibration.batchnorm import batch_norms
 from ..errors import AdderkitError
-from ..graph.modes import evaluation_mode
+from ..graph.modes import eval_mode
 from .fake_quantize import ActivationGrid, FakeQuantized, carry_out, sums
 from .fusion import WEIGHT_KINDS, Stage, Stages
 from .grids import Grid, grid_for
@@ -68,9 +68,9 @@ def set_ranges_(model: FakeQuantized, original: nn.Module, images: Tensor) -> li
     exact, rounded = {0: images}, {0: images}
     if "0" in model.quantization:
         found.append(_choose(model, original, 0, None, images, images))
-        rounded[0] = model.quantise(0, images)
+        rounded[0] = model.quantize(0, images)
     last = {number: index for index, stage in enumerate(stages.stages) for number in stage.reads}
-    with evaluation_mode(model, original):
+    with eval_mode(model, original):
         norms = batch_norms(model)
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -83,7 +83,7 @@ def set_ranges_(model: FakeQuantized, original: nn.Module, images: Tensor) -> li
                     found.append(_choose(model, original, stage.output, stage, result, exact[stage.output]))
                     if model.shifts(stage):  # with the gain that this grid allows
                         result = carry_out(model, stage, rounded)
-                rounded[stage.output] = model.quantise(stage.output, result)
+                rounded[stage.output] = model.quantize(stage.output, result)
                 for number in stage.reads:
                     if last[number] == index:
                         exact.pop(number, None)

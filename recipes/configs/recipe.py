@@ -21,7 +21,7 @@ class Augmentation:
             0 means timm's random resized crop.
         hflip: Probability of a horizontal flip.
         scale: Smallest share of the area that a random resized crop keeps.
-        color_jitter: Strength of colour jitter.
+        color_jitter: Strength of color jitter.
         auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; empty for none.
         reprob: Probability of random erasing.
     """
@@ -50,7 +50,7 @@ class Recipe:
         crop_padding: See ``Augmentation``, as for the next five.
         hflip: Probability of a horizontal flip.
         scale: Smallest area share of a random resized crop.
-        color_jitter: Strength of colour jitter.
+        color_jitter: Strength of color jitter.
         auto_augment: timm's policy string.
         reprob: Probability of random erasing.
         workers: Loader processes, at most the number of processors.
@@ -62,7 +62,7 @@ class Recipe:
         lr_base_size: Images of an optimizer step that ``lr`` is meant for; a step of more or fewer takes a rate in
             proportion. 0 means that ``lr`` is taken as it is.
         momentum: Of SGD.
-        weight_decay: Not applied to biases and normalisations.
+        weight_decay: Not applied to biases and normalizations.
         sched: timm's schedule name.
         warmup_epochs: Epochs of linear warm-up from ``warmup_lr``.
         warmup_lr: Learning rate at the start.
@@ -90,7 +90,7 @@ class Recipe:
             ``progressive_distillation``.
         kernel_temperature: Of the kernels that those features go through.
         bn_images: Training images to measure BatchNorm statistics on before each evaluation of an adder network.
-        sync_bn: BatchNorm normalises the batch of all processes together.
+        sync_bn: BatchNorm normalizes the batch of all processes together.
         model_ema: Keep a moving average of the weights as well; it is then what is evaluated as ``eval_…_ema``, and
             what ``best/`` holds.
         model_ema_decay: What the average keeps of itself in a step.

@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from ...convert.errors import DatasetError
 from ..configs.recipe import Augmentation
-from ..runs.signals import serve_on
+from ..runs.signals import ignore_first_signal
 from .reproducible import EpochImages, EpochOrder, EpochStream
 from .small import SMALL_DATASETS, SmallDataset
 
@@ -154,7 +154,7 @@ def small_dataset(spec: str) -> SmallDataset | None:
 
 
 def evaluation_transform(config: DataConfig) -> Transform:
-    """Timm's evaluation transform: resize, centre crop, tensor, normalise."""
+    """Timm's evaluation transform: resize, center crop, tensor, normalize."""
     return cast(
         Transform,
         create_transform(
@@ -223,7 +223,7 @@ def make_loader(
         sampler=order,
         drop_last=training and order is not None and len(dataset) > batch_size,
         num_workers=workers,
-        worker_init_fn=serve_on,
+        worker_init_fn=ignore_first_signal,
         # Fresh workers each epoch: they are told its number when they start.
         persistent_workers=False,
         pin_memory=torch.cuda.is_available(),
@@ -278,7 +278,7 @@ class _View(Subset[Any]):
         return class_names(self.dataset)
 
 
-def unlabelled_images(
+def unlabeled_images(
     spec: str, data_dir: str | None, model: nn.Module, count: int, split: str = "train", seed: int = 0
 ) -> Tensor:
     """Random images of a split, prepared for evaluation; for calibration, which needs no labels.

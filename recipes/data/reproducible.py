@@ -21,7 +21,7 @@ def seed_everything(*key: int) -> None:
 
 
 def _seed_cpu(*key: int) -> int:
-    # SeedSequence spreads neighbouring keys far apart; the generators' own seeding would not.
+    # SeedSequence spreads neighboring keys far apart; the generators' own seeding would not.
     words = np.random.SeedSequence(key).generate_state(3, np.uint32).tolist()
     random.seed(words[0])
     np.random.seed(words[1])

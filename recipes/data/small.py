@@ -19,7 +19,7 @@ _LIMIT = 1 << 30  # bytes of one unpacked IDX file; Fashion-MNIST's largest has 
 
 
 class ImageArray:
-    """Grey images in memory: ``images`` ``[N, H, W]`` uint8, ``targets`` ``[N]`` class indices; read as L or RGB."""
+    """Gray images in memory: ``images`` ``[N, H, W]`` uint8, ``targets`` ``[N]`` class indices; read as L or RGB."""
 
     def __init__(
         self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], classes: list[str], mode: str = "L"
@@ -40,7 +40,7 @@ class ImageArray:
 
 @dataclasses.dataclass(frozen=True)
 class SmallDataset:
-    """A data set whose facts are known: for a fresh model they set channels, classes, image size and normalisation.
+    """A data set whose facts are known: for a fresh model they set channels, classes, image size and normalization.
 
     Args:
         read: Reads ``(images, targets)`` of a split from a data directory.

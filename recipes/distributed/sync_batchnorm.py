@@ -9,7 +9,7 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules._functions import SyncBatchNorm as FusedNormalisation
+from torch.nn.modules._functions import SyncBatchNorm as FusedNormalization
 
 from ...convert.errors import RecipeError
 
@@ -19,7 +19,7 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 class SyncedBatchNorm(_BATCH_NORM):
     """A BatchNorm whose mean and variance are those of all processes' batches, in training.
 
-    A BatchNorm becomes one by its class alone (``synchronise_batchnorm_``), so parameters, statistics and names in a
+    A BatchNorm becomes one by its class alone (``synchronize_batchnorm_``), so parameters, statistics and names in a
     checkpoint are the same. Not a subclass of ``nn.SyncBatchNorm``, which DDP refuses on the CPU.
     """
 
@@ -40,12 +40,12 @@ class SyncedBatchNorm(_BATCH_NORM):
         running = self.running_mean, self.running_var
         if input.device.type != "cpu":
             group, processes = dist.group.WORLD, dist.get_world_size()
-            fused: Tensor = FusedNormalisation.apply(
+            fused: Tensor = FusedNormalization.apply(
                 input, self.weight, self.bias, *running, self.eps, momentum or 0.0, group, processes
             )
             return fused
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
-        output: Tensor = _Normalisation.apply(wide, *running, self.eps, momentum or 0.0)
+        output: Tensor = _Normalization.apply(wide, *running, self.eps, momentum or 0.0)
         if self.affine:
             output = output * _beside(self.weight, input) + _beside(self.bias, input)
         return output.to(input.dtype)
@@ -63,10 +63,10 @@ class SyncedBatchNormAct(SyncedBatchNorm):
         return output
 
 
-class _Normalisation(torch.autograd.Function):
+class _Normalization(torch.autograd.Function):
     """``(x - mean) / sqrt(var + eps)`` with the moments of all processes, and its derivative.
 
-    With n the normalised values and g their gradient, the input's is ``(g - mean(g) - n · mean(g · n)) / sqrt(var +
+    With n the normalized values and g their gradient, the input's is ``(g - mean(g) - n · mean(g · n)) / sqrt(var +
     eps)``, the means again over all processes (Ioffe and Szegedy, arXiv 1502.03167, section 3).
     """
 
@@ -77,13 +77,13 @@ class _Normalisation(torch.autograd.Function):
         count = input.new_tensor([input.numel() // input.shape[1]])
         total, count = _over_processes(_sum(input), count)
         mean = total / count
-        centred = input - _beside(mean, input)
-        (squares,) = _over_processes(_sum(centred.square()))  # from the mean: x² alone would cancel
+        centered = input - _beside(mean, input)
+        (squares,) = _over_processes(_sum(centered.square()))  # from the mean: x² alone would cancel
         scale = (squares / count + eps).rsqrt()
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((squares / (count - 1)).to(running_var.dtype), momentum)
-        normal = centred * _beside(scale, input)
+        normal = centered * _beside(scale, input)
         ctx.save_for_backward(normal, scale, count)
         return normal
 
@@ -92,8 +92,8 @@ class _Normalisation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normal, scale, count = ctx.saved_tensors
         total, along = _over_processes(_sum(grad), _sum(grad * normal))
-        centred = grad - _beside(total / count, grad) - normal * _beside(along / count, grad)
-        return centred * _beside(scale, grad), None, None, None, None
+        centered = grad - _beside(total / count, grad) - normal * _beside(along / count, grad)
+        return centered * _beside(scale, grad), None, None, None, None
 
 
 def _sum(values: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ _TWINS = {
 }
 
 
-def synchronise_batchnorm_(model: nn.Module) -> None:
+def synchronize_batchnorm_(model: nn.Module) -> None:
     """Let every BatchNorm of a model see the batches of all processes, in place.
 
     Raises:
@@ -140,7 +140,7 @@ def synchronise_batchnorm_(model: nn.Module) -> None:
 
 @contextmanager
 def each_process_alone(model: nn.Module) -> Iterator[None]:
-    """Inside, synchronised BatchNorms of a model use their own process's batch."""
+    """Inside, synchronized BatchNorms of a model use their own process's batch."""
     norms = [module for module in model.modules() if isinstance(module, SyncedBatchNorm)]
     for norm in norms:
         norm.alone = True

@@ -1,1 +1,1 @@
-"""What is published on the Hugging Face Hub: licence, card, folder, upload."""
+"""What is published on the Hugging Face Hub: license, card, folder, upload."""

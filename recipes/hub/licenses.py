@@ -1,4 +1,4 @@
-"""Under which licence a model may be published, and what it was made from: both as the Hub names them."""
+"""Under which license a model may be published, and what it was made from: both as the Hub names them."""
 
 import difflib
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license 
 eupl-1.1 gemma gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 lppl-1.3c mit mpl-2.0
 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unlicense wtfpl zlib
 """
-HUB_LICENCES = frozenset(_KNOWN.split())
+HUB_LICENSES = frozenset(_KNOWN.split())
 
 
-class Licence(NamedTuple):
-    """A licence in the terms of a model card's front matter; ``name`` only where the Hub does not know it."""
+class License(NamedTuple):
+    """A license in the terms of a model card's front matter; ``name`` only where the Hub does not know it."""
 
     identifier: str
     name: str | None = None
@@ -33,16 +33,16 @@ class Licence(NamedTuple):
         return self.name or self.identifier
 
 
-def licence_of(given: str | None, report: Mapping[str, Any], config: Mapping[str, Any]) -> Licence:
-    """The licence that was given, else that of the pretrained weights which the model was made from.
+def license_of(given: str | None, report: Mapping[str, Any], config: Mapping[str, Any]) -> License:
+    """The license that was given, else that of the pretrained weights which the model was made from.
 
     Args:
         given: What ``--license`` says.
         report: ``adder_report.json`` of the model.
-        config: ``config.json`` of the model; ``pretrained_cfg`` has the licence of timm's weights.
+        config: ``config.json`` of the model; ``pretrained_cfg`` has the license of timm's weights.
 
     Raises:
-        PublishError: The licence is unknown, or none was given and none is inherited.
+        PublishError: The license is unknown, or none was given and none is inherited.
     """
     if given is not None:
         return _given(given)
@@ -50,20 +50,20 @@ def licence_of(given: str | None, report: Mapping[str, Any], config: Mapping[str
     own_weights = "imported" in report or report.get("source", "") is None  # not those that timm offers
     if own_weights or not isinstance(inherited, str) or inherited.lower() in ("", "unknown", "other"):
         raise PublishError(
-            "the licence is not known: the model was not made from pretrained weights that state one; "
+            "the license is not known: the model was not made from pretrained weights that state one; "
             "give it with --license, such as --license apache-2.0"
         )
     inherited = inherited.lower()
-    return Licence(inherited) if inherited in HUB_LICENCES else Licence("other", inherited)
+    return License(inherited) if inherited in HUB_LICENSES else License("other", inherited)
 
 
-def _given(text: str) -> Licence:
+def _given(text: str) -> License:
     name = text.strip().lower()
-    if name not in HUB_LICENCES:
-        near = difflib.get_close_matches(name, sorted(HUB_LICENCES), n=3, cutoff=0.6)
+    if name not in HUB_LICENSES:
+        near = difflib.get_close_matches(name, sorted(HUB_LICENSES), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "see huggingface.co/docs/hub/repositories-licenses"
         raise PublishError(f"--license is {text!r}, expected an identifier that the Hub knows; {hint}")
-    return Licence(name)
+    return License(name)
 
 
 def base_model_of(given: str | None, report: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from ...convert.checkpoint.model_card import beginning, front_matter
 from ...convert.cost.count import Cost
 from ..reporting.evaluations import Evaluation, eval_results, hub_dataset
 from ..runs.provenance import part_of
-from .licenses import Licence
+from .licenses import License
 
 _LONGEST = 80  # characters of a text from the report
 
@@ -44,7 +44,7 @@ class CardFacts:
         base: Architecture in timm's registry.
         converted: Whether the model is an adder network.
         pruned: Whether it lost channels.
-        licence: See ``licences``.
+        license: See ``licenses``.
         base_model: The Hub's name of the model it was made from.
         cost: Of the model, for one image.
         evaluations: What was measured.
@@ -57,7 +57,7 @@ class CardFacts:
     base: str
     converted: bool
     pruned: bool
-    licence: Licence
+    license: License
     base_model: str | None
     cost: Cost
     evaluations: Sequence[Evaluation]
@@ -90,9 +90,9 @@ def _front_matter(facts: CardFacts, name: str) -> str:
     return front_matter(
         facts.converted,
         ["pruned"] if facts.pruned else [],
-        license=facts.licence.identifier,
-        license_name=facts.licence.name,
-        license_link=f"https://huggingface.co/{facts.base_model}" if facts.licence.name and facts.base_model else None,
+        license=facts.license.identifier,
+        license_name=facts.license.name,
+        license_link=f"https://huggingface.co/{facts.base_model}" if facts.license.name and facts.base_model else None,
         base_model=facts.base_model,
         base_model_relation="finetune" if facts.base_model else None,  # of the Hub's four, the one that fits
         datasets=datasets or None,
@@ -155,7 +155,7 @@ def _making(facts: CardFacts) -> str:
             _plain(calibration.get(key)) for key in ("images", "steps", "matching_steps", "seed")
         )
         lines.append(
-            f"- Calibrated on {images} unlabelled images: {steps} steps for each layer, {together} for all together, "
+            f"- Calibrated on {images} unlabeled images: {steps} steps for each layer, {together} for all together, "
             f"seed {seed}."
         )
     if recipe := part_of(training, "recipe"):

@@ -20,7 +20,7 @@ from ...convert.files import atomic_path, read_json_object, sha256, write_json, 
 from ..reporting.cost_chart import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
 from ..runs.provenance import command_without_local_paths, commands_of, without_local_paths
-from .licenses import base_model_of, licence_of
+from .licenses import base_model_of, license_of
 from .published_card import CardFacts, published_card
 from .upload import Target, Upload, upload
 
@@ -35,7 +35,7 @@ class PublishJob:
     folder: str
     target: Target
     output: str | None = None
-    licence: str | None = None
+    license: str | None = None
     base_model: str | None = None
     force: bool = False
     dry_run: bool = False
@@ -95,7 +95,7 @@ def run_publish(job: PublishJob, announce: Callable[[str], None]) -> PublishResu
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The folder is no whole checkpoint, its licence is not known, or the Hub refuses it.
+        AdderkitError: The folder is no whole checkpoint, its license is not known, or the Hub refuses it.
     """
     _check_places(job)
     model = load(job.source)
@@ -132,10 +132,10 @@ def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -
     """Write the folder: the files in it with their sizes, and the number of measurements in the card."""
     source, built = job.source, job.built
     saved, config = read_report(source), read_json_object(source / CONFIG)
-    licence, base_model = licence_of(job.licence, saved, config), base_model_of(job.base_model, saved)
+    license, base_model = license_of(job.license, saved, config), base_model_of(job.base_model, saved)
     found, digest = cost(model), sha256(source / WEIGHTS)
     evaluations = evaluations_of(saved, digest)
-    report = _report(job, saved, found, digest) | {"license": str(licence), "base_model": base_model}
+    report = _report(job, saved, found, digest) | {"license": str(license), "base_model": base_model}
     edited = _edited(built)
     try:
         pictures = _pictures(job, found)
@@ -144,7 +144,7 @@ def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -
             base=base_architecture(model),
             converted=is_converted(model),
             pruned=any(step["step"] == "prune" for step in steps_of(model)),
-            licence=licence,
+            license=license,
             base_model=base_model,
             cost=found,
             evaluations=evaluations,

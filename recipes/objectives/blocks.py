@@ -15,11 +15,11 @@ from ...convert.calibration.blockwise import block_paths, outputs_at
 from ...convert.conversion.rewrite import adder_layers
 from ...convert.errors import ModelSourceError
 from ...convert.graph.layers import trace_layers
-from ...convert.graph.modes import evaluation_mode
+from ...convert.graph.modes import eval_mode
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig
 from .objective import Objective
-from .teacher import Renormalised, at_least_single
+from .teacher import RenormalizedModel, to_float32
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[torch.Size, torch.Size]]:
@@ -59,7 +59,7 @@ def _shapes(model: nn.Module, paths: list[str]) -> dict[str, torch.Size]:
     """Shapes of what modules give for one image, of those that give a tensor."""
     first = next(model.parameters())
     image = first.new_zeros(1, *DataConfig.of(model).input_size)
-    with torch.no_grad(), evaluation_mode(model), outputs_at(model, paths) as found:
+    with torch.no_grad(), eval_mode(model), outputs_at(model, paths) as found:
         model(image)
     return {path: value.shape for path, value in found.items()}
 
@@ -79,7 +79,7 @@ def blocks_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Ten
     """
     losses = []
     for path, value in ours.items():
-        given, wanted = (at_least_single(each).flatten(1) for each in (value, theirs[path]))
+        given, wanted = (to_float32(each).flatten(1) for each in (value, theirs[path]))
         losses.append(((given - wanted).square().mean(1) / wanted.var(1).clamp_min(1e-6)).mean())
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
@@ -87,7 +87,7 @@ def blocks_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Ten
 Answer = tuple[Tensor, dict[str, Tensor]]
 
 
-def answers(model: nn.Module, teacher: Renormalised, batch: Tensor, paths: Sequence[str]) -> tuple[Answer, Answer]:
+def answers(model: nn.Module, teacher: RenormalizedModel, batch: Tensor, paths: Sequence[str]) -> tuple[Answer, Answer]:
     """Logits ``[N, classes]`` of student and teacher, and what their modules at ``paths`` give.
 
     Args:
@@ -115,9 +115,9 @@ class BlockObjective(Objective):
         ModelSourceError: See ``common_blocks``.
     """
 
-    teacher: Renormalised
+    teacher: RenormalizedModel
 
-    def __init__(self, recipe: Recipe, teacher: Renormalised, student: nn.Module) -> None:
+    def __init__(self, recipe: Recipe, teacher: RenormalizedModel, student: nn.Module) -> None:
         super().__init__(recipe, teacher)
         shapes = common_blocks(student, teacher.model)
         self.paths = [path for path, (ours, theirs) in shapes.items() if ours == theirs]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..configs.recipe import Recipe
-from .teacher import Renormalised, distillation_loss
+from .teacher import RenormalizedModel, distillation_loss
 
 
 class Objective(nn.Module):
@@ -18,7 +18,7 @@ class Objective(nn.Module):
         teacher: The network to distil from, or ``None``.
     """
 
-    def __init__(self, recipe: Recipe, teacher: Renormalised | None) -> None:
+    def __init__(self, recipe: Recipe, teacher: RenormalizedModel | None) -> None:
         super().__init__()
         self.recipe = recipe
         self.teacher = teacher

@@ -20,7 +20,7 @@ from ...convert.errors import ModelSourceError
 from ..configs.recipe import Recipe
 from .blocks import answers, common_blocks
 from .objective import Objective
-from .teacher import Renormalised
+from .teacher import RenormalizedModel
 
 
 def gaussian_kernel(features: Tensor, temperature: float) -> Tensor:
@@ -93,7 +93,7 @@ class ProgressiveObjective(Objective):
 
     The teacher learns from the labels alone, with batch statistics; no gradient of the student's losses reaches it.
     The student learns as with a frozen teacher, and to give the kernel values of the teacher's stages. To keep the
-    learned convolutions from making everything equal, their outputs are compared after a normalisation to zero mean
+    learned convolutions from making everything equal, their outputs are compared after a normalization to zero mean
     and unit variance. They begin as the identity, since a converted network's channels correspond to its teacher's.
 
     Args:
@@ -105,9 +105,9 @@ class ProgressiveObjective(Objective):
         ModelSourceError: See ``stage_ends``.
     """
 
-    teacher: Renormalised
+    teacher: RenormalizedModel
 
-    def __init__(self, recipe: Recipe, teacher: Renormalised, student: nn.Module) -> None:
+    def __init__(self, recipe: Recipe, teacher: RenormalizedModel, student: nn.Module) -> None:
         super().__init__(recipe, teacher)
         self.paths: list[str] = []
         self.student_heads, self.teacher_heads = nn.ModuleList(), nn.ModuleList()

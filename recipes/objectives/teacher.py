@@ -1,4 +1,4 @@
-"""Knowledge distillation from the original CNN, whatever normalisation it was trained with."""
+"""Knowledge distillation from the original CNN, whatever normalization it was trained with."""
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     """
     return (
         F.kl_div(
-            F.log_softmax(at_least_single(student) / temperature, dim=1),
-            F.log_softmax(at_least_single(teacher) / temperature, dim=1),
+            F.log_softmax(to_float32(student) / temperature, dim=1),
+            F.log_softmax(to_float32(teacher) / temperature, dim=1),
             reduction="batchmean",
             log_target=True,
         )
@@ -29,12 +29,12 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     )
 
 
-class Renormalised(nn.Module):
-    """A network that is given images as *it* expects them, though they were normalised for the student.
+class RenormalizedModel(nn.Module):
+    """A network that is given images as *it* expects them, though they were normalized for the student.
 
     Args:
         model: The network.
-        student_data: How the images that arrive were normalised.
+        student_data: How the images that arrive were normalized.
 
     Raises:
         ValueError: Teacher and student take images of different channels.
@@ -64,23 +64,23 @@ class Renormalised(nn.Module):
         return logits
 
 
-class Teacher(Renormalised):
-    """The original CNN, frozen; see ``Renormalised``."""
+class DistillationTeacher(RenormalizedModel):
+    """The original CNN, frozen; see ``RenormalizedModel``."""
 
     def __init__(self, model: nn.Module, student_data: DataConfig) -> None:
         super().__init__(model.eval().requires_grad_(False), student_data)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """See ``Renormalised``; without a gradient."""
+        """See ``RenormalizedModel``; without a gradient."""
         return super().forward(images)
 
-    def train(self, mode: bool = True) -> "Teacher":
+    def train(self, mode: bool = True) -> "DistillationTeacher":
         """Stays in evaluation mode."""
         return super().train(False)
 
 
-def at_least_single(values: Tensor) -> Tensor:
+def to_float32(values: Tensor) -> Tensor:
     """Values for a loss: half precision becomes fp32, fp64 stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

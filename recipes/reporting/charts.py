@@ -14,10 +14,10 @@ _VISIBLE = 0.4  # percent of the width: the narrowest bar of something that is n
 
 
 class Line(NamedTuple):
-    """A line of a chart: its label, its colour, and a value for each epoch, ``nan`` where there is none."""
+    """A line of a chart: its label, its color, and a value for each epoch, ``nan`` where there is none."""
 
     label: str
-    colour: str
+    color: str
     values: Sequence[float]
 
 
@@ -40,7 +40,7 @@ def line_chart(title: str, epochs: Sequence[float], lines: Sequence[Line]) -> Ht
         role="img",
         aria_label=f"{title} by epoch",
     )
-    key = [tag("span", _swatch(line.colour), line.label, class_="key") for line in lines if len(lines) > 1]
+    key = [tag("span", _swatch(line.color), line.label, class_="key") for line in lines if len(lines) > 1]
     return tag("figure", tag("figcaption", tag("strong", title), *key), drawing)
 
 
@@ -48,7 +48,7 @@ def bar(parts: Sequence[tuple[float, str]], label: str) -> Html:
     """Thin bars below each other.
 
     Args:
-        parts: Of each bar the length from 0 to 1, and its class, which the style gives a colour.
+        parts: Of each bar the length from 0 to 1, and its class, which the style gives a color.
         label: What the bars say, for those who do not see them.
     """
     drawn = [
@@ -82,8 +82,8 @@ def _drawn(line: Line, epochs: Sequence[float], across: _Scale, up: _Scale) -> H
     dots = [point.split(",") for piece in pieces for point in piece if len(epochs) <= 30 or len(piece) == 1]
     return join(
         [
-            *(tag("polyline", points=" ".join(piece), stroke=line.colour) for piece in pieces if len(piece) > 1),
-            *(tag("circle", cx=x, cy=y, r=2.5, fill=line.colour) for x, y in dots),
+            *(tag("polyline", points=" ".join(piece), stroke=line.color) for piece in pieces if len(piece) > 1),
+            *(tag("circle", cx=x, cy=y, r=2.5, fill=line.color) for x, y in dots),
         ]
     )
 
@@ -97,8 +97,8 @@ def _text(text: str, x: float, y: float, anchor: str) -> Html:
     return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor)
 
 
-def _swatch(colour: str) -> Html:
-    return tag("svg", tag("rect", width=12, height=12, rx=2, fill=colour), width=12, height=12, aria_hidden="true")
+def _swatch(color: str) -> Html:
+    return tag("svg", tag("rect", width=12, height=12, rx=2, fill=color), width=12, height=12, aria_hidden="true")
 
 
 def _levels(low: float, high: float) -> list[float]:

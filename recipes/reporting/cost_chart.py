@@ -9,10 +9,10 @@ from ...convert.cost.formulas import WEIGHT_LAYERS, Operations
 from ...convert.errors import AdderkitError
 from ...convert.files import atomic_path, check_file_target
 
-# Colours that colour-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color); hatches for print in grey.
+# Colors that color-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color); hatches for print in gray.
 _DISTANCES = {"color": "#56B4E9", "label": "adder layers, |x - w|"}
 _PRODUCTS = {"color": "#D55E00", "label": "● convolution and linear layers, x · w"}
-_NORMS = {"color": "#000000", "label": "■ normalisations that do not fold"}
+_NORMS = {"color": "#000000", "label": "■ normalizations that do not fold"}
 _OTHERS = {"color": "#F0E442", "label": "▲ residual sums, gates, pooling, activations, …", "hatch": "////"}
 
 
@@ -23,7 +23,7 @@ class Bar(NamedTuple):
         path: Of the weight layer.
         products: Products in it that remain.
         distances: Distances in it.
-        norms: Operations of normalisations.
+        norms: Operations of normalizations.
         others: All other operations.
     """
 
@@ -66,7 +66,7 @@ def layer_groups(cost: Cost) -> list[list[LayerCost]]:
 def _bar(rows: Sequence[LayerCost]) -> Bar:
     norms, others = Operations(), Operations()
     for row in rows[1:]:
-        if row.kind == "normalisation":
+        if row.kind == "normalization":
             norms += row.operations
         else:
             others += row.operations

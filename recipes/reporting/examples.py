@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ...convert.errors import AdderkitError
-from ...convert.graph.modes import evaluation_mode
+from ...convert.graph.modes import eval_mode
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, Transform, class_names, evaluation_transform, make_loader, subset
 from ..training.models import Job, build_teacher, open_split, teacher_of
@@ -132,8 +132,8 @@ def _batches(dataset: ImageSource, model: nn.Module) -> Iterator[tuple[Tensor, S
 
 def _picture(image: Image.Image) -> bytes:
     """A small PNG of the pixels alone, without what a camera wrote beside them."""
-    grey = image.mode in ("1", "L")
-    small = image.convert("L" if grey else "RGB")
+    gray = image.mode in ("1", "L")
+    small = image.convert("L" if gray else "RGB")
     small.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(small)).save(buffer, "PNG", optimize=True)
@@ -142,7 +142,7 @@ def _picture(image: Image.Image) -> bytes:
 
 @torch.no_grad()
 def _probabilities(model: nn.Module, images: Tensor) -> list[Tensor]:
-    with evaluation_mode(model):
+    with eval_mode(model):
         return list(model(images).float().softmax(dim=1))
 
 

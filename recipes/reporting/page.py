@@ -27,7 +27,7 @@ _ADDER = (
     tag("span", "-Σ|x - w|", class_="whole"),
     ", where a convolution outputs Σx·w: it needs additions and no multiplication.",
 )
-_COUNTING = """All that runs is counted: first and last layer, normalisations, activations, sums. Papers count weight
+_COUNTING = """All that runs is counted: first and last layer, normalizations, activations, sums. Papers count weight
 layers alone, and take the first and the last for adder layers."""
 _ENERGY = """Energy of the arithmetic alone, by the table of Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
 is no faster than a multiplication: what is saved shows on hardware made for it."""
@@ -134,7 +134,7 @@ def _pruning(facts: ReportFacts) -> Html:
     asked = next((f"{key} {noted[key]}" for key in ("target", "ratio") if key in noted), "how many is not noted")
     text = f"Whole channels were removed, the least important first: {asked}, importance {noted.get('importance', '?')}"
     if images := noted.get("images"):
-        text += f", measured on {images} unlabelled images"
+        text += f", measured on {images} unlabeled images"
     rows = [before_after(label, *facts.prices[key], ",.0f") for key, label in _PRICES.items() if key in facts.prices]
     if "energy" in facts.prices:
         first, last = (value / _UJ for value in facts.prices["energy"])
@@ -180,7 +180,7 @@ def _cost_chart(facts: ReportFacts) -> list[Html]:
         for group, (before, after) in zip(groups, counts, strict=True)
     ]
     keys = [("before", "as a CNN"), ("after", "this model")][first:]
-    note = "Each layer with the normalisation and all else that follows it."
+    note = "Each layer with the normalization and all else that follows it."
     title = tag("h3", "Multiplications, layer by layer")
     return [title, tag("p", note, class_="faint"), *layer_list(rows, keys)]
 
@@ -217,8 +217,8 @@ def _training(facts: ReportFacts) -> Html:
     charts = []
     for name, columns in LINES.items():
         lines = [
-            Line(label, colour, [row.get(column, float("nan")) for row in facts.epochs])
-            for column, (label, colour) in columns.items()
+            Line(label, color, [row.get(column, float("nan")) for row in facts.epochs])
+            for column, (label, color) in columns.items()
             if any(column in row for row in facts.epochs)
         ]
         charts.append(line_chart(TITLES[name], epochs, lines))
@@ -294,7 +294,7 @@ def _making(facts: ReportFacts) -> Html:
     parts, found = [], facts.calibration
     if found:
         images, steps, matching, seed = (found.get(key, "?") for key in ("images", "steps", "matching_steps", "seed"))
-        text = f"Calibrated on {images} unlabelled images: {steps} steps for each layer, {matching} for all together, "
+        text = f"Calibrated on {images} unlabeled images: {steps} steps for each layer, {matching} for all together, "
         parts.append(tag("p", f"{text}seed {seed}."))
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     rows = [["weights, SHA-256", tag("code", facts.digest)], ["saved with", versions or "not noted"]]

@@ -55,7 +55,7 @@ def layer_row(name: str, value: str, bars: Sequence[tuple[float, str]], label: s
 
 
 def layer_list(rows: Iterable[Html], keys: Iterable[tuple[str, str]]) -> Iterable[Html]:
-    """What the colours mean, ``(class, text)`` each, and the list."""
+    """What the colors mean, ``(class, text)`` each, and the list."""
     marks = (tag("span", _swatch(kind), text, class_="key") for kind, text in keys)
     return tag("p", *marks, class_="legend"), tag("ol", *rows, class_="layers")
 

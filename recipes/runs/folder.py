@@ -24,7 +24,7 @@ from ...convert.checkpoint.folder import save
 from ...convert.errors import AdderkitError, CheckpointError, RecipeError
 from ...convert.files import read_json_object, recover_folder, replace_folder, sha256, write_json, write_text
 from .layer_scales import LayerScales, write_scales
-from .state import COLUMNS, Position, Row, gather_sums, read_position, write_position
+from .state import COLUMNS, RunState, Row, gather_sums, read_state, write_state
 from ..configs.recipe import Recipe
 from ..configs.files import parse_yaml, read_text
 
@@ -101,7 +101,7 @@ class RunFolder:
         self,
         model: nn.Module,
         accelerator: Accelerator,
-        position: Position,
+        position: RunState,
         report: dict[str, Any],
         as_evaluated: AbstractContextManager[None] | None = None,
     ) -> None:
@@ -125,14 +125,14 @@ class RunFolder:
                     save(model, partial, report, state)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                write_position(partial / "state" / "position.json", position, sums)
+                write_state(partial / "state" / "position.json", position, sums)
                 write_json(partial / _CHECKSUMS, _checksums(partial))
                 if self.last.exists():
                     replace_folder(self.previous, self.last)
                 replace_folder(self.last, partial)
             accelerator.wait_for_everyone()
 
-    def load_last(self, accelerator: Accelerator) -> Position:
+    def load_last(self, accelerator: Accelerator) -> RunState:
         """Restore the state that ``save_last`` wrote; the beginning where nothing was saved.
 
         Raises:
@@ -140,8 +140,8 @@ class RunFolder:
         """
         state = self.last / "state"
         if not self.last.exists():
-            return Position()
-        position = read_position(state / "position.json", accelerator)
+            return RunState()
+        position = read_state(state / "position.json", accelerator)
         try:
             accelerator.load_state(str(state))
         except Exception as error:  # whatever torch and safetensors make of files of another program or version

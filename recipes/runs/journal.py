@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from .signals import Interrupted
 from .layer_scales import watched_layers
 from .plots import draw_plots
-from .state import Position
+from .state import RunState
 from ..training.assemble import Run
 from .folder import RunFolder
 from .plan import RunPlan, device_name
@@ -37,7 +37,7 @@ class Journal:
         self._log: TextIO | None = None
         self._drawn = time.monotonic()
 
-    def open(self, position: Position) -> None:
+    def open(self, position: RunState) -> None:
         """Begin, or go on at a position: what was to follow the save that is resumed is made up for."""
         if not self.accelerator.is_main_process:
             return
@@ -81,7 +81,7 @@ class Journal:
             print(f"{self._log.name} goes on no more: {error.strerror or error}", file=sys.stderr, flush=True)
             self._log = None
 
-    def step(self, position: Position, images_per_second: float, *, skipped: bool) -> None:
+    def step(self, position: RunState, images_per_second: float, *, skipped: bool) -> None:
         """After an optimizer step: the trackers get numbers every ``log_interval`` steps.
 
         Args:
@@ -102,7 +102,7 @@ class Journal:
             }
             self._track(values, step)
 
-    def epoch(self, position: Position) -> None:
+    def epoch(self, position: RunState) -> None:
         """After an epoch, before it is saved: its row and its layers' scales for the trackers.
 
         Before, since a run that is resumed before this save logs the epoch again, and one resumed behind it does not.
@@ -113,7 +113,7 @@ class Journal:
                 row |= {f"{name}/{layer}": value for layer, value in zip(self.layers, sample[name], strict=True)}
         self._track(row, self.run.steps_done(position))
 
-    def write_tables(self, position: Position) -> None:
+    def write_tables(self, position: RunState) -> None:
         """After a save: ``summary.csv`` and ``layers.csv`` anew; ``plots/`` once a minute, and at the run's end."""
         if not self.accelerator.is_main_process:
             return

@@ -9,7 +9,7 @@ from ...convert.files import atomic_path
 from .layer_scales import LayerScales
 from .state import Row
 
-# Colours that colour-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color).
+# Colors that color-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color).
 LINES = {
     "loss": {
         "train_loss": ("training", "#0072B2"),
@@ -44,9 +44,9 @@ def draw_plots(rows: Sequence[Row], layers: Sequence[str], samples: Sequence[Lay
     """
     for name, lines in LINES.items():
         figure, axes = _figure(TITLES[name])
-        for column, (label, colour) in lines.items():
+        for column, (label, color) in lines.items():
             if rows and column in rows[0]:
-                axes.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=label, color=colour,
+                axes.plot([row["epoch"] for row in rows], [row[column] for row in rows], label=label, color=color,
                           marker="o", markersize=_marker(rows))  # fmt: skip
         if len(axes.lines) > 1:
             axes.legend(frameon=False)
@@ -56,7 +56,7 @@ def draw_plots(rows: Sequence[Row], layers: Sequence[str], samples: Sequence[Lay
 
 
 def _draw_scales(column: str, title: str, layers: Sequence[str], samples: Sequence[LayerScales], target: Path) -> None:
-    """A line for each layer, coloured by its depth; named where they are few, else first and last are."""
+    """A line for each layer, colored by its depth; named where they are few, else first and last are."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

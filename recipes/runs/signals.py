@@ -23,7 +23,7 @@ class StopRequest:
     A second Ctrl-C stops at once, without saving. Not with several processes: there the launcher passes on what the
     terminal has sent to all of them already.
 
-    Loader processes inherit this, see ``serve_on``.
+    Loader processes inherit this, see ``ignore_first_signal``.
 
     Args:
         accelerator: Of the run; its processes agree on when to stop.
@@ -55,7 +55,7 @@ class StopRequest:
         self.requested = True
 
 
-def serve_on(worker: int) -> None:
+def ignore_first_signal(worker: int) -> None:
     """To be called in a loader process when it starts: one signal does not end it, a second one does.
 
     A terminal or a batch system signals the whole group, and the step that is being done still needs its images. torch

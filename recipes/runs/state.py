@@ -17,7 +17,7 @@ Row = dict[str, float]
 
 
 @dataclasses.dataclass
-class Position:
+class RunState:
     """A place between two optimizer steps.
 
     Args:
@@ -27,7 +27,7 @@ class Position:
         images: Number of those images.
         lr: Learning rate of the last step.
         skipped: Steps of the whole run that were skipped since loss or gradient was not finite.
-        in_a_row: Number of those since the last step that was taken.
+        skipped_in_a_row: Number of those since the last step that was taken.
         rows: Of ``summary.csv``, one a finished epoch.
         scales: Of ``layers.csv``, one an epoch of which a step was taken.
     """
@@ -38,7 +38,7 @@ class Position:
     images: int = 0
     lr: float = 0.0
     skipped: int = 0
-    in_a_row: int = 0
+    skipped_in_a_row: int = 0
     rows: list[Row] = dataclasses.field(default_factory=list)
     scales: list[LayerScales] = dataclasses.field(default_factory=list)
 
@@ -49,7 +49,7 @@ class Position:
         self.batches, self.images, self.loss = 0, 0, 0.0
 
 
-def gather_sums(position: Position, accelerator: Accelerator) -> list[list[float]]:
+def gather_sums(position: RunState, accelerator: Accelerator) -> list[list[float]]:
     """``[loss, images]`` of every process; called on all of them."""
     sums = torch.tensor([[position.loss, position.images]], dtype=torch.float64, device=_wide_device(accelerator))
     gathered: list[list[float]] = accelerator.gather(sums).tolist()
@@ -62,21 +62,21 @@ def _wide_device(accelerator: Accelerator) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def write_position(path: Path, position: Position, sums: list[list[float]]) -> None:
+def write_state(path: Path, position: RunState, sums: list[list[float]]) -> None:
     """Write a position with the sums of all processes."""
     shared = {key: value for key, value in dataclasses.asdict(position).items() if key not in ("loss", "images")}
     write_json(path, {**shared, "sums": sums})
 
 
-def read_position(path: Path, accelerator: Accelerator) -> Position:
-    """Read what ``write_position`` wrote; each process gets its own sums.
+def read_state(path: Path, accelerator: Accelerator) -> RunState:
+    """Read what ``write_state`` wrote; each process gets its own sums.
 
     Raises:
         RecipeError: The file is damaged, or the run had another number of processes.
     """
     values = read_json_object(path)
     sums, rows, scales = values.pop("sums", None), values.get("rows"), values.get("scales")
-    counts = {"epoch", "batches", "skipped", "in_a_row"}
+    counts = {"epoch", "batches", "skipped", "skipped_in_a_row"}
     if (
         set(values) != counts | {"lr", "rows", "scales"}
         or not all(type(values[name]) is int and values[name] >= 0 for name in counts)
@@ -96,7 +96,7 @@ def read_position(path: Path, accelerator: Accelerator) -> Position:
             f"--num-processes {len(sums)}, since the batch of a step depends on it"
         )
     loss, images = sums[accelerator.process_index]
-    return Position(**values, loss=float(loss), images=int(images))
+    return RunState(**values, loss=float(loss), images=int(images))
 
 
 def _is_row(row: Any) -> bool:

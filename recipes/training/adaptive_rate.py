@@ -1,7 +1,7 @@
 """AdderNet's adaptive local learning rate, where it belongs: between clipping and the optimizer's step.
 
 The published code rescales inside autograd's backward. There the gradient no longer scales with the loss (loss scaling
-in fp16 starves the layer), every micro-batch is normalised on its own, and so is every replica. Here the whole,
+in fp16 starves the layer), every micro-batch is normalized on its own, and so is every replica. Here the whole,
 final gradient of the step is rescaled once: after the all-reduce, after unscaling, after clipping. Where processes hold
 a part of each weight (FSDP2), the norm is still that of the whole layer.
 """

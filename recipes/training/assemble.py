@@ -22,13 +22,13 @@ from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
 from ..data.mixing import Mixing
 from ..distributed.sharding import check_sharding
-from ..distributed.sync_batchnorm import synchronise_batchnorm_
+from ..distributed.sync_batchnorm import synchronize_batchnorm_
 from ..objectives.blocks import BlockObjective
 from ..objectives.objective import Objective
 from ..objectives.progressive import ProgressiveObjective, prepare_teacher
-from ..objectives.teacher import Renormalised
+from ..objectives.teacher import RenormalizedModel
 from ..runs.plan import check_batches
-from ..runs.state import Position
+from ..runs.state import RunState
 from ..runs.trackers import tracker_names
 from .adaptive_rate import AdaptiveRate
 from .ema import make_average
@@ -68,7 +68,7 @@ class Run:
         """Optimizer steps in an epoch; a last window of fewer batches counts."""
         return math.ceil(len(self.train_loader) / self.recipe.grad_accum_steps)
 
-    def steps_done(self, position: Position) -> int:
+    def steps_done(self, position: RunState) -> int:
         """Optimizer steps of the whole run up to a position, skipped ones included."""
         return position.epoch * self.updates_per_epoch + math.ceil(position.batches / self.recipe.grad_accum_steps)
 
@@ -112,7 +112,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     # A data set of its own: its transform is not the training one.
     norm_images = open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None
     objective = make_objective(recipe, teacher, model).to(accelerator.device)
-    set_up_layers(model, objective, recipe, accelerator.num_processes)
+    configure_layers(model, objective, recipe, accelerator.num_processes)
     if recipe.channels_last:
         for each in (model, objective):
             each.to(memory_format=torch.channels_last)
@@ -121,7 +121,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
         AdaptiveRate(optimizer, model, recipe.eta)
     train_loader, eval_loader = _loaders(recipe, DataConfig.of(model), train_set, eval_set)
     model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
-    train_loader = _dealt_out(accelerator, train_loader)
+    train_loader = shard_loader(accelerator, train_loader)
     check_batches(len(train_loader), len(train_set), recipe.batch_size, accelerator.num_processes)
     if recipe.teacher_lr:
         objective = prepare_teacher(recipe, accelerator, objective, optimizer)
@@ -142,7 +142,7 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     return dataclasses.replace(run, schedule=make_schedule(recipe, optimizer, run.updates_per_epoch))
 
 
-def make_objective(recipe: Recipe, teacher: Renormalised | None, student: nn.Module) -> Objective:
+def make_objective(recipe: Recipe, teacher: RenormalizedModel | None, student: nn.Module) -> Objective:
     """What a recipe trains a model for.
 
     Raises:
@@ -155,18 +155,18 @@ def make_objective(recipe: Recipe, teacher: Renormalised | None, student: nn.Mod
     return BlockObjective(recipe, teacher, student) if recipe.block_loss_weight else Objective(recipe, teacher)
 
 
-def set_up_layers(model: nn.Module, objective: Objective, recipe: Recipe, processes: int) -> None:
+def configure_layers(model: nn.Module, objective: Objective, recipe: Recipe, processes: int) -> None:
     """What the recipe says of the layers' training.
 
     Raises:
-        RecipeError: See ``synchronise_batchnorm_``.
+        RecipeError: See ``synchronize_batchnorm_``.
     """
     for layer in adder_layers(model).values():
         layer.sharpness = recipe.sharpness
     if recipe.sync_bn and processes > 1:
-        synchronise_batchnorm_(model)
+        synchronize_batchnorm_(model)
         if recipe.teacher_lr:  # a frozen one computes as in evaluation
-            synchronise_batchnorm_(objective)
+            synchronize_batchnorm_(objective)
 
 
 def _loaders(
@@ -180,7 +180,7 @@ def _loaders(
     )
 
 
-def _dealt_out(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
+def shard_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
     """The training batches of this process; a streamed data set's reader has dealt its shards out already."""
     own: DataLoader[Any]
     if isinstance(loader.dataset, IterableDataset):

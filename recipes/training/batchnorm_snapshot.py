@@ -6,7 +6,7 @@ from torch import nn
 from ...convert.calibration.batchnorm import batch_norms
 
 
-class KeptStatistics:
+class BatchNormSnapshot:
     """Running statistics from before a step: its forward pass changed them already when the step is found bad.
 
     Args:
@@ -21,7 +21,7 @@ class KeptStatistics:
         """Remember the statistics as they are."""
         _copy(self._kept, self._buffers)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Make them again what they were at ``keep``."""
         _copy(self._buffers, self._kept)
 

@@ -18,7 +18,7 @@ from ..data.datasets import DataConfig, ImageSource, check_name, loader_workers,
 from ..data.mixing import Mixing
 from ..runs.plan import RunPlan, batches_per_epoch, check_batches
 from ..runs.trackers import tracker_names
-from .assemble import check_backend, check_classes, make_objective, make_optimizer, make_schedule, set_up_layers
+from .assemble import check_backend, check_classes, configure_layers, make_objective, make_optimizer, make_schedule
 from .memory import Memory, estimate_memory
 from .models import Job, build_student, build_teacher, check_class_count, check_norms, draw_adder_weights, teacher_of
 
@@ -133,7 +133,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
         steps_per_epoch=steps,
     )
     memory = estimate_memory(model, objective, recipe, DataConfig.of(model).input_size, processes)
-    set_up_layers(model, objective, recipe, processes)  # at the end: with synchronised BatchNorms it cannot run here
+    configure_layers(model, objective, recipe, processes)  # at the end: with synchronized BatchNorms it cannot run here
     return DryRun(plan, memory, note, _measured_rate(job.model))
 
 

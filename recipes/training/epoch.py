@@ -18,13 +18,13 @@ from ..runs.journal import Journal
 from ..runs.layer_scales import measure
 from ..runs.progress import ProgressBar
 from ..runs.signals import Interrupted, StopRequest, any_process
-from ..runs.state import Position
+from ..runs.state import RunState
 from .assemble import Run
-from .batchnorm_snapshot import KeptStatistics
+from .batchnorm_snapshot import BatchNormSnapshot
 from .recovery import LoaderError, loader_reason
 
 
-def train_epoch(run: Run, position: Position, stop: StopRequest, journal: Journal, save: Callable[[], None]) -> None:
+def train_epoch(run: Run, position: RunState, stop: StopRequest, journal: Journal, save: Callable[[], None]) -> None:
     """Train from a position to the end of its epoch.
 
     Args:
@@ -41,7 +41,7 @@ def train_epoch(run: Run, position: Position, stop: StopRequest, journal: Journa
     """
     recipe, accelerator, window = run.recipe, run.accelerator, run.recipe.grad_accum_steps
     run.model.train()
-    statistics = KeptStatistics(run.bare_model)
+    statistics = BatchNormSnapshot(run.bare_model)
     batches = len(run.train_loader)
     started, before = time.perf_counter(), position.images
     title = f"epoch {position.epoch}/{recipe.epochs - 1}"
@@ -73,7 +73,7 @@ def train_epoch(run: Run, position: Position, stop: StopRequest, journal: Journa
             bar.step(lambda: _status(position, rate), done=index + 1)  # noqa: B023 - called at once
 
 
-def _remaining(run: Run, position: Position, statistics: KeptStatistics) -> Iterator[tuple[int, Any]]:
+def _remaining(run: Run, position: RunState, statistics: BatchNormSnapshot) -> Iterator[tuple[int, Any]]:
     """The epoch's batches that are still to be done, numbered; each with random numbers of its own for the step."""
     loader: Any = run.train_loader
     seed, epoch, process = run.recipe.seed, position.epoch, run.accelerator.process_index
@@ -92,7 +92,7 @@ def _remaining(run: Run, position: Position, statistics: KeptStatistics) -> Iter
             return
         except Exception as error:
             # A window may have begun, of which accelerate saves how far it is.
-            statistics.put_back()
+            statistics.restore()
             run.accelerator.step = position.batches
             raise LoaderError(loader_reason(error)) from error
         seed_everything(seed, epoch, index, process)
@@ -107,7 +107,7 @@ def _schedule(run: Run, epoch: int, batch: int) -> float:
 
 
 def _step(
-    run: Run, position: Position, statistics: KeptStatistics, loss: Tensor, images: int, stop: StopRequest
+    run: Run, position: RunState, statistics: BatchNormSnapshot, loss: Tensor, images: int, stop: StopRequest
 ) -> bool:
     """Clip and step, the adaptive rate acting in between; or skip. Whether any process was asked to stop."""
     norm = _gradient_norm(run) + _norm(run.objective.parameters())  # a teacher that trains too is not clipped
@@ -117,10 +117,10 @@ def _step(
         if run.accelerator.scaler is not None:
             run.accelerator.scaler.update()  # it has seen the gradient, and lowers its scale
         run.optimizer.zero_grad()
-        statistics.put_back()
+        statistics.restore()
         position.skipped += 1
-        position.in_a_row += 1
-        if position.in_a_row >= run.recipe.skip_limit:
+        position.skipped_in_a_row += 1
+        if position.skipped_in_a_row >= run.recipe.skip_limit:
             raise not_finite(run, position)
     else:
         if not position.scales or position.scales[-1]["epoch"] < position.epoch:
@@ -131,7 +131,7 @@ def _step(
             run.average.update(run.bare_model, run.steps_done(position) + 1)
         position.loss += total
         position.images += images
-        position.in_a_row = 0
+        position.skipped_in_a_row = 0
     return wanted
 
 
@@ -157,28 +157,28 @@ def _norm(parameters: Iterable[Tensor]) -> Tensor:
     return whole(norm)
 
 
-def not_finite(run: Run, position: Position) -> AdderkitError:
+def not_finite(run: Run, position: RunState) -> AdderkitError:
     """The error that ends a run which no longer learns."""
     recipe = run.recipe
     return AdderkitError(
-        f"loss or gradient was not finite in the last {position.in_a_row} steps, up to epoch {position.epoch}; "
+        f"loss or gradient was not finite in the last {position.skipped_in_a_row} steps, up to epoch {position.epoch}; "
         "the last good state is in last/ of the run folder, where one was saved: start anew, from it if it is there, "
         f"with a lower --lr (now {recipe.lr:g}), with clip_grad (now {recipe.clip_grad:g}) or with amp=no "
         f"(now {recipe.amp})"
     )
 
 
-def _save_and_stop(run: Run, position: Position, save: Callable[[], None], wanted: bool) -> None:
+def _save_and_stop(run: Run, position: RunState, save: Callable[[], None], wanted: bool) -> None:
     every = run.recipe.save_every
     last = position.batches >= len(run.train_loader)  # saved with its evaluation
     due = every and run.steps_done(position) % every == 0 and not last
-    if wanted or (due and position.in_a_row == 0):
+    if wanted or (due and position.skipped_in_a_row == 0):
         save()
         run.model.train()
     if wanted:
         raise Interrupted
 
 
-def _status(position: Position, rate: float) -> str:
+def _status(position: RunState, rate: float) -> str:
     skipped = f" skipped {position.skipped}" if position.skipped else ""
     return f"{rate:.0f} images/s loss {position.loss / max(1, position.images):.4f} lr {position.lr:.3g}{skipped}"

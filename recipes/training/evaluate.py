@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...convert.graph.modes import evaluation_mode
+from ...convert.graph.modes import eval_mode
 from ..runs.progress import ProgressBar
 
 
@@ -62,7 +62,7 @@ def evaluate(
     images = 0
     started = time.perf_counter()
     bar = ProgressBar(title, _length(loader), accelerator.is_main_process, note=note)
-    with evaluation_mode(model), bar:
+    with eval_mode(model), bar:
         for batch, targets in loader:
             with accelerator.autocast():
                 logits = model(batch)

@@ -13,7 +13,7 @@ from ...convert.errors import DatasetError, ModelSourceError, RecipeError
 from ...convert.model_source import build_model, is_folder
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
-from ..objectives.teacher import Renormalised, Teacher
+from ..objectives.teacher import DistillationTeacher, RenormalizedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
     from_hub = job.pretrained and job.checkpoint is None
     if known is not None and not saved and not from_hub:
         size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
-        # Whole, as training sees them: ImageNet's centre crop of 0.875 would enlarge what is evaluated.
+        # Whole, as training sees them: ImageNet's center crop of 0.875 would enlarge what is evaluated.
         overlay: dict[str, Any] = {"input_size": (arguments["in_chans"], *size), "crop_pct": 1.0}
         if arguments["in_chans"] == known.input_size[0]:
             overlay |= {"mean": known.mean, "std": known.std}
@@ -79,7 +79,7 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
     return model
 
 
-def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> Renormalised | None:
+def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> RenormalizedModel | None:
     """The network to distil from, or ``None`` where the recipe distils nothing; ``weights`` as for ``build_student``.
 
     Raises:
@@ -103,7 +103,7 @@ def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool
     if classes != own:
         raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
     try:
-        return (Renormalised if recipe.teacher_lr else Teacher)(model, DataConfig.of(student))
+        return (RenormalizedModel if recipe.teacher_lr else DistillationTeacher)(model, DataConfig.of(student))
     except ValueError as error:
         raise ModelSourceError(f"{name} cannot teach {job.model}: {error}") from error
 
@@ -169,7 +169,7 @@ def check_norms(model: nn.Module) -> None:
         if type(module).__name__.startswith("FrozenBatchNorm"):
             raise RecipeError(
                 f"{path} is a {type(module).__name__}, expected a BatchNorm that can follow: adder weights move far, "
-                "and stored statistics go stale until training diverges; build the model without frozen normalisation"
+                "and stored statistics go stale until training diverges; build the model without frozen normalization"
             )
 
 

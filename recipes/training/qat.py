@@ -9,7 +9,7 @@ from ...convert.quantization.config import QuantizeConfig
 from ...convert.quantization.fake_quantize import FakeQuantized, fake_step
 from ...convert.quantization.quantize import prepare_
 from ..configs.recipe import Recipe
-from ..data.datasets import unlabelled_images
+from ..data.datasets import unlabeled_images
 
 _IMAGES = 256
 
@@ -31,7 +31,7 @@ def imitate_integers_(model: nn.Module, recipe: Recipe) -> None:
                 f"{model._quantize_config.requant} as the model was trained with; train its float network anew"
             )
         return
-    images = unlabelled_images(recipe.dataset, recipe.data_dir, model, _IMAGES, recipe.train_split, recipe.seed)
+    images = unlabeled_images(recipe.dataset, recipe.data_dir, model, _IMAGES, recipe.train_split, recipe.seed)
     prepare_(model.eval(), batches_of(images, 64), config)
     assert isinstance(model, FakeQuantized)
     add_step_(model, fake_step(model))

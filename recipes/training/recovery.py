@@ -19,7 +19,7 @@ class LoaderError(AdderkitError):
     """The next images cannot be had; the run is between two optimizer steps."""
 
 
-def carry_out(begin: Callable[[], list[Row]], folder: RunFolder) -> list[Row]:
+def run_with_recovery(begin: Callable[[], list[Row]], folder: RunFolder) -> list[Row]:
     """Run a run; whatever ends it that is not its arguments' fault is told in one line, with the command to go on.
 
     Args:

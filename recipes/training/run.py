@@ -29,7 +29,7 @@ from ..runs.journal import Journal
 from ..runs.plan import device_name
 from ..runs.provenance import command_line, commands_of, weights_source
 from ..runs.signals import Interrupted, StopRequest, any_process
-from ..runs.state import AVERAGE_COLUMNS, Position, Row, gather_sums
+from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums
 from .assemble import Run, make_accelerator, prepare
 from .epoch import not_finite, train_epoch
 from .evaluate import Metrics, evaluate
@@ -73,7 +73,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     if accelerator.is_main_process:
         folder.start({"id": token_hex(4), **arguments})
     accelerator.wait_for_everyone()
-    return _train(run, job, folder, Position())
+    return _train(run, job, folder, RunState())
 
 
 def resume(folder: RunFolder) -> list[Row]:
@@ -128,7 +128,7 @@ def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
     return Job(**job), Recipe().changed(recipe)
 
 
-def _train(run: Run, job: Job, folder: RunFolder, position: Position) -> list[Row]:
+def _train(run: Run, job: Job, folder: RunFolder, position: RunState) -> list[Row]:
     """From a position to the end of the last epoch, or until a signal asks to stop."""
     with Journal(run, folder) as journal, StopRequest(run.accelerator) as stop:
         journal.open(position)
@@ -147,12 +147,12 @@ def _train(run: Run, job: Job, folder: RunFolder, position: Position) -> list[Ro
     return position.rows
 
 
-def _finish_epoch(run: Run, job: Job, folder: RunFolder, journal: Journal, position: Position) -> None:
+def _finish_epoch(run: Run, job: Job, folder: RunFolder, journal: Journal, position: RunState) -> None:
     """Evaluate, and save last and perhaps best; but not a model whose steps and evaluation are not finite any more."""
     title = f"epoch {position.epoch} evaluation"
     _refresh_batchnorm(run, run.bare_model)
     metrics = evaluate(run.model, run.eval_loader, run.accelerator, title, journal.note)
-    lost = position.in_a_row > 0 and not math.isfinite(metrics.loss)
+    lost = position.skipped_in_a_row > 0 and not math.isfinite(metrics.loss)
     if lost and position.epoch + 1 == run.recipe.epochs:
         raise not_finite(run, position)
     sums = torch.tensor(gather_sums(position, run.accelerator), dtype=torch.float64).sum(0)
@@ -185,7 +185,7 @@ def _finish_epoch(run: Run, job: Job, folder: RunFolder, journal: Journal, posit
     journal.write_tables(position)
 
 
-def _save_within_epoch(run: Run, job: Job, folder: RunFolder, position: Position) -> None:
+def _save_within_epoch(run: Run, job: Job, folder: RunFolder, position: RunState) -> None:
     """Save the state as it is, and the model as it would be evaluated; training goes on as if not saved."""
     report = _report(run, job, position, None)
     folder.save_last(run.bare_model, run.accelerator, position, report, _as_evaluated(run))
@@ -222,7 +222,7 @@ def _refresh_batchnorm(run: Run, model: nn.Module, *, reduce: bool = True) -> No
         distribute_bn(model, run.accelerator.num_processes, reduce=reduce)
 
 
-def _report(run: Run, job: Job, position: Position, metrics: Metrics | None) -> dict[str, Any]:
+def _report(run: Run, job: Job, position: RunState, metrics: Metrics | None) -> dict[str, Any]:
     """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
     before = read_report(job.model) if is_folder(job.model) else {}
     known = ("plan", "calibration", "pruning", "teacher", "imported")

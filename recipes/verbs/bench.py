@@ -13,7 +13,7 @@ from ...adder_layers.integer.cpu_engine import Engine, StepTime
 from ...adder_layers.integer.network import IntegerNetwork
 from ...convert.errors import AdderkitError
 from ...convert.graph.layers import input_size
-from ...convert.graph.modes import evaluation_mode
+from ...convert.graph.modes import eval_mode
 from ...convert.model_source import build_model, is_folder
 
 _LEAST_RUNS, _MOST_RUNS, _SECONDS = 5, 200, 10.0
@@ -59,7 +59,7 @@ def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResu
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, *input_size(model), generator=generator)
     seconds: list[float] = []
-    with evaluation_mode(model):
+    with eval_mode(model):
         model(images)  # engines and caches are made with the first
         begun = time.perf_counter()
         while len(seconds) < _LEAST_RUNS or (len(seconds) < _MOST_RUNS and time.perf_counter() - begun < _SECONDS):

@@ -1,4 +1,4 @@
-"""The ``convert`` verb's work: build a model, convert it, calibrate it on unlabelled images, save it."""
+"""The ``convert`` verb's work: build a model, convert it, calibrate it on unlabeled images, save it."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from ...convert.cost.count import cost
 from ...convert.errors import AdderkitError, ModelSourceError
 from ...convert.model_source import build_model, check_target, default_folder, is_folder
 from ...convert.quantization.record import refuse_integers
-from ..data.datasets import unlabelled_images
+from ..data.datasets import unlabeled_images
 from ..runs.progress import calibration_progress
 from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
 
@@ -135,8 +135,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     done = convert_(student, job.config)
     calibration = None
     if job.dataset is not None:
-        announce(f"calibrating on {job.images} unlabelled images of {job.dataset}")
-        images = unlabelled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
+        announce(f"calibrating on {job.images} unlabeled images of {job.dataset}")
+        images = unlabeled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
         done, calibration = _calibrate(student, model, images, done, job, announce)
     report = {
         "plan": done.to_dict(),

@@ -11,7 +11,7 @@ from ...convert.calibration.calibrate import calibrate_
 from ...convert.checkpoint.folder import load, save
 from ...convert.conversion.rewrite import convert_
 from ..configs.files import load_recipe
-from ..data.datasets import unlabelled_images
+from ..data.datasets import unlabeled_images
 from ..runs.folder import RunFolder
 from ..runs.progress import calibration_progress
 from ..training.evaluate import Metrics
@@ -61,7 +61,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         announce(f"2/5  convert it and calibrate on {CALIBRATION_IMAGES} images without labels")
         student = copy.deepcopy(teacher)
         plan = convert_(student)
-        images = unlabelled_images(DATASET, None, student, CALIBRATION_IMAGES)
+        images = unlabeled_images(DATASET, None, student, CALIBRATION_IMAGES)
         with calibration_progress() as progress:
             fidelity = calibrate_(student, teacher, images, steps=60, samples=4096, progress=progress)
         facts: dict[str, Any] = {

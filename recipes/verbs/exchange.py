@@ -15,7 +15,7 @@ from ...convert.files import check_file_target, sha256
 from ...convert.import_addernet import import_checkpoint
 from ...convert.model_source import build_model, check_target, is_folder, lacks_weights
 from ...convert.quantization.record import refuse_integers
-from .portable import FORMS, PortableResult, export_portable, integer_plan, normalisation, recorded_images
+from .portable import FORMS, PortableResult, export_portable, integer_plan, normalization, recorded_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
     if job.form in FORMS:
         plan = integer_plan(built, job.model, job.form)
         images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
-        return export_portable(plan, job.name, job.form, job.target, images, normalisation(built))
+        return export_portable(plan, job.name, job.form, job.target, images, normalization(built))
     remedy = "take --format c or hex once it is quantized, or export the network it was made from"
     refuse_integers(built, f"exported as floats: {remedy}", imitated=True)
     if job.form == "onnx":

@@ -18,7 +18,7 @@ def quantize(
     bits: Annotated[int, typer.Option(help="Of weights and activations between first and last layer: 8, 6, 5, 4.")] = 8,
     requant: Annotated[str, typer.Option(help="From sums to bytes: fixed (multiply and shift) or shift.")] = "fixed",
     first_last: Annotated[str, typer.Option(help="First convolution and classifier: int8 or fp32.")] = "int8",
-    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabelled images to measure on.")] = 512,
+    calibration_images: Annotated[int, typer.Option(min=16, help="Unlabeled images to measure on.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images.")] = 0,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder to write; default MODEL-int8.")] = None,
     checkpoint: Checkpoint = None,
@@ -26,7 +26,7 @@ def quantize(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print ranges and steps; write nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Make an integer network of a model, on unlabelled images."""
+    """Make an integer network of a model, on unlabeled images."""
     from ...convert.quantization.config import QuantizeConfig
     from ..terminal.tables import show
     from .quantize import QuantizationJob, quantization_tables, run_quantization

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ...adder_layers.integer.plan import Adder, IntegerPlan
-from ...adder_layers.integer.reference import quantise
+from ...adder_layers.integer.reference import quantize
 from ...convert.errors import ExportError
 from ...convert.export.portable.c_source import Memory, c_source, memory
 from ...convert.export.portable.memory_images import memory_images
-from ...convert.export.portable.pixels import Normalisation
+from ...convert.export.portable.pixels import Normalization
 from ...convert.files import write_pieces
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, evaluation_transform, make_loader, subset
@@ -81,10 +81,10 @@ def integer_plan(model: nn.Module, name: str, form: str) -> IntegerPlan:
     return plan
 
 
-def normalisation(model: nn.Module) -> Normalisation:
-    """How a model's images are normalised."""
+def normalization(model: nn.Module) -> Normalization:
+    """How a model's images are normalized."""
     config = DataConfig.of(model)
-    return Normalisation(config.mean, config.std)
+    return Normalization(config.mean, config.std)
 
 
 def recorded_images(
@@ -114,11 +114,11 @@ def recorded_images(
         split = subset(split, count, 0)
     loader = make_loader(split, evaluation_transform(DataConfig.of(model)), count, 0, training=False)
     images: Tensor = next(iter(loader))[0]
-    return quantise(images, image.scale, image.zero)
+    return quantize(images, image.scale, image.zero)
 
 
 def export_portable(
-    plan: IntegerPlan, name: str, form: str, folder: Path, images: Tensor, pixels: Normalisation
+    plan: IntegerPlan, name: str, form: str, folder: Path, images: Tensor, pixels: Normalization
 ) -> PortableResult:
     """Write a quantized network as C99 or as memory images.
 
@@ -128,7 +128,7 @@ def export_portable(
         form: ``c`` or ``hex``.
         folder: Folder to write into; what else is in it stays.
         images: ``[N, H, W, C]`` uint8, to be recorded.
-        pixels: How images are normalised.
+        pixels: How images are normalized.
 
     Raises:
         ExportError: The network cannot be expressed, or the folder cannot be written.
@@ -146,7 +146,7 @@ def export_portable(
     return PortableResult(name, form, layers, folder, tuple(files), size, memory(plan))
 
 
-def _files(plan: IntegerPlan, name: str, form: str, images: Tensor, pixels: Normalisation) -> dict[str, Iterable[str]]:
+def _files(plan: IntegerPlan, name: str, form: str, images: Tensor, pixels: Normalization) -> dict[str, Iterable[str]]:
     if form == "c":
         return c_source(plan, name, images, pixels)
     manifest, files = memory_images(plan, images[0], pixels)

@@ -14,7 +14,7 @@ from ...convert.errors import ModelSourceError
 from ...convert.model_source import build_model, check_target, default_folder, is_folder
 from ...convert.pruning.config import NEED_IMAGES, PruneConfig
 from ...convert.pruning.prune import PruningReport, prune_
-from ..data.datasets import unlabelled_images
+from ..data.datasets import unlabeled_images
 from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
 
 _KEPT = ("plan", "calibration", "imported")
@@ -85,15 +85,15 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
     if job.config.importance in NEED_IMAGES and job.dataset is None:
         raise ModelSourceError(
-            f"importance {job.config.importance} is measured on unlabelled images: give --dataset, "
+            f"importance {job.config.importance} is measured on unlabeled images: give --dataset, "
             "or --importance batchnorm|magnitude|random"
         )
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **wanted)
     images: Tensor | None = None
     if job.dataset is not None:
-        announce(f"pruning {job.model} by {job.config.importance} on {job.images} unlabelled images of {job.dataset}")
-        images = unlabelled_images(job.dataset, job.data_dir, model, job.images, seed=job.config.seed)
+        announce(f"pruning {job.model} by {job.config.importance} on {job.images} unlabeled images of {job.dataset}")
+        images = unlabeled_images(job.dataset, job.data_dir, model, job.images, seed=job.config.seed)
     report = prune_(model, job.config, images)
     if dry_run:
         return PruningResult(report, None)

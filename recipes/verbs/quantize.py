@@ -16,7 +16,7 @@ from ...convert.model_source import build_model, check_target, default_folder, i
 from ...convert.quantization.config import QuantizeConfig
 from ...convert.quantization.quantize import quantize_with_ranges
 from ...convert.quantization.ranges import Range
-from ..data.datasets import unlabelled_images
+from ..data.datasets import unlabeled_images
 from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
 from .inspect import integer_table
 
@@ -81,10 +81,10 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     """
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
     if job.dataset is None:
-        raise ModelSourceError("ranges are measured on unlabelled images: give --dataset")
+        raise ModelSourceError("ranges are measured on unlabeled images: give --dataset")
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)
-    images = unlabelled_images(job.dataset, job.data_dir, model, job.images, seed=job.seed)
-    announce(f"quantizing {job.model} on {len(images)} unlabelled images of {job.dataset}")
+    images = unlabeled_images(job.dataset, job.data_dir, model, job.images, seed=job.seed)
+    announce(f"quantizing {job.model} on {len(images)} unlabeled images of {job.dataset}")
     network, ranges = quantize_with_ranges(model, images, job.config)
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
     folder = None if dry_run else job.folder

@@ -46,7 +46,7 @@ def small_model():
     )
 
 
-def randomised(layer):
+def randomized(layer):
     """Biases start at zero; draw them too, so that a lost bias shows."""
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
@@ -135,7 +135,7 @@ def test_output_has_the_shape_of_conv2d(arguments):
     ids=["number", "pair", "same-odd", "same-even", "valid"],
 )
 def test_padding_modes_pad_before_the_layer(results, assert_close, mode, padding, kernel, sides):
-    layer = randomised(AdderConv2d(3, 4, kernel, padding=padding, padding_mode=mode, dtype=torch.float64))
+    layer = randomized(AdderConv2d(3, 4, kernel, padding=padding, padding_mode=mode, dtype=torch.float64))
     input = torch.randn(2, 3, 6, 7, dtype=torch.float64)
 
     def ours(input, weight, bias):
@@ -151,7 +151,7 @@ def test_padding_modes_pad_before_the_layer(results, assert_close, mode, padding
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
 def test_unbatched_input(mode):
-    layer = randomised(AdderConv2d(3, 4, 3, padding=1, padding_mode=mode))
+    layer = randomized(AdderConv2d(3, 4, 3, padding=1, padding_mode=mode))
     input = torch.randn(3, 6, 5)
     assert torch.equal(layer(input), layer(input[None])[0])
 
@@ -165,7 +165,7 @@ def test_wrong_channels_are_named():
 
 
 def test_state_dict_round_trip(tmp_path):
-    layer, other = randomised(AdderConv2d(3, 4, 3)), AdderConv2d(3, 4, 3)
+    layer, other = randomized(AdderConv2d(3, 4, 3)), AdderConv2d(3, 4, 3)
     torch.save(layer.state_dict(), tmp_path / "layer.pt")
     other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
     input = torch.randn(1, 3, 5, 5)
@@ -173,7 +173,7 @@ def test_state_dict_round_trip(tmp_path):
 
 
 def test_deepcopy_is_equal_and_independent():
-    layer = randomised(AdderConv2d(3, 4, 3))
+    layer = randomized(AdderConv2d(3, 4, 3))
     duplicate = copy.deepcopy(layer)
     input = torch.randn(1, 3, 5, 5)
     expected = layer(input)
@@ -191,7 +191,7 @@ def output_and_gradients(model, runner, input):
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compile_in_one_graph_gives_equal_outputs_and_gradients(dynamic):
     torch._dynamo.reset()
-    model = randomised(small_model()).eval()
+    model = randomized(small_model()).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     for batch in (2, 3):
         input = torch.randn(batch, 4, 8, 8)
@@ -201,7 +201,7 @@ def test_compile_in_one_graph_gives_equal_outputs_and_gradients(dynamic):
 
 def test_compile_under_autocast():
     torch._dynamo.reset()
-    layer = randomised(AdderConv2d(3, 4, 3, padding=1))
+    layer = randomized(AdderConv2d(3, 4, 3, padding=1))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     input = torch.randn(2, 3, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -211,7 +211,7 @@ def test_compile_under_autocast():
 
 
 def test_export_with_a_free_batch_size():
-    model = randomised(small_model()).eval()
+    model = randomized(small_model()).eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(model, (torch.randn(2, 4, 8, 8),), dynamic_shapes=({0: batch},))
     operators = {node.target for node in program.graph.nodes if node.op == "call_function"}

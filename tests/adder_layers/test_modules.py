@@ -11,7 +11,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import adderkit
-from adderkit.adder_layers.modules import NormalisedAdderConv2d
+from adderkit.adder_layers.modules import NormalizedAdderConv2d
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.plan import plan
@@ -22,7 +22,7 @@ IMAGE = torch.zeros(1, 3, 16, 16)
 
 
 class Plain(nn.Module):
-    """A network without any normalisation; its middle layers are called by functions."""
+    """A network without any normalization; its middle layers are called by functions."""
 
     def __init__(self, bias=True):
         super().__init__()
@@ -38,12 +38,12 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_output_is_the_normalised_formula(bias):
+def test_output_is_the_normalized_formula(bias):
     model = Plain(bias).double().eval()
     bias_before = None if not bias else model.first.bias.detach().clone()
     made = convert_(model, example_input=IMAGE)
     assert [row.path for row in made.rows if row.inserted] == ["first", "second"]
-    norm = model.first.normalisation
+    norm = model.first.normalization
     nn.init.uniform_(norm.running_var, 0.5, 2)
     nn.init.normal_(norm.running_mean)
     x = torch.randn(2, 8, 6, 6).double()
@@ -80,18 +80,18 @@ def test_replay_inserts_again():
     assert fresh.first.bias is not None
 
 
-def test_record_that_normalises_something_else_is_refused():
-    with pytest.raises(CheckpointError, match="normalised is"):
-        replay_(Plain(), [{"step": "adder", "version": 1, "modules": ["first"], "normalised": ["second"]}])
+def test_record_that_normalizes_something_else_is_refused():
+    with pytest.raises(CheckpointError, match="normalized is"):
+        replay_(Plain(), [{"step": "adder", "version": 1, "modules": ["first"], "normalized": ["second"]}])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_normalisation_follows_dtype_mode_and_device(dtype):
+def test_normalization_follows_dtype_mode_and_device(dtype):
     model = Plain().to("meta", dtype).train()
     convert_(model, example_input=IMAGE)
-    assert model.first.normalisation.weight.dtype == dtype
-    assert model.first.normalisation.weight.is_meta
-    assert model.first.normalisation.training
+    assert model.first.normalization.weight.dtype == dtype
+    assert model.first.normalization.weight.is_meta
+    assert model.first.normalization.training
 
 
 def test_calibration_keeps_mean_and_variance_of_the_convolution():
@@ -143,7 +143,7 @@ def test_gates_are_skipped_unless_asked_for():
     found = {row.path: row for row in plan(model, example_input=image).rows}
     gates = [path for path in found if path.endswith(("fc1", "fc2"))]
     assert len(gates) == 18
-    assert {found[path].reason for path in gates} == {"on a 1x1 map without normalisation, as in a gate"}
+    assert {found[path].reason for path in gates} == {"on a 1x1 map without normalization, as in a gate"}
     asked = {row.path: row for row in plan(model, AdderConfig(skip_gates=False), example_input=image).rows}
     assert all(asked[path].inserted for path in gates)
 
@@ -158,7 +158,7 @@ def test_skip_depthwise():
 def test_layers_of_this_kind_are_adder_layers():
     model = Plain()
     convert_(model, example_input=IMAGE)
-    assert isinstance(model.first, NormalisedAdderConv2d)
+    assert isinstance(model.first, NormalizedAdderConv2d)
     again = plan(model, example_input=IMAGE)
     assert again.paths("adder") == ["first", "second"]
     assert not any(row.inserted for row in again.rows)

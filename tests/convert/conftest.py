@@ -29,7 +29,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class TinyNet(nn.Module):
-    """A stem, a grouped, a depthwise and a pointwise convolution, each normalised; a linear head."""
+    """A stem, a grouped, a depthwise and a pointwise convolution, each normalized; a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TinyNet(nn.Module):
 ADDERS_OF_TINY_NET = ["grouped", "depthwise", "pointwise"]
 
 
-def randomise_norms_(model: nn.Module) -> nn.Module:
+def randomize_norms_(model: nn.Module) -> nn.Module:
     """Fresh BatchNorms do nothing in evaluation mode; drawn ones show whether their tensors survive."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -70,7 +70,7 @@ def randomise_norms_(model: nn.Module) -> nn.Module:
 @pytest.fixture
 def tiny() -> Callable[[], nn.Module]:
     """A fresh ``TinyNet`` in evaluation mode."""
-    return lambda: randomise_norms_(TinyNet()).eval()
+    return lambda: randomize_norms_(TinyNet()).eval()
 
 
 @pytest.fixture
@@ -94,12 +94,12 @@ def images() -> Tensor:
 
 @pytest.fixture
 def resnet20() -> Callable[..., nn.Module]:
-    """A timm model that can be saved: ``cifar_resnet20`` for grey images of 8x8 pixels, in evaluation mode."""
+    """A timm model that can be saved: ``cifar_resnet20`` for gray images of 8x8 pixels, in evaluation mode."""
 
     def build(**kwargs: object) -> nn.Module:
-        grey = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.25,)}
-        model = timm.create_model("cifar_resnet20", in_chans=1, pretrained_cfg_overlay=grey, **kwargs)
-        return randomise_norms_(model).eval()
+        gray = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.25,)}
+        model = timm.create_model("cifar_resnet20", in_chans=1, pretrained_cfg_overlay=gray, **kwargs)
+        return randomize_norms_(model).eval()
 
     return build
 
@@ -129,7 +129,7 @@ def same_tensors() -> Callable[[nn.Module, nn.Module], bool]:
 
 
 @pytest.fixture
-def grey_images() -> Tensor:
+def gray_images() -> Tensor:
     return torch.randn(2, 1, 8, 8)
 
 

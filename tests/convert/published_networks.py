@@ -2,7 +2,7 @@
 
 Written from the description of their topology (arXiv 1912.13200 and the names in the published code): adder, BatchNorm,
 ReLU; shortcuts are adder and BatchNorm; the first convolution and the classifier are convolutions, and a BatchNorm
-normalises the logits.
+normalizes the logits.
 """
 
 import torch

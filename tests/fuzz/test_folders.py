@@ -21,7 +21,7 @@ fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 KEYS = st.sampled_from(
     [
         *("architecture", "model_args", "base", "steps", "num_classes", "in_chans", "pretrained_cfg", "adderkit"),
-        *("step", "modules", "normalised", "baked", "version", "config", "shapes", "input_size", "classifier", "mean"),
+        *("step", "modules", "normalized", "folded", "version", "config", "shapes", "input_size", "classifier", "mean"),
         *("checkpoint_path", "pretrained", "hf_hub_id", "file", "source", "drop_rate", "depth", "first_conv", "url"),
     ]
 )

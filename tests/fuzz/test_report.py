@@ -167,9 +167,9 @@ def test_card_of_a_changed_report(data, changed, run, folder, survives, monkeypa
     for name in ("adder_report.json", "config.json"):
         valid = json.loads((run / "best" / name).read_text())
         (folder / name).write_text(json.dumps(data.draw(changed(valid, KEYS, VALUES) | st.just(valid))))
-    built, licence = folder.parent / "built", data.draw(st.none() | st.just("mit"))
+    built, license = folder.parent / "built", data.draw(st.none() | st.just("mit"))
     shutil.rmtree(built, ignore_errors=True)
-    job = publishing.PublishJob(str(folder), Target("ann/net"), str(built), licence, dry_run=True)
+    job = publishing.PublishJob(str(folder), Target("ann/net"), str(built), license, dry_run=True)
     if survives(lambda: publishing.run_publish(job, lambda line: None)) is None:
         return
     _, front, text = (built / "README.md").read_text().split("---\n", 2)

@@ -87,7 +87,7 @@ def train(tmp_path, quick_recipe):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Make a data set of class folders; each class has its own colour."""
+    """Make a data set of class folders; each class has its own color."""
 
     def make(splits=("train", "validation"), classes=("cat", "dog"), count=4, name="images", size=(12, 12)):
         root = tmp_path / name
@@ -96,8 +96,8 @@ def image_folder(tmp_path):
                 folder = root / split / kind
                 folder.mkdir(parents=True)
                 for index in range(count):
-                    colour = (60 * label + 40, 5 * index, 255 - 60 * label)
-                    Image.new("RGB", size, colour).save(folder / f"{index}.png")
+                    color = (60 * label + 40, 5 * index, 255 - 60 * label)
+                    Image.new("RGB", size, color).save(folder / f"{index}.png")
         return root
 
     return make

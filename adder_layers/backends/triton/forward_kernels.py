@@ -28,7 +28,7 @@ NOWHERE = tl.constexpr(-(1 << 30))
 
 @triton.jit
 def _columns(OUTER: tl.constexpr, LANES: tl.constexpr):
-    """A tile's filters or channels, ``[OUTER, 1, LANES]``: those of a thread are neighbours in memory."""
+    """A tile's filters or channels, ``[OUTER, 1, LANES]``: those of a thread are neighbors in memory."""
     return tl.arange(0, OUTER)[:, None, None] + tl.arange(0, LANES)[None, None, :] * OUTER
 
 

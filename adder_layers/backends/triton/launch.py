@@ -158,7 +158,7 @@ def _steps(weight: Tensor, window: Window) -> tuple[int, ...]:
 
 
 def _direct(written: Tensor, positions: int, where: Device) -> tuple[int, int, dict[str, int | bool]]:
-    """Tiles along channels, programs, and options; lanes go along what are neighbours in the written tensor."""
+    """Tiles along channels, programs, and options; lanes go along what are neighbors in the written tensor."""
     channels = written.shape[1]
     block = DIRECT_CHANNELS if written.stride(1) == 1 and channels > 1 else DIRECT_ROWS
     tiles = -(-channels // block.width)

@@ -55,7 +55,7 @@ class Block(NamedTuple):
     warps: int = 4
 
 
-# Positions, or channels where those are neighbours in memory, go along lanes.
+# Positions, or channels where those are neighbors in memory, go along lanes.
 DIRECT_ROWS, DIRECT_CHANNELS = Block(256, 1), Block(16, 32)
 
 

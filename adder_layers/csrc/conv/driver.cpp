@@ -15,7 +15,7 @@ constexpr Index kTermsPerGrab = 1 << 16;  // what a thread takes from the common
 
 using Buffer = std::unique_ptr<float[]>;
 
-// Uninitialised but for zeros at both ends: before the first element, at margin, and from `used` on.
+// Uninitialized but for zeros at both ends: before the first element, at margin, and from `used` on.
 Buffer buffer(Index margin, Index used, Index beyond) {
     Buffer memory(new float[margin + used + beyond + kMargin]);
     std::fill_n(memory.get(), margin, 0.0f);

@@ -18,11 +18,11 @@ inline std::uint64_t load_tail(const Byte* p, Index length) {
 }
 
 // How the sums of kWide channels become bytes, by the formula in adder_layers/integer/plan.py.
-struct Requantiser {
+struct Requantizer {
     const bool adds, shifts;  // a residual is added, codes are shifted
     const Wide multiplier, offset, shift, levels, added, exponent;
 
-    Requantiser(const Factors& factors, Index channel)
+    Requantizer(const Factors& factors, Index channel)
         : adds(factors.residual != nullptr), shifts(factors.exponent != nullptr),
           multiplier(load<Wide>(factors.multiplier + channel)), offset(load<Wide>(factors.offset + channel)),
           shift(load<Wide>(factors.shift + channel)), levels(factors.levels - Wide{}),
@@ -72,9 +72,9 @@ void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, cons
     ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
         ADDERKIT_UNROLL for (int i = 0; i < kLanes / kWide; ++i) {
             const Index channel = target.first + v * kLanes + i * kWide;
-            const Requantiser requantiser(target.factors, channel);
+            const Requantizer requantizer(target.factors, channel);
             ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p)
-                requantiser.write(part(sum[p][v], i), target.residual[p] + channel, target.out[p] + channel);
+                requantizer.write(part(sum[p][v], i), target.residual[p] + channel, target.out[p] + channel);
         }
 }
 
@@ -164,18 +164,18 @@ void window_largest(const Byte* x, const Index* taps, Index count, Index channel
     }
 }
 
-void requantise(const std::int64_t* sums, Index positions, Index channels, const Target& target) {
+void requantize(const std::int64_t* sums, Index positions, Index channels, const Target& target) {
     for (Index c = 0; c < channels; c += kWide) {
         const Index channel = target.first + c;
-        const Requantiser requantiser(target.factors, channel);
+        const Requantizer requantizer(target.factors, channel);
         for (Index p = 0; p < positions; ++p)
-            requantiser.write(load<Wide>(sums + p * kMaxChannels + c), target.residual[p] + channel,
+            requantizer.write(load<Wide>(sums + p * kMaxChannels + c), target.residual[p] + channel,
                               target.out[p] + channel);
     }
 }
 
 // Every operation is rounded to fp32 by itself (-ffp-contract=off), as in the reference.
-void quantise(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift, Byte* out) {
+void quantize(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift, Byte* out) {
     for (Index c = 0; c < channels; ++c)
         for (Index i = 0; i < width; ++i) {
             const float code = x[c * x_stride + i] * reciprocal + shift[c];  // truncation is floor from 0 on
@@ -206,8 +206,8 @@ IntegerKernels ADDERKIT_INTEGER_KERNELS() {
     table.depthwise_convolution = depthwise_convolution;
     table.window_sums = window_sums;
     table.window_largest = window_largest;
-    table.requantise = requantise;
-    table.quantise = quantise;
+    table.requantize = requantize;
+    table.quantize = quantize;
     return table;
 }
 

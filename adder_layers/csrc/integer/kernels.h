@@ -21,7 +21,7 @@ struct Runs {
     Index length;
 };
 
-// Requantisation by channel, as in adder_layers/integer/plan.py; readable kSlack channels beyond the last.
+// Requantization by channel, as in adder_layers/integer/plan.py; readable kSlack channels beyond the last.
 struct Factors {
     const std::int64_t* multiplier;
     const std::int64_t* offset;
@@ -61,9 +61,9 @@ struct IntegerKernels {
     TileSums convolution[kMaxVectors + 1][kMaxPositions + 1];
     ChannelSums depthwise_adder, depthwise_convolution, window_sums;
     void (*window_largest)(const Byte* x, const Index* taps, Index count, Index channels, Byte* out);
-    void (*requantise)(const std::int64_t* sums, Index positions, Index channels, const Target& target);
+    void (*requantize)(const std::int64_t* sums, Index positions, Index channels, const Target& target);
     // clamp(floor(x / scale + zero + 1/2), 0, 255) of one row: channels x_stride apart become bytes side by side.
-    void (*quantise)(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift,
+    void (*quantize)(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift,
                      Byte* out);
 };
 

@@ -81,7 +81,7 @@ void fill_pixels(Byte* out, const std::vector<Byte>& zero, Index count) {
 
 Network::Network(IntegerKernels kernels, std::vector<Activation> activations, Index bytes)
     : kernels_(kernels), activations_(std::move(activations)), bytes_(bytes) {
-    for (Byte zero : activations_[0].zero) quantise_shift_.push_back(float(zero) + 0.5f);
+    for (Byte zero : activations_[0].zero) quantize_shift_.push_back(float(zero) + 0.5f);
 }
 
 Network::~Network() = default;
@@ -172,8 +172,8 @@ void Network::read_images(const Pass& pass, const Images& images) const {
         if (images.bytes)
             std::memcpy(out, images.bytes + line * a.width * a.channels, a.width * a.channels);
         else
-            kernels_.quantise(images.floats + image * a.channels * pixels + y * a.width, pixels, a.width, a.channels,
-                              images.reciprocal, quantise_shift_.data(), out);
+            kernels_.quantize(images.floats + image * a.channels * pixels + y * a.width, pixels, a.width, a.channels,
+                              images.reciprocal, quantize_shift_.data(), out);
     }
 }
 
@@ -189,7 +189,7 @@ void for_images(Index begin, Index end, Index height, Visit visit) {
     }
 }
 
-// Sums and requantisation (or logits) of a block of positions for the tiles [first, end).
+// Sums and requantization (or logits) of a block of positions for the tiles [first, end).
 class Block {
   public:
     Block(const IntegerKernels& kernels, const Step& step, const Positions& at, Index count)
@@ -253,7 +253,7 @@ class Block {
         }
         alignas(64) std::int64_t sums[kMaxPositions * kMaxChannels];
         sum(tile, target.first, channels, p, positions, sums);
-        kernels_.requantise(sums, positions, channels, target);
+        kernels_.requantize(sums, positions, channels, target);
     }
 
     void sum(Index tile, Index first, Index channels, Index p, Index positions, std::int64_t* sums) const {

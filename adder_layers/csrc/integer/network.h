@@ -82,7 +82,7 @@ class Network {
     const std::vector<Activation> activations_;
     const Index bytes_;
     std::vector<Step> steps_;
-    std::vector<float> quantise_shift_;  // zero + 1/2 of the images' channels
+    std::vector<float> quantize_shift_;  // zero + 1/2 of the images' channels
     mutable std::mutex mutex_;
     mutable std::vector<std::unique_ptr<Bytes>> idle_;  // of earlier calls, so that their memory is not new each time
 };

@@ -24,7 +24,7 @@ inline T load(const void* p) {
     return value;
 }
 
-// Requantisation: kWide channels of one position in 64-bit lanes. The product takes the lanes' low 32 bits, signed; what
+// Requantization: kWide channels of one position in 64-bit lanes. The product takes the lanes' low 32 bits, signed; what
 // is shifted is not negative.
 #if defined(__AVX512BW__)
 

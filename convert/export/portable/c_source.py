@@ -20,21 +20,21 @@ from .c_steps import CSteps, size, variant
 from .c_tables import number_lines
 from .checks import check_exportable, check_images
 from .constants import by_shifts
-from .pixels import Normalisation
+from .pixels import Normalization
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_VARYING = "factor|times|requantisation|requantise|adder|convolution|rescale|average_pool"  # see ``variant``
+_VARYING = "factor|times|requantization|requantize|adder|convolution|rescale|average_pool"  # see ``variant``
 _INT32_MAX = 2**31 - 1
 
 
-def c_source(plan: IntegerPlan, name: str, images: Tensor, pixels: Normalisation) -> dict[str, Iterable[str]]:
+def c_source(plan: IntegerPlan, name: str, images: Tensor, pixels: Normalization) -> dict[str, Iterable[str]]:
     """Write a network in C.
 
     Args:
         plan: The network.
         name: What it is called; C names and file names begin with ``c_identifier(name)``.
         images: Bytes ``[N, H, W, C]`` uint8, recorded in the test together with what the network makes of them.
-        pixels: How images are normalised, for the header.
+        pixels: How images are normalized, for the header.
 
     Returns:
         For each file its text, in pieces that are made while they are read: ``NAME.h``, ``NAME_weights.h``, ``NAME.c``
@@ -84,7 +84,7 @@ def c_identifier(name: str) -> str:
     return word if word[:1].isalpha() else f"net_{word}".rstrip("_")
 
 
-def _header(plan: IntegerPlan, steps: CSteps, pixels: Normalisation) -> Iterator[str]:
+def _header(plan: IntegerPlan, steps: CSteps, pixels: Normalization) -> Iterator[str]:
     prefix, macro = steps.prefix, steps.prefix.upper()
     image, last = plan.activations[0], plan.steps[-1]
     constants: dict[str, object] = {
@@ -164,7 +164,7 @@ def _body(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
 
 
 def _parts(plan: IntegerPlan) -> Iterator[tuple[str, bool]]:
-    """Names of the templates that a plan needs, in the order of definition, and whether those that requantise shift."""
+    """Names of the templates that a plan needs, in the order of definition, and whether those that requantize shift."""
     used = {(type(step), by_shifts(step)) for step in plan.steps}
     classes = {cls for cls, _ in used}
     if classes - {Rescale, Linear}:
@@ -177,7 +177,7 @@ def _parts(plan: IntegerPlan) -> Iterator[tuple[str, bool]]:
         kinds = [cls.kind for cls in (Adder, Convolution, Rescale, AveragePool) if (cls, shifts) in used]
         if kinds:
             yield "times_shift" if shifts else "times_multiply", shifts
-        for part in (["requantise"] if kinds else []) + kinds:
+        for part in (["requantize"] if kinds else []) + kinds:
             yield part, shifts
     for cls in (MaxPool, Linear):
         if cls in classes:

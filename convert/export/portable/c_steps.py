@@ -13,10 +13,10 @@ from ....adder_layers.integer.plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Rescale,
     Step,
-    requantisation_of,
+    requantization_of,
 )
 from .arena import Arena
 from .c_tables import Table
@@ -61,10 +61,10 @@ class CSteps:
                 yield self._constant("layer", index, self._layer(index, step))
             elif isinstance(step, MaxPool | AveragePool):
                 yield self._constant("window", index, self._window(step))
-            requantisation = requantisation_of(step)
-            if requantisation is not None:
-                kind = "requantisation" + variant(by_shifts(step))
-                yield self._constant(kind, index, self._requantisation(index, requantisation))
+            requantization = requantization_of(step)
+            if requantization is not None:
+                kind = "requantization" + variant(by_shifts(step))
+                yield self._constant(kind, index, self._requantization(index, requantization))
 
     def calls(self) -> Iterator[str]:
         """A comment and a call for each step."""
@@ -92,10 +92,10 @@ class CSteps:
         }
         return braces(fields)
 
-    def _requantisation(self, index: int, requantisation: Requantisation) -> str:
+    def _requantization(self, index: int, requantization: Requantization) -> str:
         tables = ("multiplier", "offset", "shift", "exponent", "residual_multiplier")
-        fields = {name: self._name(name, index) for name in tables} | {"levels": str(requantisation.levels)}
-        if requantisation.residual is None:
+        fields = {name: self._name(name, index) for name in tables} | {"levels": str(requantization.levels)}
+        if requantization.residual is None:
             fields["residual_multiplier"] = "NULL"
         return braces(fields)
 
@@ -109,7 +109,7 @@ class CSteps:
         if isinstance(step, Linear):
             classes, values = step.weight.shape
             return [str(classes), str(values), *of_step.values(), self._memory(step.input), "logits"]
-        requantisation = requantisation_of(step)
+        requantization = requantization_of(step)
         first = {
             Adder: [f"&{self._name('layer', index)}", of_step["weight"]],
             Convolution: [f"&{self._name('layer', index)}", of_step["weight"]],
@@ -117,10 +117,10 @@ class CSteps:
             MaxPool: [f"&{self._name('window', index)}", str(source.channels)],
             AveragePool: [f"&{self._name('window', index)}", str(source.channels)],
         }[type(step)]
-        if requantisation is None:
+        if requantization is None:
             return [*first, self._memory(step.input), self._memory(step.output)]
-        residual = "NULL" if requantisation.residual is None else self._memory(requantisation.residual)
-        factors = f"&{self._name('requantisation' + variant(by_shifts(step)), index)}"
+        residual = "NULL" if requantization.residual is None else self._memory(requantization.residual)
+        factors = f"&{self._name('requantization' + variant(by_shifts(step)), index)}"
         return [*first, factors, self._memory(step.input), residual, self._memory(step.output)]
 
     def _memory(self, number: int) -> str:
@@ -148,7 +148,7 @@ def window_distances(window: Window, source: Activation) -> dict[str, int]:
 
 
 def variant(shifts: bool) -> str:
-    """What the names of kernels that requantise by shifts end in."""
+    """What the names of kernels that requantize by shifts end in."""
     return "_by_shifts" if shifts else ""
 
 

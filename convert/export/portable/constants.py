@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from ....adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Linear, Step, requantisation_of
+from ....adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Linear, Step, requantization_of
 
 
 def constants(step: Step) -> dict[str, Tensor]:
     """Weight and factors of a step, by their field's name, as far as it has them."""
     found = {"weight": step.weight} if isinstance(step, Adder | Convolution | Linear) else {}
-    factors = step if isinstance(step, Linear) else requantisation_of(step)
+    factors = step if isinstance(step, Linear) else requantization_of(step)
     if factors is None:
         return found
     found |= {"multiplier": factors.multiplier, "offset": factors.offset, "shift": factors.shift}
@@ -27,8 +27,8 @@ def padded(plan: IntegerPlan) -> list[int]:
 
 
 def by_shifts(step: Step) -> bool:
-    """Whether all multipliers of a step's requantisation are powers of two, of either sign, or 0."""
-    return requantisation_of(step) is not None and powers_of_two(step)
+    """Whether all multipliers of a step's requantization are powers of two, of either sign, or 0."""
+    return requantization_of(step) is not None and powers_of_two(step)
 
 
 def powers_of_two(step: Step) -> bool:

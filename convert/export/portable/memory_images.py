@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ....adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, requantisation_of
+from ....adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, requantization_of
 from ....adder_layers.integer.reference import trace
 from .checks import check_exportable, check_images
 from .constants import constants
-from .pixels import Normalisation
+from .pixels import Normalization
 
 _SUMS = {
     "adder": "a[o] = sum |q - weight[o]| over a window",
@@ -36,14 +36,14 @@ _LINES = 4096
 
 
 def memory_images(
-    plan: IntegerPlan, image: Tensor, pixels: Normalisation
+    plan: IntegerPlan, image: Tensor, pixels: Normalization
 ) -> tuple[dict[str, Any], dict[str, Iterable[str]]]:
     """Write a network, and what it makes of one image, as memory images.
 
     Args:
         plan: The network.
         image: Bytes ``[H, W, C]`` uint8.
-        pixels: How images are normalised, for the manifest.
+        pixels: How images are normalized, for the manifest.
 
     Returns:
         The manifest, JSON-ready, and for each file it names the text, in pieces that are made while they are read.
@@ -85,7 +85,7 @@ def memory_images(
     manifest = {
         "format": 1,
         "formula": _FORMULA,
-        "normalisation": dataclasses.asdict(pixels),
+        "normalization": dataclasses.asdict(pixels),
         "activations": activations,
         "steps": steps,
     }
@@ -114,7 +114,7 @@ def _described(step: Step) -> dict[str, Any]:
     found["output"] = step.output
     if not isinstance(step, Rescale):
         found |= {name: list(pair) for name, pair in step.window._asdict().items()}
-    requantisation = requantisation_of(step)
-    if requantisation is not None:
-        found |= {"levels": requantisation.levels, "residual": requantisation.residual}
+    requantization = requantization_of(step)
+    if requantization is not None:
+        found |= {"levels": requantization.levels, "residual": requantization.residual}
     return found | ({"groups": step.groups} if hasattr(step, "groups") else {})

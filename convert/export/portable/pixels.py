@@ -4,7 +4,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """A pixel between 0 and 255 stands for the real value ``(pixel / 255 - mean[c]) / std[c]``.
 
     Args:

@@ -14,7 +14,7 @@ from adderkit.adder_layers.integer.plan import (
     IntegerPlan,
     Linear,
     MaxPool,
-    Requantisation,
+    Requantization,
     Rescale,
     Step,
 )
@@ -54,9 +54,9 @@ class Builder:
         self.activations.append(Activation(channels, height, width, 0.125, zero))
         return len(self.activations) - 1
 
-    def requantisation(
+    def requantization(
         self, filters: int, low: int, high: int, levels: int = 255, residual: int | None = None
-    ) -> Requantisation:
+    ) -> Requantization:
         """Factors that bring sums between ``low`` and ``high`` to bytes; signs of both kinds, some beyond the range."""
         shift = self.integers(20, 40, filters)
         signs = self.integers(0, 2, filters) * 2 - 1
@@ -70,7 +70,7 @@ class Builder:
         middle = (low + high) // 2 + self.integers(-spread // 4 - 1, spread // 4 + 1, filters)
         offset = ((levels // 2) << shift) - multiplier * middle
         most = 7 - (levels.bit_length() - 1)
-        return Requantisation(
+        return Requantization(
             multiplier.to(torch.int32),
             offset,
             shift.to(torch.uint8),
@@ -99,9 +99,9 @@ class Builder:
         terms = window.kernel[0] * window.kernel[1] * before.channels // groups
         # Around the mean of the sums, a few of their standard deviations to each side.
         mean, spread = (85 * terms, 60 * int(terms**0.5) + 60) if cls is Adder else (0, 11000 * int(terms**0.5) + 11000)
-        requantisation = self.requantisation(filters, mean - 3 * spread, mean + 3 * spread, levels, residual)
+        requantization = self.requantization(filters, mean - 3 * spread, mean + 3 * spread, levels, residual)
         target = self.activation(filters, *window.output_size(before.height, before.width))
-        self.steps.append(cls(source, target, weight, window, groups, requantisation))
+        self.steps.append(cls(source, target, weight, window, groups, requantization))
         return target
 
     def rescale(self, residual: int | None = None) -> int:
@@ -109,7 +109,7 @@ class Builder:
         source = len(self.activations) - 1
         before = self.activations[source]
         target = self.activation(before.channels, before.height, before.width)
-        factors = self.requantisation(before.channels, 0, 255, residual=residual)
+        factors = self.requantization(before.channels, 0, 255, residual=residual)
         self.steps.append(Rescale(source, target, factors))
         return target
 
@@ -128,7 +128,7 @@ class Builder:
         before = self.activations[source]
         window = Window(kernel, stride or kernel, (0, 0), (1, 1))
         target = self.activation(before.channels, *window.output_size(before.height, before.width))
-        factors = self.requantisation(before.channels, 0, 255 * kernel[0] * kernel[1])
+        factors = self.requantization(before.channels, 0, 255 * kernel[0] * kernel[1])
         self.steps.append(AveragePool(source, target, window, factors))
         return target
 

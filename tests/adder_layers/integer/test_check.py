@@ -7,7 +7,7 @@ import torch
 
 from adderkit.adder_layers.integer import reference
 from adderkit.adder_layers.integer.check import TOTAL_LIMIT, check_plan, extremes
-from adderkit.adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Linear, Requantisation
+from adderkit.adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Linear, Requantization
 from tests.adder_layers.integer.random_plans import LAYERS, POINT, Builder, Layer, residual_network, single, square
 
 
@@ -19,8 +19,8 @@ def changed(plan: IntegerPlan, index: int, **fields: object) -> IntegerPlan:
 
 
 def refactored(plan: IntegerPlan, index: int, **fields: object) -> IntegerPlan:
-    """The plan with fields of a step's requantisation replaced."""
-    return changed(plan, index, requantisation=dataclasses.replace(plan.steps[index].requantisation, **fields))
+    """The plan with fields of a step's requantization replaced."""
+    return changed(plan, index, requantization=dataclasses.replace(plan.steps[index].requantization, **fields))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -51,14 +51,14 @@ def one_step(multiplier: int, offset: int, shift: int, channels: int = 1) -> Int
     """A 1x1 adder layer whose sum is between 0 and 255 times its channels."""
     builder = Builder(channels, 2, 2)
     builder.layer(Adder, 1, POINT)
-    factors = Requantisation(
+    factors = Requantization(
         torch.tensor([multiplier], dtype=torch.int32),
         torch.tensor([offset]),
         torch.tensor([shift], dtype=torch.uint8),
         torch.zeros(1, dtype=torch.uint8),
     )
     weight = torch.zeros(1, 1, 1, channels, dtype=torch.uint8)
-    return changed(builder.plan(), 0, requantisation=factors, weight=weight)
+    return changed(builder.plan(), 0, requantization=factors, weight=weight)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

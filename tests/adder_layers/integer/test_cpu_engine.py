@@ -111,7 +111,7 @@ def test_extremes(layer, cls, weight, byte, forced):
     filters = len(step.weight)
     signs = (torch.arange(step.weight.numel()) % 2).reshape(step.weight.shape)
     weights = {"least": signs * 0, "most": signs * 0 + 1, "mixed": signs}[weight]
-    factors = step.requantisation
+    factors = step.requantization
     for sign in (1, -1):
         largest = torch.full((filters,), sign * (2**31 - 1), dtype=torch.int32)
         offset = torch.full((filters,), -sign * (2**60))
@@ -119,7 +119,7 @@ def test_extremes(layer, cls, weight, byte, forced):
             builder.steps[0] = dataclasses.replace(
                 step,
                 weight=torch.tensor(limits)[weights].to(step.weight.dtype),
-                requantisation=dataclasses.replace(
+                requantization=dataclasses.replace(
                     factors,
                     multiplier=largest,
                     offset=offset if shift else torch.zeros_like(offset),
@@ -186,12 +186,12 @@ def test_real_images_become_bytes_as_the_reference_says(scale, forced):
     images.view(-1)[:300] = halves
     images[1, 1, 1, :2] = torch.tensor([float("inf"), -float("inf")])
     plan = builder.plan()
-    expected = reference.run(plan, reference.quantise(images, scale, zero))
+    expected = reference.run(plan, reference.quantize(images, scale, zero))
     for layout in (images, images.contiguous(memory_format=torch.channels_last), images.double()):
         assert torch.equal(Engine(plan, forced).run_float(layout), expected)
     layer = single(Adder, Layer(3, 4, size=(23, 19)))
     layer.activations[0] = builder.activations[0]
-    expected = reference.run(layer.plan(), reference.quantise(images, scale, zero))
+    expected = reference.run(layer.plan(), reference.quantize(images, scale, zero))
     assert torch.equal(Engine(layer.plan(), forced).run_float(images), expected)
 
 

@@ -20,7 +20,7 @@ from adderkit.adder_layers.integer.triton_launch import words
 from tests.adder_layers.integer.random_plans import LAYERS, Builder, single, square
 
 SCRIPT = Path(__file__).with_name("interpreted_plans.py")
-# Between them both kernels, whole and broken words and tiles, groups of either kind, and every kind of requantisation.
+# Between them both kernels, whole and broken words and tiles, groups of either kind, and every kind of requantization.
 SAMPLE = [
     "pointwise",
     "pointwise-odd-channels",
@@ -97,7 +97,7 @@ def test_real_images_become_bytes_as_the_reference_says():
     plan = single(Convolution, LAYERS["7x7-stem"]).plan()
     first = plan.activations[0]
     images = torch.randn(2, 3, 20, 18, generator=torch.Generator().manual_seed(0)) * 9
-    expected = reference.run(plan, reference.quantise(images, first.scale, first.zero))
+    expected = reference.run(plan, reference.quantize(images, first.scale, first.zero))
     engine = GpuEngine(plan, "cpu")
     assert torch.equal(engine.run_float(images), expected)
     with pytest.raises(TypeError, match="expected floating point; run takes bytes"):
@@ -106,7 +106,7 @@ def test_real_images_become_bytes_as_the_reference_says():
         engine.run_float(images.transpose(2, 3))
 
 
-def test_words_hold_four_neighbours_and_zeros_behind_them():
+def test_words_hold_four_neighbors_and_zeros_behind_them():
     packed = words(torch.tensor([[1, 2, 3, 4, 5, 255]], dtype=torch.uint8))
     assert packed.tolist() == [[0x04030201, 0xFF05]]
 

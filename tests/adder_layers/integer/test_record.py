@@ -5,7 +5,7 @@ import torch
 
 from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.adder_layers.integer.record import empty_plan, structure_of, tensors_of, with_tensors
-from adderkit.adder_layers.integer.reference import quantise, run
+from adderkit.adder_layers.integer.reference import quantize, run
 from tests.adder_layers.integer.random_plans import plain_network, residual_network
 
 NETWORKS = {"residual": residual_network, "plain": plain_network}
@@ -32,7 +32,7 @@ def test_network_is_the_reference_behind_rounding(builder):
     network = IntegerNetwork(plan)
     first = plan.activations[0]
     images = torch.randn(3, first.channels, first.height, first.width)
-    expected = run(plan, quantise(images, first.scale, first.zero)) * plan.steps[-1].scale
+    expected = run(plan, quantize(images, first.scale, first.zero)) * plan.steps[-1].scale
     assert torch.equal(network(images), expected.float())
     again = IntegerNetwork(empty_plan(structure_of(plan)))
     again.load_state_dict(network.state_dict())

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 
 from adderkit.adder_layers.geometry import Window
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.plan import Adder, Convolution, Requantisation
+from adderkit.adder_layers.integer.plan import Adder, Convolution, Requantization
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from tests.adder_layers.integer.random_plans import LAYERS, Builder, residual_network, single, square
 
 
-def identity(filters: int) -> Requantisation:
+def identity(filters: int) -> Requantization:
     """Brings sums below 256 through unchanged."""
     zeros = torch.zeros(filters, dtype=torch.uint8)
-    return Requantisation(torch.ones(filters, dtype=torch.int32), torch.zeros(filters).long(), zeros, zeros)
+    return Requantization(torch.ones(filters, dtype=torch.int32), torch.zeros(filters).long(), zeros, zeros)
 
 
-def requantise_in_python(total: int, factors: Requantisation, channel: int) -> int:
+def requantize_in_python(total: int, factors: Requantization, channel: int) -> int:
     """The formula of `plan.py` in unbounded integers; `//` of a power of two is the shift."""
     code = max(total, 0) // 2 ** int(factors.shift[channel])
     return min(code, factors.levels) * 2 ** int(factors.exponent[channel])
@@ -30,7 +30,7 @@ def layer_in_python(builder: Builder) -> list[int]:
     plan, image = builder.plan(), builder.image(1)
     step = plan.steps[-1]
     source, target = plan.activations[step.input], plan.activations[step.output]
-    factors, residual = step.requantisation, None
+    factors, residual = step.requantization, None
     if factors.residual is not None:
         residual = reference.run(type(plan)(plan.activations, plan.steps[:-1], plan.paths[:-1]), image)
     (rows, columns), (down, right), (top, left), (row_gap, column_gap) = step.window
@@ -52,7 +52,7 @@ def layer_in_python(builder: Builder) -> list[int]:
                 total = total * int(factors.multiplier[o]) + int(factors.offset[o])
                 if residual is not None:
                     total += int(residual[0, y, z, o]) * int(factors.residual_multiplier[o])
-                result.append(requantise_in_python(total, factors, o))
+                result.append(requantize_in_python(total, factors, o))
     return result
 
 
@@ -128,9 +128,9 @@ def test_average_pool_is_torchs(kernel, stride):
     assert torch.equal(sums.double(), expected.permute(0, 2, 3, 1).round())
 
 
-def test_requantisation_at_its_edges():
+def test_requantization_at_its_edges():
     """Below zero, at it, at the last code and beyond; a negative multiplier; codes shifted into their group's step."""
-    factors = Requantisation(
+    factors = Requantization(
         torch.tensor([1, -3, 2**31 - 1, -(2**31)], dtype=torch.int32),
         torch.tensor([-5, 100, 0, 2**61]),
         torch.tensor([0, 1, 31, 62], dtype=torch.uint8),
@@ -138,10 +138,10 @@ def test_requantisation_at_its_edges():
         levels=15,
     )
     sums = torch.tensor([[0, 0, 0, 0], [5, 33, 1, 1], [6, 34, 2, -(2**30)], [25, -(2**31), 2**31 - 1, 2**30]])
-    codes = reference.requantise(sums.reshape(2, 2, 1, 4), factors, {}).reshape(4, 4)
+    codes = reference.requantize(sums.reshape(2, 2, 1, 4), factors, {}).reshape(4, 4)
     expected = [
         [
-            requantise_in_python(a * int(m) + int(b), factors, c)
+            requantize_in_python(a * int(m) + int(b), factors, c)
             for c, (a, m, b) in enumerate(zip(row, factors.multiplier, factors.offset, strict=True))
         ]
         for row in sums.tolist()
@@ -168,10 +168,10 @@ def test_the_classifier_in_python():
     assert reference.run(plan, image).dtype == torch.int32
 
 
-def test_quantise_rounds_halves_up_and_saturates():
+def test_quantize_rounds_halves_up_and_saturates():
     zero = torch.tensor([0, 128], dtype=torch.uint8)
     images = torch.tensor([-100.0, -0.25, 0.0, 0.24, 0.25, 63.5, 1e9]).reshape(1, 1, 1, 7).repeat(1, 2, 1, 1)
-    codes = reference.quantise(images, 0.5, zero)
+    codes = reference.quantize(images, 0.5, zero)
     assert codes.shape == (1, 1, 7, 2)
     assert codes[..., 0].flatten().tolist() == [0, 0, 0, 0, 1, 127, 255]
     assert codes[..., 1].flatten().tolist() == [0, 128, 128, 128, 129, 255, 255]

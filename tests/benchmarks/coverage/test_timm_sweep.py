@@ -9,7 +9,7 @@ from benchmarks.coverage import timm_sweep
 from benchmarks.coverage.table import report
 from benchmarks.coverage.timm_trial import trial
 
-PLANNED = {"kind": "plan", "parameters": 10, "convolutions": 3, "converted": 2, "inserted": 1, "baked": 0}
+PLANNED = {"kind": "plan", "parameters": 10, "convolutions": 3, "converted": 2, "inserted": 1, "folded": 0}
 PLANNED |= {"terms": 9, "converted_terms": 6, "skipped": {"first convolution": 1}}
 
 

@@ -73,7 +73,7 @@ def test_summary_is_a_geometric_mean_of_ratios():
         rates = {name: {pass_: [0, rate, 0] for pass_ in kernels.PASSES} for name, rate in values.items()}
         return {"giga_terms_per_second": rates}
 
-    means = kernels.summarise([row(adder=1, conv=2), row(adder=8, conv=4)], {"forward": 8.0})
+    means = kernels.summarize([row(adder=1, conv=2), row(adder=8, conv=4)], {"forward": 8.0})
     assert means["adder / conv, training step"] == pytest.approx(1.0)
     assert means["share of the limit, forward"] == pytest.approx((1 / 8 * 1) ** 0.5)
     assert "adder / cdist, forward" not in means

@@ -16,7 +16,7 @@ def statistics(model):
 
 
 def by_hand(model, batches):
-    """Statistics of the first BatchNorm's input; then those of the second's, given the first normalises by batch."""
+    """Statistics of the first BatchNorm's input; then those of the second's, given the first normalizes by batch."""
     conv1, norm1, _, conv2, _ = model
     results = []
     first = [conv1(batch) for batch in batches]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
-from adderkit.convert.calibration.batchnorm_shift import measure_shifts, teachers_domain
+from adderkit.convert.calibration.batchnorm_shift import calibration_statistics, measure_shifts
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_shifts_are_those_of_the_inputs(teacher, images):
 def test_the_function_is_the_same_inside_and_after(teacher, images):
     student, before = copy.deepcopy(teacher), copy.deepcopy(teacher.state_dict())
     expected = teacher(images)
-    with teachers_domain(student, teacher, images.split(16)):
+    with calibration_statistics(student, teacher, images.split(16)):
         assert not torch.equal(student[1].weight, before["1.weight"])
         torch.testing.assert_close(student(images), expected, rtol=1e-4, atol=1e-4)
         values = teacher[0](images).transpose(0, 1).flatten(1)
@@ -53,7 +53,7 @@ def test_the_function_is_the_same_inside_and_after(teacher, images):
 def test_measuring_changes_nothing_where_nothing_was_converted(teacher, images):
     expected = teacher(images)
     student, plain = copy.deepcopy(teacher), copy.deepcopy(teacher)
-    with teachers_domain(student, teacher, [images]):
+    with calibration_statistics(student, teacher, [images]):
         reestimate_batchnorm_(student, [images])
     torch.testing.assert_close(student(images), expected, rtol=1e-3, atol=1e-3)
     reestimate_batchnorm_(plain, [images])
@@ -64,7 +64,7 @@ def test_what_changed_before_a_norm_gets_the_mean_and_variance_of_the_teachers(t
     student = copy.deepcopy(teacher)
     with torch.no_grad():
         student[3].weight.mul_(-5).add_(1)
-    with teachers_domain(student, teacher, [images]):
+    with calibration_statistics(student, teacher, [images]):
         reestimate_batchnorm_(student, [images])
     ours, theirs = student(images), teacher(images)
     torch.testing.assert_close(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
@@ -75,21 +75,21 @@ def test_dead_channels_stay_finite(teacher, images):
     with torch.no_grad():
         teacher[0].weight[0] = 0  # constant for these images, though the statistics say otherwise
     student = copy.deepcopy(teacher)
-    with teachers_domain(student, teacher, [images]):
+    with calibration_statistics(student, teacher, [images]):
         reestimate_batchnorm_(student, [images])
     assert all(bool(value.isfinite().all()) for value in student.state_dict().values())
 
 
 def test_norms_that_the_teacher_lacks_are_left_alone(teacher, images):
     student = nn.Sequential(*copy.deepcopy(teacher), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)).eval()
-    with teachers_domain(student, teacher, [images]):
+    with calibration_statistics(student, teacher, [images]):
         assert torch.equal(student[5].running_mean, torch.zeros(4))
         assert torch.equal(student[5].weight, torch.ones(4))
 
 
 def test_all_is_as_before_after_an_error(teacher, images):
     student, before = copy.deepcopy(teacher), copy.deepcopy(teacher.state_dict())
-    with pytest.raises(RuntimeError, match="stop"), teachers_domain(student, teacher, [images]):
+    with pytest.raises(RuntimeError, match="stop"), calibration_statistics(student, teacher, [images]):
         raise RuntimeError("stop")
     for name, value in student.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-4)

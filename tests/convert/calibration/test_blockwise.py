@@ -109,7 +109,7 @@ def test_blocks_of_a_residual_network_end_behind_the_addition(resnet20):
     assert all(type(model.get_submodule(path)).__name__ == "BasicBlock" for path in paths)
 
 
-def test_layers_without_a_block_are_compared_behind_their_normalisation(student, teacher):
+def test_layers_without_a_block_are_compared_behind_their_normalization(student, teacher):
     layers = [layer for layer in trace_layers(student, torch.zeros(1, 3, 8, 8)) if layer.path in adder_layers(student)]
     assert block_paths(student, layers) == ["norm1", "norm2", "norm3"]
 

@@ -219,7 +219,7 @@ def test_works_where_gradients_are_off(teacher, data):
     assert len(report.layers) == 3
 
 
-def test_normalisation_without_statistics(data):
+def test_normalization_without_statistics(data):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 2)
     )

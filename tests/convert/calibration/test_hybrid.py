@@ -139,7 +139,7 @@ def test_the_joint_fit_of_a_hybrid_keeps_the_teachers_domain(tiny):
     assert not torch.equal(students[0].depthwise.weight, students[1].depthwise.weight)
 
 
-def test_baked_and_normalised_layers_go_back_to_what_they_were():
+def test_baked_and_normalized_layers_go_back_to_what_they_were():
     teacher = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), StdConv2d(4, 4, 3, bias=True), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
     ).append(nn.Flatten()).append(nn.Linear(4 * 8 * 8, 2)).eval()  # fmt: skip

@@ -77,7 +77,7 @@ DAMAGE = {
     "base-other": (setter("model_args", "base", value="test_resnet"), "do not fit its base model"),
     "steps-number": (setter("model_args", "steps", value=7), "steps"),
     "steps-string": (setter("model_args", "steps", value="adder"), "unknown step"),
-    "steps-unknown": (setter("model_args", "steps", value=[{"step": "quantise"}]), "unknown step"),
+    "steps-unknown": (setter("model_args", "steps", value=[{"step": "quantize"}]), "unknown step"),
     "steps-version": (setter("model_args", "steps", value=[{**STEP, "version": 9}]), "version 9"),
     "steps-path": (setter("model_args", "steps", value=[{**STEP, "modules": ["no"]}]), "'no' does not exist"),
     "model-args-list": (setter("model_args", value=[]), "base|model_args"),
@@ -118,14 +118,14 @@ def without_the_last_module(config):
     ],
     ids=["missing", "null", "empty", "one-module-fewer", "calls-itself-a-cnn"],
 )
-def test_altered_steps_never_compute_another_function(saved, adder_model, grey_images, change):
+def test_altered_steps_never_compute_another_function(saved, adder_model, gray_images, change):
     # The weights fit the convolutions as well, and their metadata says what they are for.
     edit(saved, change)
     try:
         loaded = adderkit.load(saved)
     except CheckpointError:
         loaded = adder_model
-    assert torch.equal(loaded(grey_images), adder_model(grey_images))
+    assert torch.equal(loaded(gray_images), adder_model(gray_images))
 
 
 def test_number_of_classes_damaged_everywhere(saved):

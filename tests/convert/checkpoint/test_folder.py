@@ -36,19 +36,19 @@ def config_of(folder):
 # There and back
 
 
-def test_load_gives_bit_equal_outputs(model, tmp_path, grey_images, same_tensors):
+def test_load_gives_bit_equal_outputs(model, tmp_path, gray_images, same_tensors):
     folder = adderkit.save(model, tmp_path / "saved")
     loaded = adderkit.load(folder)
-    assert torch.equal(loaded(grey_images), model(grey_images))
+    assert torch.equal(loaded(gray_images), model(gray_images))
     assert same_tensors(loaded, model)
     assert steps_of(loaded) == steps_of(model)
     assert not loaded.training
 
 
-def test_timm_gives_bit_equal_outputs(model, tmp_path, grey_images):
+def test_timm_gives_bit_equal_outputs(model, tmp_path, gray_images):
     folder = adderkit.save(model, tmp_path / "saved")
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert torch.equal(loaded(grey_images), model(grey_images))
+    assert torch.equal(loaded(gray_images), model(gray_images))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
@@ -64,7 +64,7 @@ def test_folder_can_be_named_in_three_ways(saved, adder_model, form, same_tensor
     assert same_tensors(adderkit.load(form(saved)), adder_model)
 
 
-def test_structure_alone(saved, adder_model, grey_images, same_tensors):
+def test_structure_alone(saved, adder_model, gray_images, same_tensors):
     loaded = adderkit.load(saved, pretrained=False)
     assert is_converted(loaded)
     assert not same_tensors(loaded, adder_model)
@@ -83,51 +83,51 @@ def test_saving_again_gives_the_same_bytes(adder_model, tmp_path):
     assert len({sha256(folder / "model.safetensors") for folder in folders}) == 1
 
 
-def test_reverted_model_is_saved_as_a_cnn(saved, tmp_path, grey_images):
+def test_reverted_model_is_saved_as_a_cnn(saved, tmp_path, gray_images):
     model = adderkit.load(saved)
     adderkit.revert_(model)
     folder = adderkit.save(model, tmp_path / "reverted")
     config = config_of(folder)
     assert config["architecture"] == "cifar_resnet20"
     assert not {"base", "steps"} & set(config["model_args"])
-    assert torch.equal(adderkit.load(folder)(grey_images), model(grey_images))
+    assert torch.equal(adderkit.load(folder)(gray_images), model(gray_images))
 
 
-def test_partly_reverted_model(adder_model, tmp_path, grey_images):
+def test_partly_reverted_model(adder_model, tmp_path, gray_images):
     adderkit.revert_(adder_model, ("features.4.*",))
     loaded = adderkit.load(adderkit.save(adder_model, tmp_path / "saved"))
-    assert torch.equal(loaded(grey_images), adder_model(grey_images))
+    assert torch.equal(loaded(gray_images), adder_model(gray_images))
 
 
-def test_classifier_that_was_replaced(adder_model, tmp_path, grey_images):
+def test_classifier_that_was_replaced(adder_model, tmp_path, gray_images):
     adder_model.reset_classifier(4)
     loaded = adderkit.load(adderkit.save(adder_model.eval(), tmp_path / "saved"))
     assert loaded.num_classes == 4
-    assert torch.equal(loaded(grey_images), adder_model(grey_images))
+    assert torch.equal(loaded(gray_images), adder_model(gray_images))
 
 
 @pytest.mark.parametrize("classes", [3, 17])
-def test_another_number_of_classes_gives_a_fresh_head(saved, adder_model, grey_images, classes):
+def test_another_number_of_classes_gives_a_fresh_head(saved, adder_model, gray_images, classes):
     loaded = timm.create_model(f"local-dir:{saved}", pretrained=True, num_classes=classes).eval()
     ours, theirs = loaded.state_dict(), adder_model.state_dict()
-    assert loaded(grey_images).shape == (2, classes)
+    assert loaded(gray_images).shape == (2, classes)
     assert is_converted(loaded)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("fc"))
 
 
-def test_channels_last_model(adder_model, tmp_path, grey_images, same_tensors):
+def test_channels_last_model(adder_model, tmp_path, gray_images, same_tensors):
     adder_model.to(memory_format=torch.channels_last)
     loaded = adderkit.load(adderkit.save(adder_model, tmp_path / "saved"))
     assert same_tensors(loaded, adder_model)
     assert adder_model.fc.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_bfloat16_model(adder_model, tmp_path, grey_images):
+def test_bfloat16_model(adder_model, tmp_path, gray_images):
     adder_model.to(torch.bfloat16)
     folder = adderkit.save(adder_model, tmp_path / "saved")
     assert load_file(folder / "model.safetensors")["fc.weight"].dtype == torch.bfloat16
     loaded = adderkit.load(folder).to(torch.bfloat16)
-    assert torch.equal(loaded(grey_images.bfloat16()), adder_model(grey_images.bfloat16()))
+    assert torch.equal(loaded(gray_images.bfloat16()), adder_model(gray_images.bfloat16()))
 
 
 def test_saving_leaves_the_model_alone(model, tmp_path, snapshot):
@@ -193,10 +193,10 @@ def test_existing_card_is_kept(adder_model, tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def test_saving_over_a_checkpoint(adder_model, resnet20, saved, grey_images):
+def test_saving_over_a_checkpoint(adder_model, resnet20, saved, gray_images):
     other = resnet20()
     adderkit.save(other, saved)
-    assert torch.equal(adderkit.load(saved)(grey_images), other(grey_images))
+    assert torch.equal(adderkit.load(saved)(gray_images), other(gray_images))
     assert sorted(path.name for path in saved.iterdir()) == FILES
 
 
@@ -229,11 +229,11 @@ def test_file_in_the_place_of_the_folder(adder_model, tmp_path, inside):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(saved, adder_model, grey_images):
-    before = adderkit.load(saved)(grey_images)
+def test_a_save_that_fails_leaves_the_old_checkpoint(saved, adder_model, gray_images):
+    before = adderkit.load(saved)(gray_images)
     with torch.no_grad():
         adder_model.fc.weight.zero_()
     adder_model._model_args["act_layer"] = nn.ReLU  # what JSON cannot say
     with pytest.raises(CheckpointError, match="act_layer"):
         adderkit.save(adder_model, saved)
-    assert torch.equal(adderkit.load(saved)(grey_images), before)
+    assert torch.equal(adderkit.load(saved)(gray_images), before)

@@ -19,7 +19,7 @@ from adderkit.adder_layers.modules import AdderConv2dSame, same_padding
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.calibration.sampling import windows_at
 from adderkit.convert.conversion.config import AdderConfig
-from adderkit.convert.conversion.converters import bake_, handler_of
+from adderkit.convert.conversion.converters import converter_of, fold_weight_
 from adderkit.convert.conversion.plan import plan
 from adderkit.convert.conversion.rewrite import convert_, replay_, revert_, steps_of
 from adderkit.convert.errors import CheckpointError
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def network(conv):
-    """A stem, the convolution in question, a normalisation, a head."""
+    """A stem, the convolution in question, a normalization, a head."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), conv, nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).append(nn.Linear(6, 2))
@@ -118,8 +118,8 @@ def test_baked_turned_back_and_converted_again():
 def test_record_that_lies_about_baking_is_refused(conv):
     model = network(conv)
     lie = [] if isinstance(conv, StdConv2d) else ["2"]
-    with pytest.raises(CheckpointError, match="baked is"):
-        replay_(model, [{"step": "adder", "version": 1, "modules": ["2"], "baked": lie}])
+    with pytest.raises(CheckpointError, match="folded is"):
+        replay_(model, [{"step": "adder", "version": 1, "modules": ["2"], "folded": lie}])
     assert type(model[2]) is type(conv)
 
 
@@ -153,7 +153,7 @@ def test_windows_of_a_layer_that_pads_by_size():
 def test_baking_keeps_the_parameter_object():
     conv = ScaledStdConv2d(4, 6, 3)
     parameter = conv.weight
-    bake_(conv, handler_of(type(conv)))
+    fold_weight_(conv, converter_of(type(conv)))
     assert conv.weight is parameter
     assert not hasattr(conv, "gain")
 

@@ -117,10 +117,10 @@ def test_choice_agrees_with_symbolic_tracing(build):
     [nn.BatchNorm2d, BatchNormAct2d, nn.InstanceNorm2d, lambda n: nn.GroupNorm(n, n)],
     ids=["BatchNorm2d", "BatchNormAct2d", "InstanceNorm2d", "GroupNorm-of-one-channel"],
 )
-def test_normalised_convolutions_convert(norm):
+def test_normalized_convolutions_convert(norm):
     model = followed_by(norm(4), nn.Flatten(), nn.Linear(256, 2))
     row = rows(model)["3"]
-    assert (row.decision, row.normalisation, row.inserted) == ("convert", "4", False)
+    assert (row.decision, row.normalization, row.inserted) == ("convert", "4", False)
     assert row.reason == f"followed by {type(model[4]).__name__}"
 
 
@@ -129,20 +129,20 @@ def test_normalised_convolutions_convert(norm):
     [lambda n: nn.GroupNorm(2, n), lambda n: GroupNormAct(n, 2), LayerNorm2d],
     ids=["GroupNorm", "GroupNormAct", "LayerNorm2d"],
 )
-def test_what_normalises_channels_together_gets_a_batchnorm_before_it(norm):
+def test_what_normalizes_channels_together_gets_a_batchnorm_before_it(norm):
     model = followed_by(norm(4), nn.Flatten(), nn.Linear(256, 2))
     name = type(model[4]).__name__
     row = rows(model)["3"]
-    assert (row.decision, row.normalisation, row.inserted) == ("convert", "4", True)
-    assert row.reason == f"{name} '4' normalises channels together: BatchNorm2d inserted"
+    assert (row.decision, row.normalization, row.inserted) == ("convert", "4", True)
+    assert row.reason == f"{name} '4' normalizes channels together: BatchNorm2d inserted"
     for choice in ("skip", "error"):
         row = rows(model, AdderConfig(norm=choice))["3"]
         assert (row.decision, row.reason, row.inserted) == ("convert", f"followed by {name}", False)
 
 
-def test_identity_before_the_normalisation_does_not_matter():
+def test_identity_before_the_normalization_does_not_matter():
     row = rows(followed_by(nn.Identity(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2)))["3"]
-    assert (row.decision, row.normalisation) == ("convert", "5")
+    assert (row.decision, row.normalization) == ("convert", "5")
 
 
 @pytest.mark.parametrize("norm", ["insert", "skip"])
@@ -156,7 +156,7 @@ def test_what_follows_instead_is_named(module, named, norm):
         module, nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2)
     )
     row = rows(model, AdderConfig(norm=norm))["3"]
-    reason = f"no normalisation follows, but {named}"
+    reason = f"no normalization follows, but {named}"
     if norm == "skip":
         assert (row.decision, row.reason, row.inserted) == ("skip", reason, False)
     else:
@@ -167,10 +167,10 @@ def test_what_follows_instead_is_named(module, named, norm):
 def test_nothing_follows():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
     row = rows(model, AdderConfig(skip_first=False, skip_last=False, norm="skip"))["2"]
-    assert (row.decision, row.reason, row.normalisation) == ("skip", "no normalisation follows", "")
+    assert (row.decision, row.reason, row.normalization) == ("skip", "no normalization follows", "")
 
 
-def test_one_consumer_of_two_is_no_normalisation():
+def test_one_consumer_of_two_is_no_normalization():
     class Forked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -184,7 +184,7 @@ def test_one_consumer_of_two_is_no_normalisation():
             return self.head(self.norm1(self.last(self.norm(y) + self.act(y))).mean((2, 3)))
 
     assert decisions(Forked(), SKIP) == {"stem": "skip", "conv": "skip", "last": "convert"}
-    assert rows(Forked(), SKIP)["conv"].reason == "no normalisation follows, but ReLU 'act'"
+    assert rows(Forked(), SKIP)["conv"].reason == "no normalization follows, but ReLU 'act'"
 
 
 def test_inplace_activation_by_function_keeps_the_convolution():
@@ -303,17 +303,17 @@ def test_include_of_nothing(tiny):
         plan(tiny(), AdderConfig(include=()), example_input=IMAGE)
 
 
-def test_convnext_gets_normalisations():
+def test_convnext_gets_normalizations():
     # It permutes between its depthwise convolutions and the LayerNorms, whose channels are then another dimension.
-    with pytest.raises(NoModuleMatchedError, match=r"none of 13 convolutions.*no normalisation follows"):
+    with pytest.raises(NoModuleMatchedError, match=r"none of 13 convolutions.*no normalization follows"):
         plan(timm.create_model("test_convnext"), SKIP)
     assert sum(row.inserted for row in plan(timm.create_model("test_convnext")).rows) == 12
 
 
-def test_densenet_converts_what_one_normalisation_follows():
+def test_densenet_converts_what_one_normalization_follows():
     found = rows(timm.create_model("densenet121"), SKIP, example_input=torch.zeros(1, 3, 32, 32))
     converted = [path for path, row in found.items() if row.decision == "convert"]
-    # Second convolutions are concatenated first: what follows them also normalises other layers' outputs.
+    # Second convolutions are concatenated first: what follows them also normalizes other layers' outputs.
     assert converted == [path for path in found if path.endswith("conv1") and "denselayer" in path]
     assert all(row.reason for row in found.values())
 
@@ -360,7 +360,7 @@ def test_facts_of_a_row(tiny):
     row = rows(tiny())["grouped"]
     assert (row.cls, row.kernel, row.stride, row.groups) == ("Conv2d", (3, 3), (2, 2), 2)
     assert (row.in_channels, row.out_channels, row.parameters) == (8, 8, 8 * 4 * 9 + 8)
-    assert row.normalisation == "norm1"
+    assert row.normalization == "norm1"
 
 
 def test_to_dict_is_json(tiny, tiny_adders):

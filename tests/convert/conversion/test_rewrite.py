@@ -47,12 +47,12 @@ def test_outputs_are_those_of_the_formula(tiny, tiny_adders, images, by_referenc
     torch.testing.assert_close(converted(model)(images.double()), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_outputs_of_a_timm_model(resnet20, grey_images, by_reference):
+def test_outputs_of_a_timm_model(resnet20, gray_images, by_reference):
     model = resnet20().double()
     paths = plan(model).paths("convert")
-    expected = by_reference(model, paths)(grey_images.double())
+    expected = by_reference(model, paths)(gray_images.double())
     convert_(model)
-    torch.testing.assert_close(model(grey_images.double()), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model(gray_images.double()), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_returns_the_plan_and_keeps_a_record(tiny, tiny_adders):
@@ -209,10 +209,10 @@ def test_deepcopy_keeps_layers_and_record(tiny, images):
     assert len(steps_of(model)) == 1
 
 
-def test_root_convolution_has_no_normalisation(snapshot):
+def test_root_convolution_has_no_normalization(snapshot):
     model = nn.Conv2d(3, 4, 3)
     before = snapshot(model)
-    with pytest.raises(NoModuleMatchedError, match="no normalisation follows"):
+    with pytest.raises(NoModuleMatchedError, match="no normalization follows"):
         convert_(model, AdderConfig(skip_first=False, skip_last=False, norm="skip"), example_input=IMAGE)
     assert snapshot(model) == before
 
@@ -326,7 +326,7 @@ GOOD = {"step": "adder", "version": 1, "modules": ["grouped"]}
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([{"step": "quantise", "version": 1}], "unknown step"),
+        ([{"step": "quantize", "version": 1}], "unknown step"),
         ([{}], "unknown step"),
         (["adder"], "unknown step"),
         ([None], "unknown step"),
@@ -343,7 +343,7 @@ GOOD = {"step": "adder", "version": 1, "modules": ["grouped"]}
         ([{**GOOD, "modules": ["grouped", "norm1"]}], "'norm1' is a BatchNorm2d"),
         ([{**GOOD, "modules": [""]}], "is a TinyNet"),
         ([GOOD, GOOD], "'grouped' is converted twice"),
-        ([GOOD, {"step": "quantise"}], "unknown step"),
+        ([GOOD, {"step": "quantize"}], "unknown step"),
         ([GOOD, {**GOOD, "modules": ["nowhere"]}], "'nowhere' does not exist"),
     ],
     ids=[

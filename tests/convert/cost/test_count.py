@@ -222,12 +222,12 @@ class TestHonest:
         }
 
     def test_what_depends_on_weights_alone_is_done_once(self):
-        class Standardised(nn.Conv2d):
+        class Standardized(nn.Conv2d):
             def forward(self, x):
                 weight = (self.weight - self.weight.mean()) * self.weight.std()
                 return F.conv2d(x, weight)
 
-        assert cost(Standardised(3, 4, 3), SIZE).honest == Operations(products=4 * 27 * 30 * 30)
+        assert cost(Standardized(3, 4, 3), SIZE).honest == Operations(products=4 * 27 * 30 * 30)
 
     @pytest.mark.parametrize(
         ("function", "scalings", "sums", "functions"),
@@ -297,7 +297,7 @@ def test_bytes(tiny):
     assert stem.activation_bytes(PRECISIONS["fp16"]) == 2 * (3 + 8) * 32 * 32
     assert result.weight_bytes(PRECISIONS["fp32"]) == 4 * sum(each.numel() for each in model.parameters())
     weights = sum(each.numel() for each in model.parameters() if each.ndim > 1)
-    # biases and factors of the normalisations are kept in the format of the sums, int32
+    # biases and factors of the normalizations are kept in the format of the sums, int32
     assert result.weight_bytes(PRECISIONS["int8"]) == weights + 4 * (result.parameters - weights)
     convert_(model, example_input=IMAGE)
     assert cost(model, SIZE).activation_bytes(PRECISIONS["int8"]) == result.activation_bytes(PRECISIONS["int8"])

@@ -20,7 +20,7 @@ def test_energy_of_a_term(name, product, distance):
 
 
 @pytest.mark.parametrize(("name", "energy"), [("fp32", 3.7 + 0.9), ("fp16", 3.7 + 0.9), ("int8", 3.1 + 0.1)])
-def test_normalisations_work_on_sums(name, energy):
+def test_normalizations_work_on_sums(name, energy):
     assert arithmetic_energy(Operations(scalings=1, sums=1), PRECISIONS[name]) == pytest.approx(energy)
 
 

@@ -25,7 +25,7 @@ def network(teacher):
 STEM, GROUPED, DEPTHWISE, POINTWISE = 8 * 64, 8 * 16, 8 * 16, 6 * 16
 
 
-def test_terms_and_requantisations_of_each_layer(network):
+def test_terms_and_requantizations_of_each_layer(network):
     cost = adderkit.cost(network())
     rows = {row.path: row.operations for row in cost.layers}
     assert rows["stem"].products == STEM * 3 * 9

@@ -281,7 +281,7 @@ def test_hook_whose_owner_cannot_be_copied():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_weight_normalised_by_a_hook():
+def test_weight_normalized_by_a_hook():
     # The weight is then a tensor with a history, which cannot be copied.
     model = Network(plain)
     torch.nn.utils.weight_norm(model.second)

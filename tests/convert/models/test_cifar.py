@@ -152,7 +152,7 @@ def test_loading_with_another_number_of_classes(weights, classes):
     assert loaded(torch.randn(2, 3, 8, 8)).shape == (2, classes or 64)
 
 
-def test_loading_for_grey_images_sums_the_stem(weights):
+def test_loading_for_gray_images_sums_the_stem(weights):
     model, source = weights
     loaded = timm.create_model("cifar_resnet20", pretrained=True, pretrained_cfg_overlay=source, in_chans=1).eval()
     image = torch.randn(2, 1, 8, 8)

@@ -20,7 +20,7 @@ BY_WEIGHT = PruneConfig(ratio=0.5, importance="magnitude")
 
 
 @pytest.fixture
-def grey():
+def gray():
     return torch.randn(32, 1, 8, 8)
 
 
@@ -30,32 +30,32 @@ def widths(report):
 
 @pytest.mark.parametrize("importance", ["variance", "taylor", "batchnorm", "magnitude", "random"])
 @pytest.mark.parametrize("adder", [True, False], ids=["adder", "cnn"])
-def test_each_importance_halves_every_layer(resnet20, grey, importance, adder):
+def test_each_importance_halves_every_layer(resnet20, gray, importance, adder):
     model = resnet20()
     if adder:
         convert_(model)
     expected = cost(model).additions
-    report = prune_(model, PruneConfig(ratio=0.5, importance=importance), grey)
+    report = prune_(model, PruneConfig(ratio=0.5, importance=importance), gray)
     assert all(2 * after == before for path, (before, after) in widths(report).items() if path != "fc")
     assert widths(report)["fc"] == (10, 10)
     assert report.before["adds"] == expected
     assert report.after["adds"] == cost(model).additions < 0.3 * expected
-    assert model(grey[:2]).isfinite().all()
+    assert model(gray[:2]).isfinite().all()
 
 
-def test_dead_channels_go_first_and_leave_no_trace(resnet20, grey):
+def test_dead_channels_go_first_and_leave_no_trace(resnet20, gray):
     """A quarter of the channels of each block is made to be zero after ReLU; just these are removed."""
     model = resnet20()
     convert_(model)
-    adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [grey])
+    adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [gray])
     for block in range(1, 10):
         norm = model.get_submodule(f"features.{block}.bn1")
         norm.weight.data[::4], norm.bias.data[::4] = 0, -1
     inner = tuple(path for path in ("features.0.0", "features.*.conv2"))
-    before, original = model(grey), copy.deepcopy(model)
-    prune_(model, PruneConfig(ratio=0.25, ignore=inner), grey)
-    adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(original, [grey])
-    torch.testing.assert_close(model(grey), original(grey), rtol=1e-3, atol=1e-3)
+    before, original = model(gray), copy.deepcopy(model)
+    prune_(model, PruneConfig(ratio=0.25, ignore=inner), gray)
+    adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(original, [gray])
+    torch.testing.assert_close(model(gray), original(gray), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(before, torch.zeros_like(before))
     assert model.features[3].conv1.weight.shape[0] == 12
 
@@ -70,7 +70,7 @@ def test_an_ignored_layer_that_is_not_there_stops_before_anything_changes(resnet
     assert model.features[2].conv1.weight.shape == (16, 16, 3, 3)
 
 
-def test_ratios_rounds_and_multiples(resnet20, grey):
+def test_ratios_rounds_and_multiples(resnet20, gray):
     assert set(widths(prune_(resnet20(), PruneConfig(ratio=0.3, importance="random"))).values()) == {
         (16, 12),  # at most this share goes
         (32, 23),
@@ -80,7 +80,7 @@ def test_ratios_rounds_and_multiples(resnet20, grey):
     rounded = PruneConfig(ratio=0.3, importance="random", round_to=8)
     assert set(widths(prune_(resnet20(), rounded)).values()) == {(16, 16), (32, 24), (64, 48), (10, 10)}
     in_rounds = PruneConfig(ratio=0.3, importance="variance", iterative=3)
-    assert widths(prune_(resnet20(), in_rounds, grey))["features.9.conv1"] == (64, 45)
+    assert widths(prune_(resnet20(), in_rounds, gray))["features.9.conv1"] == (64, 45)
 
 
 @pytest.mark.parametrize("name", ["adds", "energy"])
@@ -91,7 +91,7 @@ def test_a_target_is_reached_and_hardly_more(resnet20, name):
     assert 0.5 < report.after[name] / report.before[name] <= 0.6
 
 
-def test_channels_are_compared_across_layers(resnet20, grey):
+def test_channels_are_compared_across_layers(resnet20, gray):
     model = resnet20()
     model.features[9].bn1.weight.data *= 0.01
     report = prune_(model, PruneConfig(ratio=0.1, importance="batchnorm", global_pruning=True))
@@ -168,7 +168,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", list(ORDERS))
-def test_all_orders_save_and_load(resnet20, grey, tmp_path, order):
+def test_all_orders_save_and_load(resnet20, gray, tmp_path, order):
     model = resnet20()
     for step in ORDERS[order]:
         if isinstance(step, PruneConfig):
@@ -178,13 +178,13 @@ def test_all_orders_save_and_load(resnet20, grey, tmp_path, order):
         else:
             revert_(model, ("features.4.*",) if step == "revert-part" else ("*",))
     again = load(save(model, tmp_path / "saved"))
-    assert again(grey).equal(model.eval()(grey))
+    assert again(gray).equal(model.eval()(gray))
     assert steps_of(again) == steps_of(model)
     assert cost(again).additions == cost(model).additions
 
 
-def test_inserted_normalisations_and_baked_weights(tmp_path):
-    model = timm.create_model("nf_resnet26", num_classes=10).eval()  # no BatchNorm, scaled and standardised weights
+def test_inserted_normalizations_and_baked_weights(tmp_path):
+    model = timm.create_model("nf_resnet26", num_classes=10).eval()  # no BatchNorm, scaled and standardized weights
     convert_(model)
     prune_(model, BY_WEIGHT, example_input=torch.zeros(1, 3, 64, 64))
     images = torch.randn(2, 3, 64, 64)
@@ -195,16 +195,16 @@ def test_inserted_normalisations_and_baked_weights(tmp_path):
     torch.testing.assert_close(again(images), model.eval()(images))
 
 
-def test_calibration_with_the_whole_teacher_is_refused(resnet20, grey):
+def test_calibration_with_the_whole_teacher_is_refused(resnet20, gray):
     teacher = resnet20()
     student = copy.deepcopy(teacher)
     convert_(student)
     prune_(student, BY_WEIGHT)
     with pytest.raises(AdderkitError, match="give the network that was converted"):
-        calibrate_(student, teacher, grey)
+        calibrate_(student, teacher, gray)
 
 
-def test_blocks_are_matched_where_both_networks_have_them(resnet20, grey):
+def test_blocks_are_matched_where_both_networks_have_them(resnet20, gray):
     """Inside its blocks a student may be narrower; where its residual stream is, no block can be compared."""
     teacher = resnet20()
     settings = {"steps": 2, "memory": 1 << 28, "generator": torch.Generator(), "progress": lambda *_: None}
@@ -215,8 +215,8 @@ def test_blocks_are_matched_where_both_networks_have_them(resnet20, grey):
         prune_(student, PruneConfig(ratio=0.5, importance="magnitude", ignore=ignore))
         before = student.features[4].conv1.weight.detach().clone()
         if ignore:
-            match_blocks_(student, teacher, grey, **settings)
+            match_blocks_(student, teacher, gray, **settings)
             assert not student.features[4].conv1.weight.equal(before)
         else:
             with pytest.raises(AdderkitError, match="pruned like it"):
-                match_blocks_(student, teacher, grey, **settings)
+                match_blocks_(student, teacher, gray, **settings)

@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 from adderkit import AdderConv2d
-from adderkit.adder_layers.modules import NormalisedAdderConv2d
+from adderkit.adder_layers.modules import NormalizedAdderConv2d
 from adderkit.convert.graph.layers import trace_layers
 from adderkit.convert.pruning.removed_terms import _terms, fold_means_, removed_terms
 from adderkit.convert.pruning.surgery import Kept, narrow_
 
 
-def normalised(*arguments, **kwargs):
+def normalized(*arguments, **kwargs):
     layer = AdderConv2d(*arguments, **kwargs)
-    layer.__class__ = NormalisedAdderConv2d
-    layer.insert_normalisation_()
+    layer.__class__ = NormalizedAdderConv2d
+    layer.insert_normalization_()
     return layer
 
 
@@ -24,7 +24,7 @@ LAYERS = {
     "adder-bias": lambda: AdderConv2d(4, 6, 3),
     "adder-grouped": lambda: AdderConv2d(4, 6, 3, groups=2, bias=False),
     "convolution-grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
-    "adder-normalised": lambda: normalised(4, 6, 3, bias=False),
+    "adder-normalized": lambda: normalized(4, 6, 3, bias=False),
 }
 
 

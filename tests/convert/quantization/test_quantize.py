@@ -77,7 +77,7 @@ def test_each_step_of_a_depthwise_network(kind, requant):
     adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [images])
     prepare_(model, [images], QuantizeConfig(requant=requant))
     plan = fold(model)
-    codes, logits = reference.trace(plan, reference.quantise(images[:2], plan.activations[0].scale, model.grid(0).zero))
+    codes, logits = reference.trace(plan, reference.quantize(images[:2], plan.activations[0].scale, model.grid(0).zero))
     values = {
         number: ((codes[number].double() - each.zero) * each.scale).float().permute(0, 3, 1, 2)
         for number, each in enumerate(plan.activations)
@@ -87,7 +87,7 @@ def test_each_step_of_a_depthwise_network(kind, requant):
         if stages.shapes[stage.output][1:] == (1, 1):  # hardly a variance is left, and fp32's rounding is divided by it
             continue
         with torch.no_grad():
-            found = model.quantise(stage.output, carry_out(model, stage, values))
+            found = model.quantize(stage.output, carry_out(model, stage, values))
         away = ((found - values[stage.output]) / plan.activations[stage.output].scale).abs().round()
         assert float(away.max()) <= 1  # sums on the boundary between two codes
         assert float(away.mean()) < 0.005
@@ -147,7 +147,7 @@ def test_ranges_are_told(student, images):
 def test_shifts_only_shift(student, images):
     network = quantize(student, images, QuantizeConfig(requant="shift"))
     for step in network.plan.steps:
-        factors = getattr(step, "requantisation", step)
+        factors = getattr(step, "requantization", step)
         sizes = factors.multiplier.abs().double()
         exponent = sizes[sizes > 0].log2()
         assert torch.equal(exponent, exponent.round())

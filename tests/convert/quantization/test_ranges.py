@@ -34,7 +34,7 @@ def images():
 
 
 def two_layers(images, clamp=nn.ReLU6, between=nn.Identity):
-    """A strided adder layer, normalised and clamped, that a depthwise one reads."""
+    """A strided adder layer, normalized and clamped, that a depthwise one reads."""
     model = nn.Sequential(
         adderkit.AdderConv2d(3, 4, 3, stride=2, padding=1),
         nn.BatchNorm2d(4),

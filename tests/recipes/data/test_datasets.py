@@ -17,7 +17,7 @@ from adderkit.recipes.data.datasets import (
     open_dataset,
     subset,
     training_transform,
-    unlabelled_images,
+    unlabeled_images,
 )
 
 CONFIG = DataConfig((3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", 1.0)
@@ -44,7 +44,7 @@ def test_class_folders(image_folder):
         assert image.getpixel((0, 0))[0] == 60 * target + 40
 
 
-def test_class_folders_in_grey(image_folder):
+def test_class_folders_in_gray(image_folder):
     assert open_dataset("folder", str(image_folder()), "train", in_chans=1)[0][0].mode == "L"
 
 
@@ -207,30 +207,30 @@ def test_loader_shuffles_only_in_training():
     assert sorted(targets(True)) == sorted(order)
 
 
-class TestUnlabelledImages:
+class TestUnlabeledImages:
     @pytest.fixture
-    def grey_model(self):
+    def gray_model(self):
         overlay = {"input_size": (1, 8, 8), "mean": (0.3053,), "std": (0.3761,)}
         return timm.create_model("cifar_resnet20", in_chans=1, pretrained_cfg_overlay=overlay)
 
-    def test_are_deterministic_under_a_seed(self, grey_model):
-        first, again, other = (unlabelled_images("digits", None, grey_model, 64, seed=seed) for seed in (1, 1, 2))
+    def test_are_deterministic_under_a_seed(self, gray_model):
+        first, again, other = (unlabeled_images("digits", None, gray_model, 64, seed=seed) for seed in (1, 1, 2))
         assert first.shape == (64, 1, 8, 8)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_do_not_depend_on_global_random_numbers(self, grey_model):
+    def test_do_not_depend_on_global_random_numbers(self, gray_model):
         torch.manual_seed(1)
-        first = unlabelled_images("digits", None, grey_model, 16)
+        first = unlabeled_images("digits", None, gray_model, 16)
         torch.manual_seed(2)
-        assert torch.equal(unlabelled_images("digits", None, grey_model, 16), first)
+        assert torch.equal(unlabeled_images("digits", None, gray_model, 16), first)
 
-    def test_are_normalised(self, grey_model):
-        images = unlabelled_images("digits", None, grey_model, 10**6)
+    def test_are_normalized(self, gray_model):
+        images = unlabeled_images("digits", None, gray_model, 10**6)
         assert images.shape == (1437, 1, 8, 8)
         assert images.mean().item() == pytest.approx(0, abs=1e-3)
         assert images.std().item() == pytest.approx(1, abs=1e-3)
 
     def test_of_class_folders(self, image_folder, model):
-        images = unlabelled_images("folder", str(image_folder()), model, 5, split="validation")
+        images = unlabeled_images("folder", str(image_folder()), model, 5, split="validation")
         assert images.shape == (5, 3, 32, 32)

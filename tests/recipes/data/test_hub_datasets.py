@@ -57,7 +57,7 @@ def job_and_recipe(pictures, quick_recipe, tmp_path):
 
 
 def epoch_of(pictures, cache, reader, epoch, workers=0, seed=0, split="train"):
-    """Colours, which tell the images apart, and labels of an epoch's batches."""
+    """Colors, which tell the images apart, and labels of an epoch's batches."""
     dataset = open_dataset(f"{reader}/{pictures}", str(cache), split)
     loader = make_loader(dataset, lambda image: image.getpixel((0, 0))[1], 8, workers,
                          training=split == "train", seed=seed)  # fmt: skip
@@ -70,9 +70,9 @@ def test_an_epoch_of_a_stream_has_the_whole_batches_that_the_loader_promises(pic
     promised, batches = epoch_of(pictures, tmp_path, "hfids", 0, workers)
     assert promised == len(batches)
     assert {len(labels) for _, labels in batches} == {8}
-    assert {colour for colours, _ in batches for colour in colours} == {5 * number for number in range(44)}
-    assert all(colour // 5 % 3 == label for colours, labels in batches
-               for colour, label in zip(colours, labels, strict=True))  # fmt: skip
+    assert {color for colors, _ in batches for color in colors} == {5 * number for number in range(44)}
+    assert all(color // 5 % 3 == label for colors, labels in batches
+               for color, label in zip(colors, labels, strict=True))  # fmt: skip
 
 
 def test_the_order_of_a_stream_follows_from_seed_and_epoch(pictures, tmp_path):
@@ -87,7 +87,7 @@ def test_the_order_of_a_stream_follows_from_seed_and_epoch(pictures, tmp_path):
 def test_evaluation_sees_each_image_of_a_stream_once(pictures, tmp_path):
     promised, batches = epoch_of(pictures, tmp_path, "hfids", 0, split="validation")
     assert promised == len(batches) == 3
-    assert sorted(colour for colours, _ in batches for colour in colours) == [5 * number for number in range(22)]
+    assert sorted(color for colors, _ in batches for color in colors) == [5 * number for number in range(22)]
 
 
 def test_classes_are_known_by_name(pictures, tmp_path):

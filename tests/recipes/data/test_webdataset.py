@@ -60,7 +60,7 @@ def streamed(shards, quick_recipe):
 
 
 def epoch_of(shards, epoch, workers=0, seed=0, batch_size=8, split="train"):
-    """Colours, which tell the images apart, and labels of an epoch's batches."""
+    """Colors, which tell the images apart, and labels of an epoch's batches."""
     dataset = open_dataset("wds/tiny", str(shards), split)
     loader = make_loader(dataset, lambda image: image.getpixel((0, 0))[1], batch_size, workers,
                          training=split == "train", seed=seed)  # fmt: skip
@@ -73,9 +73,9 @@ def test_an_epoch_has_the_whole_batches_that_the_loader_promises(shards, workers
     promised, batches = epoch_of(shards, 0, workers, batch_size=batch_size)
     assert promised == len(batches)
     assert {len(labels) for _, labels in batches} == {batch_size}
-    assert {colour for colours, _ in batches for colour in colours} == {5 * number for number in range(44)}
-    assert all(colour // 5 % 3 == label for colours, labels in batches
-               for colour, label in zip(colours, labels, strict=True))  # fmt: skip
+    assert {color for colors, _ in batches for color in colors} == {5 * number for number in range(44)}
+    assert all(color // 5 % 3 == label for colors, labels in batches
+               for color, label in zip(colors, labels, strict=True))  # fmt: skip
 
 
 def test_the_order_follows_from_seed_and_epoch(shards):
@@ -87,7 +87,7 @@ def test_the_order_follows_from_seed_and_epoch(shards):
 def test_evaluation_sees_each_image_once(shards):
     promised, batches = epoch_of(shards, 0, split="validation")
     assert promised == len(batches) == 3
-    assert sorted(colour for colours, _ in batches for colour in colours) == [5 * number for number in range(22)]
+    assert sorted(color for colors, _ in batches for color in colors) == [5 * number for number in range(22)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -76,7 +76,7 @@ def test_two_processes_are_one_with_the_same_batch(runs, adder_folder):
     assert (saved(one / "step")["features.4.conv1.weight"] - start).abs().max() > 0.05  # they have moved
 
 
-def test_two_processes_are_one_with_synchronised_batchnorm(runs):
+def test_two_processes_are_one_with_synchronized_batchnorm(runs):
     """The very model, running statistics and moving average included; what is saved is a plain model."""
     one, two = (run / "synced" for run in runs)
     assert distance(two, one) < 2e-5

@@ -15,7 +15,7 @@ from torch import nn
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import RecipeError
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.distributed.sync_batchnorm import SyncedBatchNorm, each_process_alone, synchronise_batchnorm_
+from adderkit.recipes.distributed.sync_batchnorm import SyncedBatchNorm, each_process_alone, synchronize_batchnorm_
 from adderkit.recipes.training import assemble as prepare
 
 NORMS = {
@@ -37,13 +37,13 @@ def two_processes(monkeypatch):
 
 
 def pair(make):
-    """A synchronised module, and the one it was, in fp64."""
+    """A synchronized module, and the one it was, in fp64."""
     torch.manual_seed(0)
     plain = make()
     for parameter in plain.parameters():
         nn.init.normal_(parameter)
     synced = nn.Sequential(copy.deepcopy(plain))
-    synchronise_batchnorm_(synced)
+    synchronize_batchnorm_(synced)
     return synced, plain.double()
 
 
@@ -74,7 +74,7 @@ def test_equals_the_joint_batch(kind, two_processes):
         torch.testing.assert_close(mine.double(), whole.double(), rtol=1e-4, atol=1e-4)
 
 
-def test_half_precision_is_normalised_in_single(two_processes):
+def test_half_precision_is_normalized_in_single(two_processes):
     synced, _ = pair(NORMS["image"][0])
     batch = adder_like((4, 5, 3, 2)).bfloat16()
     assert synced(batch).dtype == torch.bfloat16
@@ -111,7 +111,7 @@ def test_measured_by_each_process_alone():
 def test_names_and_tensors_stay():
     model = nn.Sequential(nn.Conv2d(3, 5, 1), BatchNormAct2d(5), nn.Sequential(nn.BatchNorm2d(5)))
     before = model.state_dict(keep_vars=True)
-    synchronise_batchnorm_(model)
+    synchronize_batchnorm_(model)
     after = model.state_dict(keep_vars=True)
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
@@ -120,11 +120,11 @@ def test_names_and_tensors_stay():
 @pytest.mark.parametrize(
     ("processes", "sync_bn", "teacher_lr"), [(2, True, 0.0), (2, True, 0.1), (1, True, 0.1), (2, False, 0.1)]
 )
-def test_what_trains_is_synchronised(processes, sync_bn, teacher_lr):
+def test_what_trains_is_synchronized(processes, sync_bn, teacher_lr):
     """On several processes: the model, and a teacher that trains too; a frozen one is left as it is."""
     model, objective = (nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2))
     recipe = Recipe(sync_bn=sync_bn, teacher_lr=teacher_lr, distill_loss_weight=1.0)
-    prepare.set_up_layers(model, objective, recipe, processes)
+    prepare.configure_layers(model, objective, recipe, processes)
     synced = processes > 1 and sync_bn
     found = [isinstance(each[0], SyncedBatchNorm) for each in (model, objective)]
     assert found == [synced, synced and teacher_lr > 0]
@@ -135,4 +135,4 @@ def test_a_norm_with_a_way_of_its_own_is_refused():
         pass
 
     with pytest.raises(RecipeError, match=r"1 is a Whitening, expected a BatchNorm of torch's .*set sync_bn to false"):
-        synchronise_batchnorm_(nn.Sequential(nn.ReLU(), Whitening(3)))
+        synchronize_batchnorm_(nn.Sequential(nn.ReLU(), Whitening(3)))

@@ -1,17 +1,17 @@
-"""Licence and base model of what is published: inherited where they are known, asked for where they are not."""
+"""License and base model of what is published: inherited where they are known, asked for where they are not."""
 
 import pytest
 import timm
 
 from adderkit.convert.errors import PublishError
-from adderkit.recipes.hub.licenses import HUB_LICENCES, base_model_of, licence_of
+from adderkit.recipes.hub.licenses import HUB_LICENSES, base_model_of, license_of
 
 
-def with_licence(name):
+def with_license(name):
     return {"pretrained_cfg": {"license": name}}
 
 
-# Licence
+# License
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ def with_licence(name):
         ("seer-license", ("other", "seer-license")),
     ],
 )
-def test_licence_is_inherited(saved, expected):
-    assert licence_of(None, {}, with_licence(saved)) == expected
-    assert licence_of(None, {"source": "resnet50.a1_in1k"}, with_licence(saved)) == expected
-    assert licence_of(" MIT ", {}, with_licence(saved)) == ("mit", None)
+def test_license_is_inherited(saved, expected):
+    assert license_of(None, {}, with_license(saved)) == expected
+    assert license_of(None, {"source": "resnet50.a1_in1k"}, with_license(saved)) == expected
+    assert license_of(" MIT ", {}, with_license(saved)) == ("mit", None)
 
 
 @pytest.mark.parametrize(
@@ -33,31 +33,31 @@ def test_licence_is_inherited(saved, expected):
     [
         ({}, {}),
         ({}, {"pretrained_cfg": None}),
-        ({}, with_licence(None)),
-        ({}, with_licence("unknown")),
-        ({}, with_licence("other")),
-        ({"source": None}, with_licence("apache-2.0")),
-        ({"imported": {"file": "x.pth"}}, with_licence("apache-2.0")),
+        ({}, with_license(None)),
+        ({}, with_license("unknown")),
+        ({}, with_license("other")),
+        ({"source": None}, with_license("apache-2.0")),
+        ({"imported": {"file": "x.pth"}}, with_license("apache-2.0")),
     ],
     ids=["no-config", "null", "none", "unknown", "other", "random-weights", "imported"],
 )
-def test_licence_must_be_given(report, config):
+def test_license_must_be_given(report, config):
     with pytest.raises(PublishError, match="give it with --license"):
-        licence_of(None, report, config)
+        license_of(None, report, config)
 
 
 @pytest.mark.parametrize(("given", "hint"), [("apach-2.0", "did you mean apache-2.0"), ("§", "repositories-licenses")])
-def test_licence_that_the_hub_does_not_know(given, hint):
+def test_license_that_the_hub_does_not_know(given, hint):
     with pytest.raises(PublishError, match=hint):
-        licence_of(given, {}, {})
+        license_of(given, {}, {})
 
 
-def test_every_licence_of_timm_has_a_form_on_the_hub():
+def test_every_license_of_timm_has_a_form_on_the_hub():
     names = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()} - {None, "unknown"}
-    found = {name: licence_of(None, {}, with_licence(name)) for name in names}
-    assert {licence.identifier for licence in found.values()} <= HUB_LICENCES | {"other"}
-    assert all((licence.name is None) == (name in HUB_LICENCES) for name, licence in found.items())
-    assert {"apache-2.0", "mit"} <= {licence.identifier for licence in found.values()}
+    found = {name: license_of(None, {}, with_license(name)) for name in names}
+    assert {license.identifier for license in found.values()} <= HUB_LICENSES | {"other"}
+    assert all((license.name is None) == (name in HUB_LICENSES) for name, license in found.items())
+    assert {"apache-2.0", "mit"} <= {license.identifier for license in found.values()}
 
 
 # Base model

@@ -1,4 +1,4 @@
-"""The published folder: files, card, report and licence; then the whole way, to a Hub on this machine and back."""
+"""The published folder: files, card, report and license; then the whole way, to a Hub on this machine and back."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def test_card_that_was_edited_is_kept(quick, publish, saved, tmp_path):
         (["--output", "runs/mine/best"], "is the model itself"),
         (["--output", "runs"], "holds something else"),
     ],
-    ids=["licence", "base-model", "branch", "itself", "other-folder"],
+    ids=["license", "base-model", "branch", "itself", "other-folder"],
 )
 def test_options_that_do_not_fit(refused, words, message):
     assert message in refused(*words)

@@ -10,7 +10,7 @@ from adderkit.convert.errors import ModelSourceError, RecipeError
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
 from adderkit.recipes.objectives.blocks import BlockObjective, common_blocks
-from adderkit.recipes.objectives.teacher import Teacher
+from adderkit.recipes.objectives.teacher import DistillationTeacher
 from adderkit.recipes.training import assemble as prepare
 from adderkit.recipes.training.models import Job
 
@@ -29,7 +29,7 @@ def blocks_of(model, images):
 
 def test_loss_is_the_formula(pair):
     student, teacher = pair
-    objective = BlockObjective(Recipe(**SETTINGS), Teacher(teacher, DataConfig.of(student)), student)
+    objective = BlockObjective(Recipe(**SETTINGS), DistillationTeacher(teacher, DataConfig.of(student)), student)
     images, targets = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 3, 0, 1])
     with torch.no_grad():
         ours, logits = blocks_of(student.train(), images)
@@ -47,7 +47,7 @@ def test_loss_is_the_formula(pair):
 
 def test_the_gradient_of_a_block_reaches_it_and_those_before_it(pair):
     student, teacher = pair
-    objective = BlockObjective(Recipe(**SETTINGS), Teacher(teacher, DataConfig.of(student)), student)
+    objective = BlockObjective(Recipe(**SETTINGS), DistillationTeacher(teacher, DataConfig.of(student)), student)
     objective.paths = ["features.3"]
     objective.recipe = Recipe(**{**SETTINGS, "task_loss_weight": 0.0, "distill_loss_weight": 1e-30})
     objective(student.train(), torch.randn(6, 3, 16, 16), torch.zeros(6, dtype=torch.long)).backward()
@@ -63,7 +63,7 @@ def test_blocks_that_pruning_made_smaller_are_not_compared(pair):
     adderkit.prune_(student, config)
     shapes = common_blocks(student, teacher)
     assert list(shapes) == BLOCKS
-    kept = BlockObjective(Recipe(**SETTINGS), Teacher(teacher, DataConfig.of(student)), student).paths
+    kept = BlockObjective(Recipe(**SETTINGS), DistillationTeacher(teacher, DataConfig.of(student)), student).paths
     assert kept == [path for path, (ours, theirs) in shapes.items() if ours == theirs]
     assert set(kept) < set(BLOCKS)
 
@@ -81,7 +81,10 @@ def test_another_architecture_or_no_adder_layer_cannot_be_compared(pair):
 def test_the_recipe_says_what_is_compared(changes, kind, pair):
     student, teacher = pair
     recipe = Recipe(**{**SETTINGS, **changes})
-    assert type(prepare.make_objective(recipe, Teacher(teacher, DataConfig.of(student)), student)).__name__ == kind
+    assert (
+        type(prepare.make_objective(recipe, DistillationTeacher(teacher, DataConfig.of(student)), student)).__name__
+        == kind
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from adderkit.convert.errors import ModelSourceError, RecipeError
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
 from adderkit.recipes.objectives.progressive import ProgressiveObjective, gaussian_kernel, laplacian_kernel, stage_ends
-from adderkit.recipes.objectives.teacher import Renormalised
+from adderkit.recipes.objectives.teacher import RenormalizedModel
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import assemble as prepare
 from adderkit.recipes.training import run as finetune
@@ -28,7 +28,7 @@ SETTINGS = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "teacher_lr": 0
 def objective_of(pair, **changes):
     student, teacher = copy.deepcopy(pair)
     recipe = Recipe(**{**SETTINGS, **changes})
-    return ProgressiveObjective(recipe, Renormalised(teacher, DataConfig.of(student)), student), student.train()
+    return ProgressiveObjective(recipe, RenormalizedModel(teacher, DataConfig.of(student)), student), student.train()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -62,7 +62,7 @@ def test_another_architecture_or_no_adder_layer_cannot_be_compared(pair):
         stage_ends(teacher, teacher)
 
 
-def standardised(values):
+def standardized(values):
     mean, variance = values.mean((0, 2, 3), keepdim=True), values.var((0, 2, 3), keepdim=True, unbiased=False)
     return (values - mean) / (variance + 1e-5).sqrt()
 
@@ -85,7 +85,7 @@ def test_loss_is_the_formula(pair, weight):
         ours, logits = stages(student, images)
         theirs, expected = stages(objective.teacher.model, images)
         kernels = [
-            (standardised(laplacian_kernel(a, 0.5)) - standardised(gaussian_kernel(b, 0.5))).square().mean()
+            (standardized(laplacian_kernel(a, 0.5)) - standardized(gaussian_kernel(b, 0.5))).square().mean()
             for a, b in zip(ours, theirs, strict=True)
         ]
         p, q = (F.softmax(value / 3, 1) for value in (expected, logits))
@@ -152,8 +152,8 @@ def test_stopped_and_resumed_is_never_stopped(adder_folder, train, same_run, sto
 def test_a_step_is_skipped_where_only_the_teacher_gradient_is_not_finite(
     adder_folder, cnn_folder, train, monkeypatch, steep
 ):
-    forward = Renormalised.forward
-    monkeypatch.setattr(Renormalised, "forward", lambda self, images: steep(forward(self, images)))
+    forward = RenormalizedModel.forward
+    monkeypatch.setattr(RenormalizedModel, "forward", lambda self, images: steep(forward(self, images)))
     _, folder = train("pkkd", job=Job(str(adder_folder)), **FINE)
     assert json.loads((folder.last / "adder_report.json").read_text())["training"]["skipped_steps"] == 2
     weight = adderkit.load(cnn_folder).fc.weight

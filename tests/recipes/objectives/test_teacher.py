@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adderkit.recipes.data.datasets import DataConfig
-from adderkit.recipes.objectives.teacher import Teacher, distillation_loss
+from adderkit.recipes.objectives.teacher import DistillationTeacher, distillation_loss
 
 OVERLAY = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 STUDENT = DataConfig((3, 32, 32), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "bilinear", 1.0)
@@ -46,7 +46,7 @@ def test_loss_of_equal_predictions_is_zero(temperature):
 
 
 def test_temperature_keeps_the_size_of_the_gradient():
-    """For high temperatures the gradient tends to ``(student - teacher) / classes``, both centred, over the batch."""
+    """For high temperatures the gradient tends to ``(student - teacher) / classes``, both centered, over the batch."""
     student, teacher = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10)
     distillation_loss(student, teacher, 1000.0).backward()
     difference = student.detach() - teacher
@@ -61,28 +61,28 @@ def test_loss_is_computed_in_single_precision():
     assert loss.item() == pytest.approx(divergence(student.float(), teacher.float(), 2.0), rel=1e-4)
 
 
-def normalised(images, mean, std):
+def normalized(images, mean, std):
     return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
-def test_teacher_gets_images_normalised_its_own_way(network):
+def test_teacher_gets_images_normalized_its_own_way(network):
     images = torch.rand(4, 3, 32, 32)
-    logits = Teacher(network, STUDENT)(normalised(images, STUDENT.mean, STUDENT.std))
+    logits = DistillationTeacher(network, STUDENT)(normalized(images, STUDENT.mean, STUDENT.std))
     with torch.no_grad():
-        expected = network(normalised(images, **OVERLAY))
-        without = network(normalised(images, STUDENT.mean, STUDENT.std))
+        expected = network(normalized(images, **OVERLAY))
+        without = network(normalized(images, STUDENT.mean, STUDENT.std))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert (logits - without).abs().max() > 0.01
 
 
-def test_equal_normalisation_changes_nothing(network):
+def test_equal_normalization_changes_nothing(network):
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(Teacher(network, DataConfig.of(network))(images), network.eval()(images))
+        assert torch.equal(DistillationTeacher(network, DataConfig.of(network))(images), network.eval()(images))
 
 
 def test_teacher_stays_frozen_and_in_evaluation_mode(network):
-    teacher = Teacher(network.train(), STUDENT)
+    teacher = DistillationTeacher(network.train(), STUDENT)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     nn.Sequential(teacher).train()
     logits = teacher(torch.randn(4, 3, 32, 32, requires_grad=True))
@@ -93,6 +93,6 @@ def test_teacher_stays_frozen_and_in_evaluation_mode(network):
 
 
 def test_channels_must_agree(network):
-    grey = DataConfig((1, 32, 32), (0.5,), (0.5,), "bilinear", 1.0)
+    gray = DataConfig((1, 32, 32), (0.5,), (0.5,), "bilinear", 1.0)
     with pytest.raises(ValueError, match="the teacher takes 3 channels, expected 1 as the student takes"):
-        Teacher(network, grey)
+        DistillationTeacher(network, gray)

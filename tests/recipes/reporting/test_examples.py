@@ -11,7 +11,7 @@ from PIL import Image
 import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import DatasetError, ModelSourceError
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset, unlabelled_images
+from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset, unlabeled_images
 from adderkit.recipes.reporting.examples import find_examples
 from adderkit.recipes.training.models import Job
 
@@ -22,7 +22,7 @@ def folders(cnn_folder, adder_folder, tmp_path_factory):
     place, saved = tmp_path_factory.mktemp("lively"), []
     for source in (adder_folder, cnn_folder):
         model = adderkit.load(source)
-        reestimate_batchnorm_(model, [unlabelled_images("digits", None, model, 256)])
+        reestimate_batchnorm_(model, [unlabeled_images("digits", None, model, 256)])
         saved.append(adderkit.save(model, place / source.name))
     return saved
 
@@ -74,7 +74,7 @@ def test_pictures_and_guesses(found, expected):
 
 def test_pictures_are_small_and_bare(image_folder, tmp_path):
     """Photographs lose size and what a camera wrote beside the pixels; few classes give few guesses."""
-    folder = adderkit.save(timm.create_model("cifar_resnet20", num_classes=2), tmp_path / "colour")
+    folder = adderkit.save(timm.create_model("cifar_resnet20", num_classes=2), tmp_path / "color")
     root = image_folder(size=(300, 200))
     for path in root.rglob("*.png"):
         Image.open(path).save(path, icc_profile=b"where it was taken")

@@ -147,7 +147,7 @@ def test_fidelity_evaluations_and_commands(report, saved, cnn_folder):
         "teacher digits, validation 1,797 93.50 99.50 adder network digits, validation 1,797 91.25 99.50" in found.text
     )
     assert "12.34" not in found.text
-    assert "64 unlabelled images: 3 steps for each layer, 2 for all together, seed 9." in found.text
+    assert "64 unlabeled images: 3 steps for each layer, 2 for all together, seed 9." in found.text
     assert "adderkit convert --model net" in found.text
     assert str(teacher.parent) not in found.text
 
@@ -160,7 +160,7 @@ def test_pruned_network(report, adder_folder, tmp_path):
     facts, found = report(folder)
     check_safe(found)
     assert "cifar_resnet20, pruned, as an adder network" in found.text
-    assert "target adds=60%, importance magnitude, measured on 32 unlabelled images." in found.text
+    assert "target adds=60%, importance magnitude, measured on 32 unlabeled images." in found.text
     for key, label in (("mults", "multiplications"), ("adds", "additions"), ("params", "parameters")):
         assert f"{label} {pruned.before[key]:,} {pruned.after[key]:,}" in found.text
     assert facts.cost.additions == pruned.after["adds"]

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 import adderkit
 from adderkit.convert.errors import CheckpointError, RecipeError
-from adderkit.recipes.runs.state import COLUMNS, Position
+from adderkit.recipes.runs.state import COLUMNS, RunState
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.runs.folder import RunFolder, SaveError, new_run_folder
 
@@ -24,7 +24,7 @@ ROWS = [
     for epoch in range(3)
 ]  # fmt: skip
 SCALES = [{"epoch": epoch, "weight_rms": [0.1, 0.2], "gradient_norm": [1e-3, 2.5]} for epoch in range(3)]
-POSITION = Position(epoch=3, rows=ROWS, scales=SCALES)
+POSITION = RunState(epoch=3, rows=ROWS, scales=SCALES)
 HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
 
 
@@ -114,12 +114,12 @@ def test_state_comes_back(folder, model):
 
 
 def test_no_epoch_finished(folder):
-    assert folder.load_last(Accelerator(cpu=True)) == Position()
+    assert folder.load_last(Accelerator(cpu=True)) == RunState()
 
 
 def position_file(**changes):
     """What a run on one process writes, changed."""
-    whole = {"epoch": 3, "batches": 0, "skipped": 0, "in_a_row": 0, "lr": 0.1, "rows": ROWS, "scales": SCALES,
+    whole = {"epoch": 3, "batches": 0, "skipped": 0, "skipped_in_a_row": 0, "lr": 0.1, "rows": ROWS, "scales": SCALES,
              "sums": [[0.0, 0.0]]}  # fmt: skip
     return json.dumps({key: value for key, value in {**whole, **changes}.items() if value is not None})
 
@@ -154,7 +154,7 @@ def test_damaged_position(folder, model, text, message):
 
 
 def test_position_is_read_as_written(folder, model):
-    position = Position(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2], SCALES)
+    position = RunState(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2], SCALES)
     folder.save_last(model, Accelerator(cpu=True), position, {})
     assert folder.load_last(Accelerator(cpu=True)) == position
 
@@ -164,7 +164,7 @@ def saved_twice(folder, model):
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
     for epoch in (1, 2):
-        folder.save_last(model, accelerator, Position(epoch=epoch), {})
+        folder.save_last(model, accelerator, RunState(epoch=epoch), {})
     return accelerator
 
 
@@ -289,7 +289,7 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_one(folder, model
             for name in original:
                 patch.setattr(Path, name, killing(name))
             try:
-                folder.save_last(model, accelerator, Position(epoch=3), {})
+                folder.save_last(model, accelerator, RunState(epoch=3), {})
             except Killed:
                 kills += 1
             else:

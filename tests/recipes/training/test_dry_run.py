@@ -17,7 +17,7 @@ from adderkit.recipes.configs.files import load_recipe, recipe_names
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
 from adderkit.recipes.objectives.objective import Objective
-from adderkit.recipes.objectives.teacher import Renormalised, Teacher
+from adderkit.recipes.objectives.teacher import DistillationTeacher, RenormalizedModel
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.plan import batches_per_epoch
 from adderkit.recipes.training import dry_run as module
@@ -151,7 +151,7 @@ def test_splits_of_other_classes_stop_the_plan(quick_recipe, image_folder):
         dry_run(CNN, quick_recipe(**MISSING, data_dir=str(root)), 1)
 
 
-def test_a_batchnorm_that_cannot_be_synchronised_stops_the_plan(quick_recipe, adder_folder, monkeypatch):
+def test_a_batchnorm_that_cannot_be_synchronized_stops_the_plan(quick_recipe, adder_folder, monkeypatch):
     class Own(torch.nn.BatchNorm2d):
         pass
 
@@ -226,7 +226,7 @@ def test_activations_of_a_network_by_hand():
 def activations(pair, **changes):
     student, teacher = copy.deepcopy(pair)
     recipe = Recipe(batch_size=8, distill_loss_weight=1.0, **changes)
-    taught = (Renormalised if recipe.teacher_lr else Teacher)(teacher, DataConfig.of(student))
+    taught = (RenormalizedModel if recipe.teacher_lr else DistillationTeacher)(teacher, DataConfig.of(student))
     return estimate_memory(student, make_objective(recipe, taught, student), recipe, (3, 16, 16), 1).activations
 
 

@@ -8,7 +8,7 @@ from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.convert.conversion.rewrite import steps_of
 from adderkit.convert.errors import AdderkitError, RecipeError
 from adderkit.convert.quantization.fake_quantize import FakeQuantized
-from adderkit.recipes.data.datasets import unlabelled_images
+from adderkit.recipes.data.datasets import unlabeled_images
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
@@ -21,7 +21,7 @@ def test_trained_ranges_are_the_integers(train, adder_folder):
     model = adderkit.load(folder.best)
     assert isinstance(model, FakeQuantized)
     assert steps_of(model)[-1]["config"]["bits"] == 4
-    images = unlabelled_images("digits", None, model, 64)
+    images = unlabeled_images("digits", None, model, 64)
     network = adderkit.quantize(model, images)
     assert isinstance(network, IntegerNetwork)
     scales = [float(held.scale) for held in model.quantization.values()]
@@ -52,7 +52,7 @@ def test_other_bits_than_it_was_trained_with(train, adder_folder):
 
 def test_integers_are_not_trained(adder_folder, train, tmp_path):
     model = adderkit.load(adder_folder)
-    network = adderkit.quantize(model, unlabelled_images("digits", None, model, 32))
+    network = adderkit.quantize(model, unlabeled_images("digits", None, model, 32))
     folder = adderkit.save(network, tmp_path / "int8")
     with pytest.raises(AdderkitError, match="is quantized and cannot be trained"):
         train("distill", job=Job(str(folder)), **FEW)

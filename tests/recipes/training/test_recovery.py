@@ -19,7 +19,7 @@ from adderkit.recipes.runs.folder import RunFolder, new_run_folder
 from adderkit.recipes.training import epoch as steps
 from adderkit.recipes.training import recovery as going_on
 from adderkit.recipes.training import run as finetune
-from adderkit.recipes.training.recovery import carry_out
+from adderkit.recipes.training.recovery import run_with_recovery
 
 SCRIPT = Path(__file__).with_name("killed_once.py")
 
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("killed_once.py")
 def ended(straight, kind, folder, match, **changes):
     """Run until it is stopped; the error's line names the way on."""
     with pytest.raises(AdderkitError, match=match) as caught:
-        carry_out(lambda: finetune.start(*straight.arguments(kind, **changes), folder), folder)
+        run_with_recovery(lambda: finetune.start(*straight.arguments(kind, **changes), folder), folder)
     line = str(caught.value)
     assert line.endswith(f"; continue with: adderkit finetune --resume {folder.path}")
     assert "\n" not in line
@@ -174,12 +174,12 @@ def test_other_errors_name_the_way_on_where_there_is_a_run(tmp_path):
         return run
 
     with pytest.raises(ZeroDivisionError):
-        carry_out(failing(ZeroDivisionError("by zero")), folder)
+        run_with_recovery(failing(ZeroDivisionError("by zero")), folder)
     (tmp_path / "args.yaml").touch()
     with pytest.raises(AdderkitError, match=r"ZeroDivisionError: by zero \(unexpected; .*continue with: .*--resume"):
-        carry_out(failing(ZeroDivisionError("by zero")), folder)
+        run_with_recovery(failing(ZeroDivisionError("by zero")), folder)
     with pytest.raises(RecipeError, match=r"^no such thing$"):
-        carry_out(failing(RecipeError("no such thing")), folder)
+        run_with_recovery(failing(RecipeError("no such thing")), folder)
 
 
 def test_processes_beside_the_first_say_nothing_of_a_lost_one(tmp_path, monkeypatch):
@@ -189,10 +189,10 @@ def test_processes_beside_the_first_say_nothing_of_a_lost_one(tmp_path, monkeypa
         raise RuntimeError("[pair.cc] Connection closed by peer [127.0.0.1]:4")
 
     with pytest.raises(AdderkitError, match=r"^another process of the run ended, and has said why; continue with"):
-        carry_out(lost, RunFolder(tmp_path))
+        run_with_recovery(lost, RunFolder(tmp_path))
     monkeypatch.setattr(going_on, "PartialState", lambda: type("State", (), {"is_main_process": False}))
     with pytest.raises(SystemExit):
-        carry_out(lost, RunFolder(tmp_path))
+        run_with_recovery(lost, RunFolder(tmp_path))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from adderkit import AdderConv2d
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
 from adderkit.recipes.configs.files import load_recipe, parse_settings, recipe_names
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, unlabelled_images
+from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, unlabeled_images
 from adderkit.recipes.objectives import objective
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.state import COLUMNS
@@ -167,7 +167,7 @@ class TestStudent:
         _, folder = train("distill", job=Job(str(adder_folder)), bn_images=32)
         model = adderkit.load(folder.last)
         found = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-        images = unlabelled_images("digits", None, model, 64, seed=0)
+        images = unlabeled_images("digits", None, model, 64, seed=0)
         for norm in model.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = 1.0
@@ -298,7 +298,7 @@ def test_learning_rate_follows_the_cosine(train, steps, warmup, min_lr, monkeypa
 
 
 @pytest.mark.parametrize(("decay", "shrinks"), [(0.0, False), (0.5, True)])
-def test_weight_decay_spares_normalisations(cnn_folder, train, decay, shrinks, monkeypatch):
+def test_weight_decay_spares_normalizations(cnn_folder, train, decay, shrinks, monkeypatch):
     """With gradients of zero, what moves is moved by the decay alone."""
     monkeypatch.setattr(objective, "cross_entropy", lambda logits, targets, **options: logits.sum() * 0)
     _, folder = train(job=Job(str(cnn_folder)), lr=0.1, weight_decay=decay, epochs=1, warmup_epochs=0)
@@ -361,7 +361,7 @@ class TestRefused:
 
 
 def test_class_folders_from_scratch(train, image_folder):
-    """Two classes of one colour each are told apart within a few epochs."""
+    """Two classes of one color each are told apart within a few epochs."""
     root = str(image_folder(count=8, size=(8, 8)))
     changes = {"dataset": "folder", "data_dir": root, "img_size": 8, "batch_size": 8, "train_images": 0}
     rows, folder = train(epochs=6, lr=0.02, **changes)

@@ -73,12 +73,12 @@ def test_converts_without_data_and_says_what_that_means(convert, tmp_path):
     assert lines == ["converting cifar_resnet20"]
 
 
-def test_calibrates_on_unlabelled_images(convert, cnn_folder):
+def test_calibrates_on_unlabeled_images(convert, cnn_folder):
     result, lines = convert(cnn_folder, include=BLOCK, dataset="digits", images=32, steps=1)
     assert result.calibration.images == 32
     assert {layer.path for layer in result.calibration.layers} == set(result.plan.paths("convert"))
     assert "calibrated on 32 images" in result.summary()
-    assert lines[1] == "calibrating on 32 unlabelled images of digits"
+    assert lines[1] == "calibrating on 32 unlabeled images of digits"
     report = json.loads((result.folder / "adder_report.json").read_text())
     assert report["calibration"] == json.loads(json.dumps(result.calibration.to_dict()))
     assert report["calibration"]["images"] == 32

@@ -119,7 +119,7 @@ def test_images_of_a_data_set_are_recorded(quantized):
     images = recorded_images(quantized.plan, quantized, "c", "digits", None)
     assert images.shape == (4, 8, 8, 3)
     zero = quantized.plan.activations[0].zero.double()
-    real = 0.125 * (images.double() - zero)  # digits are 0 to 1: from -2 to 2 once they are normalised
+    real = 0.125 * (images.double() - zero)  # digits are 0 to 1: from -2 to 2 once they are normalized
     assert real.min() < -1.8
     assert -2.07 < real.min() <= real.max() < 2.07
     assert torch.equal(images, recorded_images(quantized.plan, quantized, "c", "digits", None))

@@ -1,5 +1,5 @@
 /* Sums of |input - weight|. */
-static void net_adder(const net_layer *layer, const uint8_t *weights, const net_requantisation *to,
+static void net_adder(const net_layer *layer, const uint8_t *weights, const net_requantization *to,
                       const uint8_t *input, const uint8_t *residual, uint8_t *output)
 {
     net_position at;
@@ -23,7 +23,7 @@ static void net_adder(const net_layer *layer, const uint8_t *weights, const net_
                         sum += difference < 0 ? -difference : difference;
                     }
                 }
-                *output++ = net_requantise(to, written++, sum, residual != NULL ? *residual++ : 0);
+                *output++ = net_requantize(to, written++, sum, residual != NULL ? *residual++ : 0);
             }
     }
 }

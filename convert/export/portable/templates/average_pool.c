@@ -1,5 +1,5 @@
-/* Sums of each window, which has no padding; the requantisation divides. */
-static void net_average_pool(const net_window *window, int32_t channels, const net_requantisation *to,
+/* Sums of each window, which has no padding; the requantization divides. */
+static void net_average_pool(const net_window *window, int32_t channels, const net_requantization *to,
                              const uint8_t *input, const uint8_t *residual, uint8_t *output)
 {
     int32_t y, x, channel, i, j, top, left, row, column;
@@ -12,6 +12,6 @@ static void net_average_pool(const net_window *window, int32_t channels, const n
                 for (i = 0, row = left + channel; i < window->rows; i++, row += window->below)
                     for (j = 0, column = row; j < window->columns; j++, column += window->beside)
                         sum += input[column];
-                *output++ = net_requantise(to, channel, sum, residual != NULL ? *residual++ : 0);
+                *output++ = net_requantize(to, channel, sum, residual != NULL ? *residual++ : 0);
             }
 }

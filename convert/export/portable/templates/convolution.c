@@ -1,5 +1,5 @@
 /* Sums of input * weight. */
-static void net_convolution(const net_layer *layer, const int8_t *weights, const net_requantisation *to,
+static void net_convolution(const net_layer *layer, const int8_t *weights, const net_requantization *to,
                             const uint8_t *input, const uint8_t *residual, uint8_t *output)
 {
     net_position at;
@@ -20,7 +20,7 @@ static void net_convolution(const net_layer *layer, const int8_t *weights, const
                     for (channel = 0; channel < layer->channels; channel++)
                         sum += (int32_t)pixel[channel] * *weight++;
                 }
-                *output++ = net_requantise(to, written++, sum, residual != NULL ? *residual++ : 0);
+                *output++ = net_requantize(to, written++, sum, residual != NULL ? *residual++ : 0);
             }
     }
 }

@@ -64,7 +64,7 @@ def error(actual, expected):
 
 
 def both(input, weight, options, memory_format):
-    """Errors of forward and input gradient against the reference in fp32, and whether neighbours were left alone."""
+    """Errors of forward and input gradient against the reference in fp32, and whether neighbors were left alone."""
     wide_input, wide_weight = (tensor.float().requires_grad_() for tensor in (input, weight))
     expected = adder_conv2d_reference(wide_input, wide_weight, None, **options)
     dtype = torch.promote_types(input.dtype, weight.dtype)

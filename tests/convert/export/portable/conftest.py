@@ -11,9 +11,9 @@ import torch
 
 from adderkit.adder_layers.integer.plan import Linear
 from adderkit.convert.export.portable.c_source import c_identifier, c_source
-from adderkit.convert.export.portable.pixels import Normalisation
+from adderkit.convert.export.portable.pixels import Normalization
 
-PIXELS = Normalisation((0.5, 0.25, 0.125), (1.5, 0.75, 1e-5))
+PIXELS = Normalization((0.5, 0.25, 0.125), (1.5, 0.75, 1e-5))
 WARNINGS = [
     *("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow"),
     *("-Wstrict-prototypes", "-Wmissing-prototypes"),

@@ -31,7 +31,7 @@ def assert_equal(plan, images, compiler, *options):
 
 
 def power_of_two_plan(plan):
-    """The same with every multiplier of a requantisation a power of two of its sign, and the first one 0."""
+    """The same with every multiplier of a requantization a power of two of its sign, and the first one 0."""
 
     def rounded(factors):
         sizes = 2 ** factors.double().abs().clamp(min=1).log2().floor()
@@ -40,12 +40,12 @@ def power_of_two_plan(plan):
     steps = []
     for step in plan.steps:
         if not isinstance(step, MaxPool | Linear):
-            to = step.requantisation
+            to = step.requantization
             multiplier = rounded(to.multiplier)
             multiplier[0] = 0
             residual = None if to.residual_multiplier is None else rounded(to.residual_multiplier)
             changed = dataclasses.replace(to, multiplier=multiplier, residual_multiplier=residual)
-            step = dataclasses.replace(step, requantisation=changed)
+            step = dataclasses.replace(step, requantization=changed)
         steps.append(step)
     return dataclasses.replace(plan, steps=tuple(steps))
 
@@ -84,10 +84,10 @@ def test_classifier_of_several_pixels(plans, compiler):
     assert_equal(builder.plan(), with_extremes(builder.image(4)), compiler, *SANITIZERS)
 
 
-@pytest.mark.parametrize("optimisation", ["-O0", "-O3"])
-def test_optimisation_changes_nothing(optimisation, plans, compiler):
+@pytest.mark.parametrize("optimization", ["-O0", "-O3"])
+def test_optimization_changes_nothing(optimization, plans, compiler):
     builder = plans.residual_network(seed=3)
-    assert_equal(builder.plan(), builder.image(4), compiler, optimisation)
+    assert_equal(builder.plan(), builder.image(4), compiler, optimization)
 
 
 @pytest.mark.parametrize("window", [((2, 2), (3, 2), (0, 0), (1, 1)), ((3, 2), (2, 3), (1, 0), (2, 1))])
@@ -235,8 +235,8 @@ def test_identifiers(name, expected):
 def test_plan_that_could_overflow_is_refused(plans):
     builder = plans.single(Adder, plans.LAYERS["3x3"])
     step = builder.steps[0]
-    factors = dataclasses.replace(step.requantisation, offset=step.requantisation.offset + 2**62)
-    plan = dataclasses.replace(builder.plan(), steps=(dataclasses.replace(step, requantisation=factors),))
+    factors = dataclasses.replace(step.requantization, offset=step.requantization.offset + 2**62)
+    plan = dataclasses.replace(builder.plan(), steps=(dataclasses.replace(step, requantization=factors),))
     with pytest.raises(ExportError, match=r"step 0 \(adder adder0\) could overflow"):
         c_source(plan, "net", builder.image(1), PIXELS)
 

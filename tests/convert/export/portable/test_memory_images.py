@@ -97,7 +97,7 @@ def test_manifest_and_files_suffice(builder):
         bench.check(step)
     assert (bench.array(bench.manifest["activations"][0]["bytes"]) == image[0].numpy()).all()
     assert bench.array(bench.manifest["logits"]).tolist() == reference.run(plan, image)[0].tolist()
-    assert bench.manifest["normalisation"] == {"mean": [0.5, 0.25, 0.125], "std": [1.5, 0.75, 1e-5]}
+    assert bench.manifest["normalization"] == {"mean": [0.5, 0.25, 0.125], "std": [1.5, 0.75, 1e-5]}
     assert [step["path"] for step in bench.manifest["steps"]] == list(plan.paths)
 
 

@@ -6,10 +6,10 @@ typedef struct {
     const uint8_t *exponent;
     const net_factor *residual_multiplier; /* a null pointer without a residual */
     int32_t levels;                        /* the largest code */
-} net_requantisation;
+} net_requantization;
 
 /* From a sum, and the residual's byte, to the byte of a channel; a total below 0 becomes 0 before it is shifted. */
-static uint8_t net_requantise(const net_requantisation *to, int32_t channel, int32_t sum, int32_t residual)
+static uint8_t net_requantize(const net_requantization *to, int32_t channel, int32_t sum, int32_t residual)
 {
     int64_t total = net_times(sum, to->multiplier[channel]) + to->offset[channel];
 
