@@ -70,3 +70,8 @@ class NormalizedAdderConv2d(AdderConv2d):
 
 class NormalizedAdderConv2dSame(NormalizedAdderConv2d, AdderConv2dSame):
     """Both: TensorFlow's padding, and a normalization of its own."""
+
+
+def adder_layers(model: nn.Module) -> dict[str, AdderConv2d]:
+    """Adder layers by path, in order of registration; a shared one once."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, AdderConv2d)}

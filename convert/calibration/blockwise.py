@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..conversion.rewrite import adder_layers
+from ...adder_layers.modules import adder_layers
 from ..errors import AdderkitError
 from ..graph.layers import Layer, trace_layers
 from ..graph.modes import eval_mode, move_like

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
-from ..conversion.rewrite import adder_layers
+from ...adder_layers.modules import adder_layers
 from ..errors import AdderkitError
 from ..graph.layers import trace_layers
 from ..graph.modes import eval_mode

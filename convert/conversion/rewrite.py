@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
-from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d
+from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d, adder_layers
 from ..errors import CheckpointError, NoModuleMatchedError
 from ..patterns import matching
 from ..pruning.surgery import PRUNE, replay_shapes_
@@ -128,11 +128,6 @@ def forget_(model: nn.Module, paths: Collection[str]) -> list[str]:
 def is_converted(model: nn.Module) -> bool:
     """Whether the model holds an adder layer."""
     return bool(adder_layers(model))
-
-
-def adder_layers(model: nn.Module) -> dict[str, AdderConv2d]:
-    """Adder layers by path, in order of registration; a shared one once."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, AdderConv2d)}
 
 
 def steps_of(model: nn.Module) -> list[dict[str, Any]]:

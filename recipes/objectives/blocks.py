@@ -11,8 +11,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from ...adder_layers.modules import adder_layers
 from ...convert.calibration.blockwise import block_paths, outputs_at
-from ...convert.conversion.rewrite import adder_layers
 from ...convert.errors import ModelSourceError
 from ...convert.graph.layers import trace_layers
 from ...convert.graph.modes import eval_mode

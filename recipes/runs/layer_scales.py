@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...convert.files import write_text
-from ...convert.conversion.rewrite import adder_layers
+from ...adder_layers.modules import adder_layers
 from ..distributed.sharding import whole
 
 SCALE_COLUMNS = ("epoch", "layer", "weight_rms", "gradient_norm")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...convert.errors import DatasetError
-from ...convert.conversion.rewrite import adder_layers
+from ...adder_layers.modules import adder_layers
 from ..configs.recipe import Recipe
 
 

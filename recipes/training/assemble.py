@@ -16,7 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ...convert.conversion.rewrite import adder_layers, is_converted
+from ...adder_layers.modules import adder_layers
+from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import DatasetError, RecipeError
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform

@@ -10,7 +10,7 @@ import torch
 from accelerate import skip_first_batches
 from torch import Tensor
 
-from ...convert.conversion.rewrite import adder_layers
+from ...adder_layers.modules import adder_layers
 from ...convert.errors import AdderkitError
 from ..data.reproducible import seed_everything
 from ..distributed.sharding import whole

@@ -7,8 +7,9 @@ from typing import Any
 from timm.models import get_model_input_config
 from torch import nn
 
+from ...adder_layers.modules import adder_layers
 from ...convert.checkpoint.folder import read_report
-from ...convert.conversion.rewrite import adder_layers, is_converted
+from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import DatasetError, ModelSourceError, RecipeError
 from ...convert.model_source import build_model, is_folder
 from ..configs.recipe import Recipe

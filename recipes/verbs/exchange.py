@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from ...adder_layers.modules import adder_layers
 from ...convert.checkpoint.folder import save
 from ...convert.conversion.plan import ConversionPlan
-from ...convert.conversion.rewrite import adder_layers
 from ...convert.errors import ExportError, ModelSourceError
 from ...convert.export.programs import export_onnx, export_program
 from ...convert.files import check_file_target, sha256

@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 import adderkit
-from adderkit.convert.conversion.rewrite import adder_layers
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.errors import CheckpointError, ModelSourceError
 from adderkit.convert.import_addernet import import_checkpoint
 

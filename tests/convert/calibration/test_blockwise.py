@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibration.blockwise import block_paths, difference, match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
-from adderkit.convert.conversion.rewrite import adder_layers, convert_
+from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.graph.layers import trace_layers
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration import layerwise as layer_fit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibration.calibrate import calibrate_
 from adderkit.convert.calibration.reconstruction import reconstruct
 from adderkit.convert.conversion.config import AdderConfig
-from adderkit.convert.conversion.rewrite import adder_layers, convert_
+from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.errors import AdderkitError
 
 FAST = {"steps": 20, "samples": 512, "matching_steps": 0}

@@ -9,6 +9,7 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import adderkit
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm_shift import measure_shifts
 from adderkit.convert.calibration.hybrid import (
     HybridPolicy,
@@ -18,7 +19,7 @@ from adderkit.convert.calibration.hybrid import (
     parse_budget,
 )
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import adder_layers, convert_, steps_of
+from adderkit.convert.conversion.rewrite import convert_, steps_of
 from adderkit.convert.errors import AdderkitError
 
 IMAGE = torch.zeros(1, 3, 8, 8)

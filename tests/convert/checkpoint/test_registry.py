@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from adderkit.adder_layers.conv import AdderConv2d
-from adderkit.convert.conversion.rewrite import adder_layers, convert_, steps_of
+from adderkit.adder_layers.modules import adder_layers
+from adderkit.convert.conversion.rewrite import convert_, steps_of
 from adderkit.convert.errors import CheckpointError
 
 STEP = {"step": "adder", "version": 1, "modules": ["features.1.conv1", "features.4.downsample.0"]}

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from adderkit.adder_layers.conv import AdderConv2d
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import adder_layers, convert_, is_converted, replay_, revert_, steps_of
+from adderkit.convert.conversion.rewrite import convert_, is_converted, replay_, revert_, steps_of
 from adderkit.convert.errors import AdderkitError, CheckpointError, NoModuleMatchedError
 
 IMAGE = torch.zeros(1, 3, 8, 8)

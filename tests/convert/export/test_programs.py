@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import adderkit
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
-from adderkit.convert.conversion.rewrite import adder_layers
 from adderkit.convert.errors import ExportError
 from adderkit.convert.export.programs import export_onnx, export_program
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import adderkit
-from adderkit.convert.conversion.rewrite import adder_layers
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
 from adderkit.recipes.objectives.teacher import DistillationTeacher, distillation_loss
 from adderkit.recipes.training import assemble as prepare

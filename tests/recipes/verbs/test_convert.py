@@ -8,7 +8,8 @@ import timm
 import torch
 
 import adderkit
-from adderkit.convert.conversion.rewrite import adder_layers, is_converted
+from adderkit.adder_layers.modules import adder_layers
+from adderkit.convert.conversion.rewrite import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, NoModuleMatchedError
 from adderkit.recipes.verbs import convert as conversion
 from adderkit.recipes.verbs.convert import ConversionJob, run_conversion

@@ -14,9 +14,9 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.integer import reference
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.checkpoint.folder import save
-from adderkit.convert.conversion.rewrite import adder_layers
 from adderkit.convert.quantization.config import QuantizeConfig
 from adderkit.convert.quantization.quantize import quantize
 from adderkit.recipes.verbs import exchange
