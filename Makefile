@@ -63,4 +63,4 @@ check:
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name .git -prune -o -name runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .git -prune -o -path ./runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

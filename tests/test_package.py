@@ -56,7 +56,12 @@ def label(path: Path) -> str:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, so that building leaves nothing behind in the clone."""
     copy = tmp_path_factory.mktemp("source") / "adder-kit"
-    ignored = shutil.ignore_patterns(".git", ".venv", ".types", "build", "dist", "runs", "*_cache")
+    everywhere = shutil.ignore_patterns(".git", ".venv", ".types", "*_cache")
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        """``runs`` is a folder of the package, too."""
+        return everywhere(folder, names) | ({"build", "dist", "runs"} & {*names} if Path(folder) == ROOT else set())
+
     shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True)
     for layer in LAYERS:
         (copy / layer / "__pycache__").mkdir(exist_ok=True)
