@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from ...convert.checkpoint.folder import save
 from ...convert.errors import AdderkitError, CheckpointError, RecipeError
 from ...convert.files import read_json_object, recover_folder, replace_folder, sha256, write_json, write_text
-from .layer_scales import LayerScales, write_scales
-from .state import COLUMNS, RunState, Row, gather_sums, read_state, write_state
-from ..configs.recipe import Recipe
 from ..configs.files import parse_yaml, read_text
+from ..configs.recipe import Recipe
+from .layer_scales import LayerScales, write_scales
+from .state import COLUMNS, Row, RunState, gather_sums, read_state, write_state
 
 _CHECKSUMS = "checksums.json"
 

@@ -9,13 +9,13 @@ from typing import Any, TextIO
 
 from accelerate import Accelerator
 
-from .signals import Interrupted
-from .layer_scales import watched_layers
-from .plots import draw_plots
-from .state import RunState
 from ..training.assemble import Run
 from .folder import RunFolder
+from .layer_scales import watched_layers
 from .plan import RunPlan, device_name
+from .plots import draw_plots
+from .signals import Interrupted
+from .state import RunState
 from .trackers import end_trackers, start_trackers
 
 _SECONDS_BETWEEN_PLOTS = 60.0

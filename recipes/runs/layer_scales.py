@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from ...convert.files import write_text
 from ...adder_layers.modules import adder_layers
+from ...convert.files import write_text
 from ..distributed.sharding import whole
 
 SCALE_COLUMNS = ("epoch", "layer", "weight_rms", "gradient_norm")

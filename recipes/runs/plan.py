@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...convert.errors import DatasetError
 from ...adder_layers.modules import adder_layers
+from ...convert.errors import DatasetError
 from ..configs.recipe import Recipe
 
 

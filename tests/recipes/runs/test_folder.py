@@ -14,9 +14,9 @@ from accelerate import Accelerator
 
 import adderkit
 from adderkit.convert.errors import CheckpointError, RecipeError
-from adderkit.recipes.runs.state import COLUMNS, RunState
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.runs.folder import RunFolder, SaveError, new_run_folder
+from adderkit.recipes.runs.state import COLUMNS, RunState
 
 ROWS = [
     {"epoch": epoch, "train_loss": 2 - epoch / 3, "eval_loss": 1 / (epoch + 1), "eval_top1": 10.0 * epoch,

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from adderkit.convert.errors import AdderkitError
-from adderkit.recipes.training import run as finetune
 from adderkit.recipes.runs import journal
-from adderkit.recipes.runs.progress import ProgressBar
 from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.runs.progress import ProgressBar
+from adderkit.recipes.training import run as finetune
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from adderkit import AdderConv2d
-from adderkit.recipes.training import run as finetune, epoch as steps
-from adderkit.recipes.runs.layer_scales import is_sample, measure, watched_layers, write_scales
 from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.runs.layer_scales import is_sample, measure, watched_layers, write_scales
+from adderkit.recipes.training import epoch as steps
+from adderkit.recipes.training import run as finetune
 
 
 def read(folder):

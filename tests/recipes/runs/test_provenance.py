@@ -9,9 +9,15 @@ import timm
 import adderkit
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.files import sha256
-from adderkit.recipes.training.evaluate import Metrics
 from adderkit.recipes.reporting.evaluations import check_recordable, eval_results, evaluations_of, record_evaluation
-from adderkit.recipes.runs.provenance import command_line, command_without_local_paths, commands_of, weights_source, without_local_paths
+from adderkit.recipes.runs.provenance import (
+    command_line,
+    command_without_local_paths,
+    commands_of,
+    weights_source,
+    without_local_paths,
+)
+from adderkit.recipes.training.evaluate import Metrics
 from adderkit.recipes.training.models import Job
 
 METRICS = Metrics(top1=91.5, top5=99.25, loss=0.3, images=10000, images_per_second=5.0)

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from adderkit.convert.errors import RecipeError
-from adderkit.recipes.training import run as finetune
 from adderkit.recipes.runs import trackers
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.trackers import start_trackers, tracker_names
+from adderkit.recipes.training import run as finetune
 
 
 @pytest.fixture
