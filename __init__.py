@@ -15,6 +15,7 @@ from wrapt import register_post_import_hook
 if TYPE_CHECKING:
     from .adder_layers.conv import AdderConv2d, adder_conv2d
     from .convert.calibration.calibrate import calibrate_
+    from .convert.calibration.config import CalibrationConfig
     from .convert.checkpoint.folder import load, save
     from .convert.conversion.config import AdderConfig
     from .convert.conversion.plan import plan
@@ -39,6 +40,7 @@ _HOME = {
     "quantize": "convert.quantization.quantize",
     "convert_": "convert.conversion.rewrite",
     "revert_": "convert.conversion.rewrite",
+    "CalibrationConfig": "convert.calibration.config",
     "calibrate_": "convert.calibration.calibrate",
     "cost": "convert.cost.count",
     "save": "convert.checkpoint.folder",
@@ -50,6 +52,7 @@ __all__ = [
     "AdaptiveRate",
     "AdderConfig",
     "AdderConv2d",
+    "CalibrationConfig",
     "PruneConfig",
     "QuantizeConfig",
     "__version__",

@@ -32,8 +32,9 @@ import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibration.batchnorm_shift import calibration_statistics
 from adderkit.convert.calibration.blockwise import match_blocks_
-from adderkit.convert.calibration.calibrate import MEMORY, CalibrationReport, LayerFidelity, calibrate_
-from adderkit.convert.calibration.hybrid import HybridPolicy, layers_to_keep
+from adderkit.convert.calibration.calibrate import CalibrationReport, LayerFidelity, calibrate_
+from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
+from adderkit.convert.calibration.hybrid import layers_to_keep
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.files import write_json
 
@@ -85,7 +86,7 @@ def trial(
     fitted = copy.deepcopy(original)
     adderkit.convert_(fitted, AdderConfig(include=include))
     started = time.perf_counter()
-    report = calibrate_(fitted, original, images, samples=8192, matching_steps=0, batch_size=32)
+    report = calibrate_(fitted, original, images, CalibrationConfig(samples=8192, matching_steps=0, batch_size=32))
     seconds = time.perf_counter() - started
     wanted = predictions(original, new)
     found: dict[str, dict[str, Any]] = {}
@@ -97,8 +98,7 @@ def trial(
                     student,
                     original,
                     images,
-                    steps=steps,
-                    memory=MEMORY,
+                    CalibrationConfig(matching_steps=steps),
                     blocks=None if "blocks" in method else (),
                     generator=torch.Generator().manual_seed(0),
                     progress=lambda what, done, total: None,
@@ -153,7 +153,7 @@ def main() -> None:
 
 def _chosen(plan: Any, layers: list[dict[str, Any]], costs: tuple[int, int], removed: float) -> tuple[str, ...]:
     """Paths to convert so that about ``removed`` of the multiplications go, the most faithful for it first."""
-    report = CalibrationReport(0, 0, 0, 0, 0, tuple(LayerFidelity(**layer) for layer in layers))
+    report = CalibrationReport(CalibrationConfig(), 0, 0, tuple(LayerFidelity(**layer) for layer in layers))
     kept = layers_to_keep(plan, report, *costs, HybridPolicy(budget=1 - removed))
     return tuple(path for path in plan.paths("convert") if path not in kept)
 

@@ -1,11 +1,12 @@
-"""BatchNorm statistics measured afresh: they lag badly while adder weights move.
+"""Re-estimate BatchNorm running statistics, which lag behind fast-moving adder weights.
 
-A running average is a memory of layers that no longer exist. Measured on ResNet-20: accuracy with running statistics
-fell to 13 % after an epoch whose training loss was fine. So statistics are estimated again before every evaluation
-and before saving.
+A running average describes weights that have since changed. Measured on ResNet-20: accuracy with running statistics
+fell to 13 % after an epoch whose training loss was fine. So statistics are re-estimated before every evaluation and
+before saving.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The BatchNorm layers that keep running statistics."""
+    """Return the BatchNorm layers that keep running statistics."""
     return list(named_batch_norms(model).values())
 
 
 def named_batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """The same by path."""
+    """Return the BatchNorm layers that keep running statistics, by path."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -31,7 +32,7 @@ def named_batch_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._Batch
 
 @torch.no_grad()
 def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm with running statistics does in evaluation: gain and shift ``[C]``, fp64 on the CPU."""
+    """Return the gain and shift that a BatchNorm applies in evaluation mode, ``[C]`` each, in fp64 on the CPU."""
     assert isinstance(norm, _BATCH_NORM)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -43,38 +44,51 @@ def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return gain * factor, shift * factor + bias
 
 
+@contextmanager
+def updating_statistics(model: nn.Module) -> Iterator[list[nn.modules.batchnorm._BatchNorm]]:
+    """Put the BatchNorm layers that keep running statistics into training mode inside the context.
+
+    Modes and momenta are restored on exit, also after an error.
+
+    Yields:
+        The layers; their ``momentum`` may be changed.
+    """
+    norms = batch_norms(model)
+    before = [(norm.training, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.training = True
+        yield norms
+    finally:
+        for norm, (training, momentum) in zip(norms, before, strict=True):
+            norm.training, norm.momentum = training, momentum
+
+
 @torch.no_grad()
 def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the running statistics of every BatchNorm by the averages over some batches, in place.
+    """Replace the running statistics of every BatchNorm by their averages over some batches, in place.
 
-    Only BatchNorm runs in training mode meanwhile, so dropout and stochastic depth stay off. Modes and momenta are
+    Only BatchNorm layers run in training mode, so dropout and stochastic depth stay off. Modes and momenta are
     restored, also after an error.
 
     Args:
         model: The model to change.
-        batches: Images ``[N, C, H, W]``, normalized as the model expects; N of 32 or more keeps the estimate sound,
-            and a batch of a single image is left out.
+        batches: Images ``[N, C, H, W]``, normalized as the model expects. Use an N of at least 32 for a sound estimate;
+            batches of a single image are skipped.
 
     Returns:
-        The number of images used; with no images, nothing is changed.
+        The number of images used. Without any, nothing is changed.
     """
-    norms = batch_norms(model)
-    momenta = [norm.momentum for norm in norms]
     images = 0
-    with eval_mode(model):
-        try:
-            for batch in batches:
-                if len(batch) < 2:  # a BatchNorm on the logits has no variance to measure
-                    continue
-                if images == 0:
-                    for norm in norms:
-                        norm.reset_running_stats()
-                        norm.training = True
-                images += len(batch)
+    with eval_mode(model), updating_statistics(model) as norms:
+        for batch in batches:
+            if len(batch) < 2:  # a BatchNorm on the logits has no variance to measure
+                continue
+            if images == 0:
                 for norm in norms:
-                    norm.momentum = len(batch) / images  # the plain average over all images seen so far
-                model(move_like(batch, model))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+                    norm.reset_running_stats()
+            images += len(batch)
+            for norm in norms:
+                norm.momentum = len(batch) / images  # the plain average over all images seen so far
+            model(move_like(batch, model))
     return images

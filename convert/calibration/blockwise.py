@@ -19,6 +19,7 @@ from ..errors import AdderkitError
 from ..graph.layers import Layer, trace_layers
 from ..graph.modes import eval_mode, move_like
 from .batchnorm import batch_norms
+from .config import CalibrationConfig
 
 BATCH, LEAST_BATCH = 64, 8
 WARM_UP = 10
@@ -55,14 +56,13 @@ def match_blocks_(
     student: nn.Module,
     teacher: nn.Module,
     images: Tensor,
+    config: CalibrationConfig,
     *,
-    steps: int,
-    memory: int,
     generator: torch.Generator,
     progress: Callable[[str, int, int], None],
     blocks: Sequence[str] | None = None,
 ) -> None:
-    """Train the adder layers and the BatchNorms together for ``steps`` steps, in place.
+    """Train the adder layers and the BatchNorms together for ``config.matching_steps`` steps, in place.
 
     What was not converted stays as it is. BatchNorms use the statistics of the batch meanwhile; afterwards they are to
     be estimated again.
@@ -71,18 +71,19 @@ def match_blocks_(
         student: The converted model, its layers already fitted one by one.
         teacher: The original network, with the same module paths.
         images: ``[N, C, H, W]``, normalized as the models expect.
-        steps: Optimizer steps with batches of 64 random images.
-        memory: Bytes that the activations of a step may take; where 64 images need more, batches are smaller.
+        config: Settings of the joint fit: ``matching_steps`` optimizer steps with batches of 64 random images, or fewer
+            if the activations of a step would need more than ``memory``.
         generator: Source of the batches.
         progress: Called as ``progress(what, done, total)``.
         blocks: Paths of the modules to compare besides the predictions; by default those of ``block_paths``.
     """
+    steps = config.matching_steps
     if steps == 0:
         return
     adders = adder_layers(student)
     layers = [layer for layer in trace_layers(student, images[:1]) if layer.path in adders]
     blocks = block_paths(student, layers) if blocks is None else blocks
-    size = _batch_size(layers, len(images), memory)
+    size = _batch_size(layers, len(images), config.memory)
     with eval_mode(student, teacher), _trainable(student, adders) as parameters:
         optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -20,23 +20,22 @@ from ..quantization.record import refuse_integers
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
-from .layerwise import HELD_OUT, Fit, Progress, fit_layers_, positions_per_image
+from .config import CalibrationConfig
+from .layerwise import HELD_OUT, Progress, fit_layers_, positions_per_image
 from .state import CalibrationState, FittedLayer
-
-MEMORY = 2 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerFidelity:
-    """How well a calibrated layer follows its convolution, on images that were not used to fit it.
+    """How closely a calibrated layer follows its convolution, on images that were not used to fit it.
 
     Args:
         path: Module path.
-        correlation: Mean over output channels of the correlation with the convolution's output, after the layer's own
-            fit.
-        worst: The smallest of them.
-        beyond_range: Share of the finished layer's weights that no value of their input channel passes: there
-            ``-|x - w|`` is plainly ``x`` or ``-x`` and a constant, so this share of the layer is not L1 at all.
+        correlation: Mean over output channels of the correlation with the convolution's output, after the fit of this
+            layer alone.
+        worst: Smallest correlation of any output channel.
+        beyond_range: Share of the finished layer's weights outside the range of their input channel. There
+            ``-|x - w|`` is ``x`` or ``-x`` plus a constant, so this share of the layer does not compute an L1 distance.
     """
 
     path: str
@@ -47,20 +46,22 @@ class LayerFidelity:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationReport:
-    """What ``calibrate_`` did: settings, and a row for each adder layer in order of execution.
+    """Result of ``calibrate_``.
 
-    ``samples`` is the number of windows that a layer was fitted to; where memory was too little, the smallest of them.
+    Args:
+        config: Settings of the calibration.
+        images: Calibration images that were used.
+        samples: Windows that each layer was fitted to; if memory limited them, the smallest number of any layer.
+        layers: Fidelity of each adder layer, in order of execution.
     """
 
+    config: CalibrationConfig
     images: int
     samples: int
-    steps: int
-    matching_steps: int
-    seed: int
     layers: tuple[LayerFidelity, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return dataclasses.asdict(self)
 
 
@@ -68,47 +69,45 @@ def calibrate_(
     student: nn.Module,
     teacher: nn.Module,
     images: Tensor | Iterable[Tensor],
+    config: CalibrationConfig = CalibrationConfig(),  # noqa: B008 - frozen, hence safe as a default
     *,
-    steps: int = 240,
-    samples: int = 16384,
-    matching_steps: int = 120,
-    batch_size: int = 64,
-    memory: int = MEMORY,
-    seed: int = 0,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> CalibrationReport:
     """Fit every adder layer of a converted model to the original network, in place. No labels are needed.
 
-    Layer reconstruction with the true L1 subgradient, see ``reconstruct``; then all layers together, see
-    ``match_blocks_``. A normalization that converting inserted gives each channel the mean and variance of the
-    convolution's output. Afterwards all BatchNorm statistics are measured again on the images, so that what a
-    BatchNorm gives for them has the mean and variance of the teacher's, see ``calibration_statistics``.
+    Each layer is fitted on its own with the true L1 subgradient (``reconstruct``), then all layers are fitted together
+    (``match_blocks_``). A normalization that the conversion inserted gives each channel the mean and variance of the
+    convolution's output. Finally all BatchNorm statistics are re-estimated on the images, so that the output of each
+    BatchNorm for them has the mean and variance of the teacher's (``calibration_statistics``).
 
     Args:
         student: The converted model; its adder layers hold the convolutions' weights.
         teacher: The original network, with the same module paths.
-        images: ``[N, C, H, W]`` normalized as the models expect, or batches of such. A few hundred do.
-        steps: Adam steps for each layer; 0 only scales the weights.
-        samples: Windows to fit a layer to, spread evenly over the images.
-        matching_steps: Steps of the joint fit; 0 leaves it out.
-        batch_size: Images in a forward pass.
-        memory: Bytes that captured windows and outputs, and the activations of the joint fit, may take. Where that is
-            too little for ``samples`` or a batch of 64, fewer are used.
-        seed: Of positions and mini-batches; the same seed gives the same weights.
-        state: A file to note finished layers in. A run that finds it there, with the same settings, images, student
-            and teacher, goes on behind the last of them, to the same result; it is removed at the end.
+        images: ``[N, C, H, W]``, normalized as the models expect, or batches of such images. A few hundred are enough.
+        config: Settings of the fit.
+        state: File that records the finished layers. A call that finds it there with the same settings, images, student
+            and teacher resumes after the last of them, with the same result; the file is removed at the end.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
-        Fidelity by layer.
+        The fidelity of each layer.
 
     Raises:
-        AdderkitError: No adder layer, too few images, or a teacher that is not this model's original.
+        AdderkitError: If there is no adder layer, there are too few images, or the teacher is not the network that was
+            converted.
+
+    Example:
+        >>> teacher = timm.create_model("resnet18", pretrained=True)
+        >>> student = copy.deepcopy(teacher)
+        >>> adderkit.convert_(student)
+        >>> report = adderkit.calibrate_(student, teacher, images)
+        >>> min(report.layers, key=lambda layer: layer.correlation).path
+        'layer4.1.conv2'
     """
     refuse_integers(student, "calibrated: calibrate the network that it was made from", imitated=True)
     adders = adder_layers(student)
-    batches = batches_of(images, batch_size)
+    batches = batches_of(images, config.batch_size)
     total = sum(map(len, batches))
     if not adders:
         raise AdderkitError("the model has no adder layer to calibrate; run convert_ on it first")
@@ -116,21 +115,21 @@ def calibrate_(
         raise AdderkitError(f"{total} calibration images are too few, expected at least {2 * HELD_OUT}")
     _check_teacher(adders, teacher)
     report = progress or (lambda what, done, total: None)
-    fit, generator = Fit(steps, samples, memory), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.seed)
     own = student.state_dict()
-    settings = {**fit._asdict(), "seed": seed, "layers": list(adders), "tensors": list(own)}
-    notes = CalibrationState(state, settings, [*batches, *own.values(), *teacher.state_dict().values()])
+    settings = {"config": config.to_dict(), "layers": list(adders), "tensors": list(own)}
+    unfinished = CalibrationState(state, settings, [*batches, *own.values(), *teacher.state_dict().values()])
     with eval_mode(student, teacher), calibration_statistics(student, teacher, batches):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
-        fitted = fit_layers_(student, teacher, layers, batches, fit, generator, notes, report)
-        # The held-out images stay unseen, so that what is measured on them stays honest.
+        fitted = fit_layers_(student, teacher, layers, batches, config, generator, unfinished, report)
+        # Held-out images stay out of the joint fit too, so that fidelity is always measured on unseen images.
         seen = torch.cat(batches)[: total - total // HELD_OUT]
-        match_blocks_(student, teacher, seen, steps=matching_steps, memory=memory, generator=generator, progress=report)
+        match_blocks_(student, teacher, seen, config, generator=generator, progress=report)
         reestimate_batchnorm_(student, batches)
-    notes.remove()
+    unfinished.remove()
     rows = tuple(_fidelity(layer, adders[layer.path].weight) for layer in fitted)
-    windows = total * min(positions_per_image(layer, student, total, fit) for layer in layers)
-    return CalibrationReport(total, windows, steps, matching_steps, seed, rows)
+    windows = total * min(positions_per_image(layer, student, total, config) for layer in layers)
+    return CalibrationReport(config, total, windows, rows)
 
 
 def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:

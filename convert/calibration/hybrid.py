@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -16,44 +15,9 @@ from ..errors import AdderkitError
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
-from .calibrate import MEMORY, CalibrationReport, batches_of
+from .calibrate import CalibrationReport, batches_of
+from .config import CalibrationConfig, HybridPolicy
 from .layerwise import Progress
-
-
-@dataclasses.dataclass(frozen=True)
-class HybridPolicy:
-    """Which calibrated layers go back.
-
-    Args:
-        min_fidelity: Layers whose output correlates less than this with the convolution's; in [0, 1].
-        budget: Share of the original's multiplications that the hybrid may keep, in [0, 1]: as many layers go back as
-            fit, those that hurt most for each multiplication saved first.
-    """
-
-    min_fidelity: float | None = None
-    budget: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None and not 0 <= value <= 1:
-                raise AdderkitError(f"{name} is {value}, expected a number from 0 to 1")
-
-    @property
-    def acts(self) -> bool:
-        """Whether any layer may go back."""
-        return self.min_fidelity is not None or self.budget is not None
-
-
-def parse_budget(text: str) -> float:
-    """``mults=30%`` as 0.3.
-
-    Raises:
-        AdderkitError: The text has another form.
-    """
-    match = re.fullmatch(r"mults=(\d+(?:\.\d+)?)%", text.strip())
-    if match is None or float(match[1]) > 100:
-        raise AdderkitError(f"budget is {text!r}, expected mults=N% with N from 0 to 100, such as mults=30%")
-    return float(match[1]) / 100
 
 
 def layers_to_keep(
@@ -110,11 +74,8 @@ def keep_convolutions_(
     teacher: nn.Module,
     paths: Collection[str],
     images: Tensor | Iterable[Tensor],
+    config: CalibrationConfig = CalibrationConfig(),  # noqa: B008 - frozen, hence safe as a default
     *,
-    matching_steps: int = 0,
-    batch_size: int = 64,
-    memory: int = MEMORY,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
     """Turn some adder layers back into exactly the teacher's convolutions, in place; the others learn to go with them.
@@ -126,10 +87,7 @@ def keep_convolutions_(
         teacher: The original network.
         paths: Modules to turn back.
         images: As for ``calibrate_``.
-        matching_steps: Steps of the joint fit of the layers that stay, see ``match_blocks_``; 0 leaves it out.
-        batch_size: Images in a forward pass.
-        memory: Bytes that the activations of the joint fit may take.
-        seed: Of its mini-batches.
+        config: Settings of the joint fit of the adder layers that remain; its ``matching_steps`` of 0 skip it.
         progress: Called as ``progress(what, done, total)``.
 
     Raises:
@@ -143,15 +101,14 @@ def keep_convolutions_(
     for path in paths:
         _restore(modules[path], teacher.get_submodule(path))
     forget_(student, {path for path, module in modules.items() if id(module) in chosen})
-    batches = batches_of(images, batch_size)
+    batches = batches_of(images, config.batch_size)
     with calibration_statistics(student, teacher, batches):
         match_blocks_(
             student,
             teacher,
             torch.cat(batches),
-            steps=matching_steps,
-            memory=memory,
-            generator=torch.Generator().manual_seed(seed),
+            config,
+            generator=torch.Generator().manual_seed(config.seed),
             progress=progress or (lambda what, done, total: None),
         )
         reestimate_batchnorm_(student, batches)

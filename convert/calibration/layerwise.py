@@ -5,13 +5,13 @@ before the next layer is fitted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...adder_layers.modules import NormalizedAdderConv2d
 from ..graph.layers import Layer
+from .config import CalibrationConfig
 from .reconstruction import correlation, distances, input_ranges, reconstruct
 from .sampling import draw_positions, layer_outputs, layer_windows
 from .state import CalibrationState, FittedLayer
@@ -24,20 +24,12 @@ WINDOW_COPIES = 4
 Progress = Callable[[str, int, int], None]
 
 
-class Fit(NamedTuple):
-    """How layers are fitted: Adam steps, windows for each layer, bytes that what is captured may take."""
-
-    steps: int
-    samples: int
-    memory: int
-
-
 def fit_layers_(
     student: nn.Module,
     teacher: nn.Module,
     layers: Sequence[Layer],
     batches: Sequence[Tensor],
-    fit: Fit,
+    config: CalibrationConfig,
     generator: torch.Generator,
     state: CalibrationState,
     report: Progress,
@@ -49,7 +41,7 @@ def fit_layers_(
         teacher: The original network.
         layers: The student's adder layers in order of execution.
         batches: Images ``[n, C, H, W]``.
-        fit: How.
+        config: Settings of the fit.
         generator: Source of positions and mini-batches.
         state: What an interrupted run has already done is taken from there, and every layer is noted there.
         report: Called as ``report(what, done, total)``.
@@ -57,28 +49,30 @@ def fit_layers_(
     total = sum(map(len, batches))
     positions = {}
     for layer in layers:
-        count = positions_per_image(layer, student, total, fit)
+        count = positions_per_image(layer, student, total, config)
         positions[layer.path] = draw_positions(layer.output_shape, total, count, generator)
     fitted = state.restore(student, generator)
     report("layers", len(fitted), len(layers))
-    for group in _groups(layers[len(fitted) :], positions, fit.memory // 2):
+    for group in _groups(layers[len(fitted) :], positions, config.memory // 2):
         targets = layer_outputs(teacher, {layer.path: positions[layer.path] for layer in group}, batches)
         for layer in group:
             report(layer.path, len(fitted), len(layers))
             windows = layer_windows(student, layer.path, batches, positions[layer.path]).float()
-            fitted.append(_fit(student, layer, windows, targets.pop(layer.path).float(), total, fit.steps, generator))
+            fitted.append(
+                _fit(student, layer, windows, targets.pop(layer.path).float(), total, config.steps, generator)
+            )
             state.note(student, generator, fitted)
     report("layers", len(layers), len(layers))
     return fitted
 
 
-def positions_per_image(layer: Layer, student: nn.Module, images: int, fit: Fit) -> int:
+def positions_per_image(layer: Layer, student: nn.Module, images: int, config: CalibrationConfig) -> int:
     """As many as ``samples`` asks for, but not more than half of the memory holds."""
     module = student.get_submodule(layer.path)
     assert isinstance(module, nn.Conv2d)
     window = 4 * module.groups * module.weight[0].numel()
-    allowed = fit.memory // 2 // (WINDOW_COPIES * window * images)
-    return max(1, min(-(-fit.samples // images), allowed))
+    allowed = config.memory // 2 // (WINDOW_COPIES * window * images)
+    return max(1, min(-(-config.samples // images), allowed))
 
 
 def _groups(layers: Sequence[Layer], positions: dict[str, Tensor], memory: int) -> Iterator[list[Layer]]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class CalibrationState:
         tensors: The same, as tensors: the images, and the weights of the student, not yet fitted, and of the teacher.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, object], tensors: Sequence[Tensor]) -> None:
+    def __init__(self, path: Path | None, settings: Mapping[str, object], tensors: Sequence[Tensor]) -> None:
         self.path = path
         self._fingerprint = _fingerprint(settings, tensors) if path is not None else ""
 
@@ -89,7 +89,7 @@ class CalibrationState:
             self.path.unlink(missing_ok=True)
 
 
-def _fingerprint(settings: dict[str, object], tensors: Sequence[Tensor]) -> str:
+def _fingerprint(settings: Mapping[str, object], tensors: Sequence[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ...adder_layers.integer.network import IntegerNetwork
 from ..calibration.batchnorm import affine_of, reestimate_batchnorm_
 from ..calibration.batchnorm_shift import calibration_statistics
-from ..calibration.calibrate import MEMORY, batches_of
+from ..calibration.calibrate import batches_of
+from ..calibration.config import CalibrationConfig
 from ..conversion.rewrite import add_step_, steps_of
 from ..errors import AdderkitError
 from ..graph.modes import eval_mode
@@ -30,7 +31,7 @@ def quantize(
     images: Tensor | Iterable[Tensor],
     config: QuantizeConfig = QuantizeConfig(),  # noqa: B008 - frozen, hence safe as a default
     *,
-    memory: int = MEMORY,
+    memory: int = CalibrationConfig.memory,
 ) -> nn.Module:
     """Make an integer network of an adder network, a hybrid or a CNN. No labels are needed; the model is left as it is.
 
@@ -58,7 +59,7 @@ def quantize_with_ranges(
     images: Tensor | Iterable[Tensor],
     config: QuantizeConfig = QuantizeConfig(),  # noqa: B008 - frozen, hence safe as a default
     *,
-    memory: int = MEMORY,
+    memory: int = CalibrationConfig.memory,
 ) -> tuple[IntegerNetwork, list[Range]]:
     """See ``quantize``; also the ranges that were chosen, none for a model that had them."""
     refuse_integers(model, "quantized again: quantize the network that it was made from")
@@ -75,7 +76,9 @@ def quantize_with_ranges(
     return _network(model, twin), ranges
 
 
-def prepare_(model: nn.Module, batches: Sequence[Tensor], config: QuantizeConfig, memory: int = MEMORY) -> list[Range]:
+def prepare_(
+    model: nn.Module, batches: Sequence[Tensor], config: QuantizeConfig, memory: int = CalibrationConfig.memory
+) -> list[Range]:
     """Change a model to one that computes in fp32 what it would in integers, in place, ranges and statistics set.
 
     Raises:

@@ -151,6 +151,7 @@ def _making(facts: CardFacts) -> str:
     if isinstance(rows := plan.get("rows"), list):
         lines.append(f"- {_plain(plan.get('converted'))} of {len(rows)} convolutions are adder layers.")
     if calibration:
+        calibration = {**calibration, **part_of(calibration, "config")}
         images, steps, together, seed = (
             _plain(calibration.get(key)) for key in ("images", "steps", "matching_steps", "seed")
         )

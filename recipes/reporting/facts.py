@@ -129,7 +129,7 @@ def gather(
         evaluations=evaluations_of(saved, digest)[:_ENTRIES],
         teacher_evaluations=_evaluations_of_teacher(teacher_of(job)),
         epochs=_epochs(source.resolve().parent),
-        calibration=_flat(part_of(saved, "calibration")),
+        calibration=_flat({**part_of(saved, "calibration"), **part_of(part_of(saved, "calibration"), "config")}),
         training=_flat({**part_of(part_of(saved, "training"), "recipe"), **part_of(saved, "training")}),
         versions=_flat(part_of(saved, "versions")),
         commands=[command_without_local_paths(each) for each in commands_of(saved, None)[:_ENTRIES]],

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...convert.calibration.calibrate import CalibrationReport, calibrate_
-from ...convert.calibration.hybrid import HybridPolicy, keep_convolutions_, kept_plan, layers_to_keep, parse_budget
+from ...convert.calibration.config import CalibrationConfig, HybridPolicy, parse_budget
+from ...convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
 from ...convert.checkpoint.folder import read_report, save
 from ...convert.conversion.config import AdderConfig, Norm
 from ...convert.conversion.plan import ConversionPlan, plan
@@ -62,6 +63,12 @@ class ConversionJob:
             skip_gates=self.skip_gates,
             norm=self.norm,
         )
+
+    @property
+    def calibration(self) -> CalibrationConfig:
+        """The part that decides how the layers are fitted."""
+        memory = int(self.memory * (1 << 30))
+        return CalibrationConfig(steps=self.steps, matching_steps=self.matching_steps, memory=memory, seed=self.seed)
 
     @property
     def policy(self) -> HybridPolicy:
@@ -158,17 +165,13 @@ def _calibrate(
     announce: Callable[[str], None],
 ) -> tuple[ConversionPlan, CalibrationReport]:
     """Calibrate, with the layers that go back chosen between their own fit and that of all together."""
-    policy, memory = job.policy, int(job.memory * (1 << 30))
-    matching_steps = 0 if policy.acts else job.matching_steps
+    policy, config = job.policy, job.calibration
     with calibration_progress() as progress:
         report = calibrate_(
             student,
             teacher,
             images,
-            steps=job.steps,
-            matching_steps=matching_steps,
-            memory=memory,
-            seed=job.seed,
+            dataclasses.replace(config, matching_steps=0) if policy.acts else config,
             state=job.folder / ".calibration",  # not beside it, where perhaps nothing may be written
             progress=progress,
         )
@@ -176,17 +179,8 @@ def _calibrate(
             return done, report
         kept = layers_to_keep(done, report, cost(teacher).multiplications, cost(student).multiplications, policy)
         announce(f"{len(kept)} of {len(report.layers)} layers go back to convolutions")
-        keep_convolutions_(
-            student,
-            teacher,
-            kept,
-            images,
-            matching_steps=job.matching_steps,
-            memory=memory,
-            seed=job.seed,
-            progress=progress,
-        )
-    return kept_plan(done, kept), dataclasses.replace(report, matching_steps=job.matching_steps)
+        keep_convolutions_(student, teacher, kept, images, config, progress=progress)
+    return kept_plan(done, kept), dataclasses.replace(report, config=config)
 
 
 def _report_of(name: str) -> dict[str, Any]:

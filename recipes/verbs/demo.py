@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...convert.calibration.calibrate import calibrate_
+from ...convert.calibration.config import CalibrationConfig
 from ...convert.checkpoint.folder import load, save
 from ...convert.conversion.rewrite import convert_
 from ..configs.files import load_recipe
@@ -63,7 +64,9 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         plan = convert_(student)
         images = unlabeled_images(DATASET, None, student, CALIBRATION_IMAGES)
         with calibration_progress() as progress:
-            fidelity = calibrate_(student, teacher, images, steps=60, samples=4096, progress=progress)
+            fidelity = calibrate_(
+                student, teacher, images, CalibrationConfig(steps=60, samples=4096), progress=progress
+            )
         facts: dict[str, Any] = {
             "plan": plan.to_dict(),
             "calibration": fidelity.to_dict(),

@@ -13,6 +13,7 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.modules import NormalizedAdderConv2d
 from adderkit.adder_layers.reference import adder_conv2d_reference
+from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.plan import plan
 from adderkit.convert.conversion.rewrite import convert_, replay_, revert_, steps_of
@@ -98,7 +99,7 @@ def test_calibration_keeps_mean_and_variance_of_the_convolution():
     teacher = Plain().eval()
     student, images = copy.deepcopy(teacher), torch.randn(64, 3, 16, 16)
     convert_(student, example_input=IMAGE)
-    report = adderkit.calibrate_(student, teacher, images, steps=20, samples=8192, matching_steps=0)
+    report = adderkit.calibrate_(student, teacher, images, CalibrationConfig(steps=20, samples=8192, matching_steps=0))
     assert min(layer.correlation for layer in report.layers) > 0.8
     x = F.relu(teacher.stem(images))
     expected, found = teacher.first(x), student.first(x)
@@ -119,7 +120,7 @@ def test_calibrated_behind_a_norm_of_all_channels(norm):
     for choice in ("insert", "skip"):
         student = copy.deepcopy(teacher)
         convert_(student, AdderConfig(norm=choice, skip_last=False), example_input=images[:1])
-        adderkit.calibrate_(student, teacher, images, steps=20, samples=4096, matching_steps=0)
+        adderkit.calibrate_(student, teacher, images, CalibrationConfig(steps=20, samples=4096, matching_steps=0))
         with torch.no_grad():
             expected = teacher(images)
             error[choice] = float((student(images) - expected).square().mean() / expected.var())

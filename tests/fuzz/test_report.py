@@ -77,7 +77,8 @@ def run(tmp_path_factory):
     known = {
         "plan": plan.to_dict(),
         "calibration": {
-            **{"images": 64, "steps": 3, "matching_steps": 2, "seed": 9},
+            "config": {"steps": 3, "matching_steps": 2, "seed": 9},
+            "images": 64,
             "layers": [{"path": path, "correlation": 0.9, "worst": 0.5, "beyond_range": 0.1} for path in paths],
         },
         "training": {"epoch": 2, "recipe": {"dataset": "digits", "epochs": 3, "lr": 0.1, "opt": "sgd", "seed": 0}},

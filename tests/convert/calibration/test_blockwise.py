@@ -11,6 +11,7 @@ from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibration.blockwise import block_paths, difference, match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
+from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.graph.layers import trace_layers
 
@@ -21,8 +22,7 @@ def match(student, teacher, images, steps=30, memory=1 << 30, seed=0):
         student,
         teacher,
         images,
-        steps=steps,
-        memory=memory,
+        CalibrationConfig(matching_steps=steps, memory=memory),
         generator=torch.Generator().manual_seed(seed),
         progress=lambda *call: calls.append(call),
     )
@@ -33,7 +33,7 @@ def match(student, teacher, images, steps=30, memory=1 << 30, seed=0):
 def student(teacher):
     model = copy.deepcopy(teacher)
     convert_(model, example_input=torch.zeros(1, 3, 8, 8))
-    calibrate_(model, teacher, torch.randn(64, 3, 8, 8), steps=20, samples=512, matching_steps=0)
+    calibrate_(model, teacher, torch.randn(64, 3, 8, 8), CalibrationConfig(steps=20, samples=512, matching_steps=0))
     return model
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration import layerwise as layer_fit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibration.calibrate import calibrate_
+from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.calibration.reconstruction import reconstruct
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.errors import AdderkitError
 
-FAST = {"steps": 20, "samples": 512, "matching_steps": 0}
+FAST = CalibrationConfig(steps=20, samples=512, matching_steps=0)
 
 
 def pair(teacher):
@@ -56,7 +58,7 @@ def test_follows_the_teacher_better_on_new_images(teacher, data, tiny_adders):
     teacher, student = pair(teacher)
     uncalibrated, fresh = copy.deepcopy(student), torch.randn(64, 3, 8, 8)
     reestimate_batchnorm_(uncalibrated, [data])
-    calibrate_(student, teacher, data, steps=60, samples=2048)
+    calibrate_(student, teacher, data, CalibrationConfig(steps=60, samples=2048))
     for path in tiny_adders:
         assert fidelity(student, teacher, path, fresh) > fidelity(uncalibrated, teacher, path, fresh), path
 
@@ -65,16 +67,16 @@ def test_steps_help(teacher, data):
     means = []
     for steps in (0, 60):
         _, student = pair(teacher)
-        report = calibrate_(student, teacher, data, steps=steps, samples=2048)
+        report = calibrate_(student, teacher, data, CalibrationConfig(steps=steps, samples=2048))
         means.append(sum(layer.correlation for layer in report.layers))
     assert means[1] > means[0]
 
 
 def test_report_has_a_row_for_every_adder_layer_in_order(teacher, data, tiny_adders):
     teacher, student = pair(teacher)
-    report = calibrate_(student, teacher, data, seed=3, **FAST)
+    report = calibrate_(student, teacher, data, replace(FAST, seed=3))
     assert [layer.path for layer in report.layers] == tiny_adders
-    assert (report.images, report.samples, report.steps, report.seed) == (64, 512, 20, 3)
+    assert (report.config, report.images, report.samples) == (replace(FAST, seed=3), 64, 512)
     assert all(-1 <= layer.worst <= layer.correlation <= 1 for layer in report.layers)
     assert json.loads(json.dumps(report.to_dict()))["layers"][0]["path"] == "grouped"
 
@@ -83,7 +85,7 @@ def test_reported_fidelity_is_that_of_held_out_images(teacher):
     # Enough weights to learn a few images by heart: fidelity on them would be far above that on others.
     data, fresh = torch.randn(16, 3, 8, 8), torch.randn(256, 3, 8, 8)
     teacher, student = pair(teacher)
-    report = calibrate_(student, teacher, data, steps=200, samples=16 * 16)
+    report = calibrate_(student, teacher, data, CalibrationConfig(steps=200, samples=16 * 16))
     for layer in report.layers[:1]:
         assert layer.correlation == pytest.approx(fidelity(student, teacher, layer.path, fresh), abs=0.15)
 
@@ -93,7 +95,7 @@ def test_each_kind_of_layer(teacher, data, path):
     student = copy.deepcopy(teacher)
     convert_(student, AdderConfig(include=(path,)), example_input=data[:1])
     before = student.get_submodule(path).weight.detach().clone()
-    report = calibrate_(student, teacher, data, **FAST)
+    report = calibrate_(student, teacher, data, FAST)
     weight = student.get_submodule(path).weight
     assert [layer.path for layer in report.layers] == [path]
     assert weight.shape == before.shape
@@ -104,7 +106,7 @@ def test_each_kind_of_layer(teacher, data, path):
 def test_only_adder_weights_and_statistics_change(teacher, data, tiny_adders):
     teacher, student = pair(teacher)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    calibrate_(student, teacher, data, **FAST)
+    calibrate_(student, teacher, data, FAST)
     changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name for name in changed if "norm" not in name} == {f"{path}.weight" for path in tiny_adders}
     assert {name.split(".")[1] for name in changed if "norm" in name} <= {
@@ -117,14 +119,14 @@ def test_only_adder_weights_and_statistics_change(teacher, data, tiny_adders):
 def test_teacher_is_left_untouched(teacher, data, snapshot):
     teacher, student = pair(teacher.train())
     before = snapshot(teacher)
-    calibrate_(student, teacher, data, **FAST)
+    calibrate_(student, teacher, data, FAST)
     assert snapshot(teacher) == before
 
 
 def test_norms_give_the_mean_and_variance_of_the_teachers(teacher, data):
     """Whatever images the teacher's statistics are from."""
     teacher, student = pair(teacher)
-    calibrate_(student, teacher, data, batch_size=len(data), **FAST)
+    calibrate_(student, teacher, data, replace(FAST, batch_size=len(data)))
     seen = {}
     for name, model in (("student", student), ("teacher", teacher)):
         model.norm2.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
@@ -138,7 +140,7 @@ def test_the_same_seed_gives_the_same_model(teacher, data):
     states = []
     for seed in (1, 1, 2):
         _, student = pair(teacher)
-        calibrate_(student, teacher, data, seed=seed, **FAST)
+        calibrate_(student, teacher, data, replace(FAST, seed=seed))
         states.append(student.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["grouped.weight"], states[2]["grouped.weight"])
@@ -149,7 +151,7 @@ def test_global_random_state_does_not_matter(teacher, data):
     for seed in (1, 2):
         _, student = pair(teacher)
         torch.manual_seed(seed)
-        calibrate_(student, teacher, data, **FAST)
+        calibrate_(student, teacher, data, FAST)
         weights.append(student.grouped.weight.detach())
     assert torch.equal(*weights)
 
@@ -158,8 +160,8 @@ def test_global_random_state_does_not_matter(teacher, data):
 def test_batches_are_as_good_as_one_tensor(teacher, data, form):
     _, first = pair(teacher)
     _, second = pair(teacher)
-    calibrate_(first, teacher, data, **FAST)
-    calibrate_(second, teacher, form(data.split(24)), **FAST)
+    calibrate_(first, teacher, data, FAST)
+    calibrate_(second, teacher, form(data.split(24)), FAST)
     assert torch.equal(first.pointwise.weight, second.pointwise.weight)
     assert torch.equal(first.norm3.running_var, second.norm3.running_var)
 
@@ -170,7 +172,7 @@ def test_modes_are_restored(teacher, data):
     student.norm1.eval()
     teacher.head.train()
     before = [[module.training for module in model.modules()] for model in (student, teacher)]
-    calibrate_(student, teacher, data, **FAST)
+    calibrate_(student, teacher, data, FAST)
     assert [[module.training for module in model.modules()] for model in (student, teacher)] == before
 
 
@@ -179,15 +181,15 @@ def test_modes_and_hooks_are_restored_after_an_error(teacher, data, snapshot):
     student.train()
     before = [snapshot(model) for model in (student, teacher)]
     with pytest.raises((AdderkitError, RuntimeError)):
-        calibrate_(student, teacher, data[:, :2], **FAST)
+        calibrate_(student, teacher, data[:, :2], FAST)
     assert [snapshot(model) for model in (student, teacher)] == before
 
 
 def test_progress_goes_from_nothing_to_all(teacher, data, tiny_adders):
     teacher, student = pair(teacher)
     calls = []
-    settings = {**FAST, "matching_steps": 2}
-    calibrate_(student, teacher, data, batch_size=32, progress=lambda *call: calls.append(call), **settings)
+    settings = replace(FAST, matching_steps=2, batch_size=32)
+    calibrate_(student, teacher, data, settings, progress=lambda *call: calls.append(call))
     assert calls == [
         ("layers", 0, 3),
         *((path, index, 3) for index, path in enumerate(tiny_adders)),
@@ -199,7 +201,7 @@ def test_progress_goes_from_nothing_to_all(teacher, data, tiny_adders):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_models_of_another_dtype(teacher, data, dtype):
     teacher, student = pair(teacher.to(dtype))
-    report = calibrate_(student, teacher, data, **FAST)
+    report = calibrate_(student, teacher, data, FAST)
     assert student.grouped.weight.dtype == dtype
     assert report.layers[0].correlation > 0.5
 
@@ -208,7 +210,7 @@ def test_frozen_weights_are_fitted_and_stay_frozen(teacher, data):
     teacher, student = pair(teacher)
     student.requires_grad_(False)
     before = student.grouped.weight.clone()
-    calibrate_(student, teacher, data, **FAST)
+    calibrate_(student, teacher, data, FAST)
     assert not torch.equal(student.grouped.weight, before)
     assert not any(parameter.requires_grad for parameter in student.parameters())
 
@@ -216,7 +218,7 @@ def test_frozen_weights_are_fitted_and_stay_frozen(teacher, data):
 def test_works_where_gradients_are_off(teacher, data):
     teacher, student = pair(teacher)
     with torch.no_grad():
-        report = calibrate_(student, teacher, data, **FAST)
+        report = calibrate_(student, teacher, data, FAST)
     assert len(report.layers) == 3
 
 
@@ -225,7 +227,7 @@ def test_normalization_without_statistics(data):
         nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 2)
     )
     teacher, student = pair(model)
-    assert calibrate_(student, teacher, data, **FAST).layers[0].path == "2"
+    assert calibrate_(student, teacher, data, FAST).layers[0].path == "2"
 
 
 def test_layer_called_twice(data):
@@ -234,7 +236,7 @@ def test_layer_called_twice(data):
     twice = [conv, nn.BatchNorm2d(4), conv, nn.BatchNorm2d(4)]
     teacher, student = pair(nn.Sequential(*stem, *twice, nn.Flatten(), nn.Linear(256, 2)))
     assert list(adder_layers(student)) == ["3"]
-    report = calibrate_(student, teacher, data, batch_size=16, steps=60, samples=2048)
+    report = calibrate_(student, teacher, data, CalibrationConfig(batch_size=16, steps=60, samples=2048))
     assert report.layers[0].correlation > 0.7
 
 
@@ -243,7 +245,9 @@ def test_batch_of_one_image_at_the_end(resnet20):
     teacher = resnet20()
     student = copy.deepcopy(teacher)
     convert_(student, AdderConfig(include=("features.9.*",)))
-    report = calibrate_(student, teacher, torch.randn(17, 1, 8, 8), batch_size=16, steps=1, samples=64)
+    report = calibrate_(
+        student, teacher, torch.randn(17, 1, 8, 8), CalibrationConfig(batch_size=16, steps=1, samples=64)
+    )
     assert report.images == 17
 
 
@@ -285,7 +289,7 @@ def test_wrong_teacher_is_named_before_anything_changes(teacher, data, snapshot,
     change(teacher)
     before = snapshot(student)
     with pytest.raises(AdderkitError, match=message):
-        calibrate_(student, teacher, data, **FAST)
+        calibrate_(student, teacher, data, FAST)
     assert snapshot(student) == before
 
 
@@ -304,7 +308,7 @@ def fitted_windows(monkeypatch):
 
 def test_share_of_weights_beyond_the_range_of_their_channel(teacher, data, fitted_windows):
     teacher, student = pair(teacher)
-    report = calibrate_(student, teacher, data, **{**FAST, "matching_steps": 5})
+    report = calibrate_(student, teacher, data, replace(FAST, matching_steps=5))
     held_out = 1 / 8
     for layer, windows in zip(report.layers[:1], fitted_windows, strict=False):
         by_channel = windows.unflatten(2, (-1, 9))  # [G, S, C, taps]
@@ -320,14 +324,16 @@ def test_scaled_copies_lie_beyond(teacher, data):
     teacher, student = pair(teacher)
     for layer in adder_layers(student).values():
         layer.weight.data.mul_(1e6)
-    report = calibrate_(student, teacher, data, steps=0, samples=512, matching_steps=0)
+    report = calibrate_(student, teacher, data, CalibrationConfig(steps=0, samples=512, matching_steps=0))
     assert [layer.beyond_range for layer in report.layers] == [1.0, 1.0, 1.0]
 
 
 def test_little_memory_means_fewer_samples(teacher, data, fitted_windows):
     teacher, student = pair(teacher)
     memory = 64 * 36 * 8 * 4 * 4  # room for two windows of each image in the widest layer, held four times in fp32
-    report = calibrate_(student, teacher, data, steps=5, samples=1 << 20, matching_steps=0, memory=memory)
+    report = calibrate_(
+        student, teacher, data, CalibrationConfig(steps=5, samples=1 << 20, matching_steps=0, memory=memory)
+    )
     assert report.samples == 2 * 64
     assert fitted_windows[0].shape == (2, 2 * 56, 36)
     assert max(windows.numel() for windows in fitted_windows) * 4 * 4 <= memory
@@ -340,7 +346,12 @@ def test_little_memory_means_more_passes_of_the_teacher(teacher, data, monkeypat
         layer_fit, "layer_outputs", lambda *arguments: passes.append(list(arguments[1])) or real(*arguments)
     )
     teacher, student = pair(teacher)
-    calibrate_(student, teacher, data, steps=5, samples=64, matching_steps=0, memory=2 * (64 * 8 * 4 + 64 * 8 * 4))
+    calibrate_(
+        student,
+        teacher,
+        data,
+        CalibrationConfig(steps=5, samples=64, matching_steps=0, memory=2 * (64 * 8 * 4 + 64 * 8 * 4)),
+    )
     assert passes == [["grouped", "depthwise"], ["pointwise"]]
 
 
@@ -350,9 +361,9 @@ class CutError(Exception):
 
 @pytest.mark.parametrize("layer", ["depthwise", "pointwise", "all layers"])
 def test_goes_on_where_it_was_cut_off_to_the_same_bits(teacher, data, tmp_path, layer):
-    settings = {**FAST, "matching_steps": 3}
+    settings = replace(FAST, matching_steps=3)
     teacher, whole = pair(teacher)
-    expected = calibrate_(whole, teacher, data, **settings)
+    expected = calibrate_(whole, teacher, data, settings)
 
     def cut(what, done, total):
         if what == layer:
@@ -361,11 +372,11 @@ def test_goes_on_where_it_was_cut_off_to_the_same_bits(teacher, data, tmp_path, 
     state = tmp_path / "state"
     _, student = pair(teacher)
     with pytest.raises(CutError):
-        calibrate_(student, teacher, data, state=state, progress=cut, **settings)
+        calibrate_(student, teacher, data, settings, state=state, progress=cut)
     assert state.is_file()
     _, student = pair(teacher)
     calls = []
-    actual = calibrate_(student, teacher, data, state=state, progress=lambda *call: calls.append(call[0]), **settings)
+    actual = calibrate_(student, teacher, data, settings, state=state, progress=lambda *call: calls.append(call[0]))
     assert actual == expected
     assert all(
         torch.equal(a, b) for a, b in zip(student.state_dict().values(), whole.state_dict().values(), strict=True)
@@ -384,7 +395,7 @@ def test_state_of_something_else_is_not_taken(teacher, data, tmp_path, change, c
             raise CutError
 
     with pytest.raises(CutError):
-        calibrate_(student, teacher, data, state=state, progress=cut, **FAST)
+        calibrate_(student, teacher, data, FAST, state=state, progress=cut)
     if change == "damage":
         state.write_bytes(state.read_bytes()[:100])
     if change == "teacher":
@@ -395,7 +406,7 @@ def test_state_of_something_else_is_not_taken(teacher, data, tmp_path, change, c
     if change == "student":
         fresh.grouped.weight.data.mul_(1.5)
     calls = []
-    options = {**FAST, "seed": 1 if change == "seed" else 0}
-    calibrate_(fresh, teacher, data, state=state, progress=lambda *call: calls.append(call[0]), **options)
+    settings = replace(FAST, seed=1 if change == "seed" else 0)
+    calibrate_(fresh, teacher, data, settings, state=state, progress=lambda *call: calls.append(call[0]))
     assert "grouped" in calls
     assert ("damaged" in caplog.text) == (change == "damage")

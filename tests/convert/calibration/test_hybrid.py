@@ -11,13 +11,8 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm_shift import measure_shifts
-from adderkit.convert.calibration.hybrid import (
-    HybridPolicy,
-    keep_convolutions_,
-    kept_plan,
-    layers_to_keep,
-    parse_budget,
-)
+from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
+from adderkit.convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
 from adderkit.convert.conversion.plan import plan
 from adderkit.convert.conversion.rewrite import convert_, steps_of
 from adderkit.convert.errors import AdderkitError
@@ -27,6 +22,7 @@ FIDELITY = {"grouped": 0.9, "depthwise": 0.5, "pointwise": 0.8}
 # Terms of TinyNet: stem 13824, grouped 4608, depthwise 1152, pointwise 768; head 30: 20382 multiplications.
 TOTAL = 20382
 STAYS = 13854
+NO_JOINT_FIT = CalibrationConfig(matching_steps=0)
 
 
 def report():
@@ -78,29 +74,12 @@ def test_nothing_left(made):
         layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(min_fidelity=0.95))
 
 
-@pytest.mark.parametrize("text", ["mults=30%", " mults=30.0% "])
-def test_parse_budget(text):
-    assert parse_budget(text) == 0.3
-
-
-@pytest.mark.parametrize("text", ["30%", "mults=30", "adds=30%", "mults=130%", "mults=-1%", ""])
-def test_budget_of_another_form(text):
-    with pytest.raises(AdderkitError, match="expected mults=N%"):
-        parse_budget(text)
-
-
-@pytest.mark.parametrize("policy", [{"min_fidelity": 1.5}, {"budget": -0.1}])
-def test_policy_out_of_range(policy):
-    with pytest.raises(AdderkitError, match="expected a number from 0 to 1"):
-        HybridPolicy(**policy)
-
-
 def test_layers_that_go_back_are_the_teacher_s(tiny):
     teacher = tiny()
     student, images = copy.deepcopy(teacher), torch.randn(32, 3, 8, 8)
     convert_(student, example_input=IMAGE)
-    adderkit.calibrate_(student, teacher, images, steps=2, samples=256)
-    keep_convolutions_(student, teacher, ["grouped", "pointwise"], images)
+    adderkit.calibrate_(student, teacher, images, CalibrationConfig(steps=2, samples=256))
+    keep_convolutions_(student, teacher, ["grouped", "pointwise"], images, NO_JOINT_FIT)
     assert list(adder_layers(student)) == ["depthwise"]
     assert steps_of(student)[0]["modules"] == ["depthwise"]
     for path in ("grouped", "pointwise"):
@@ -127,8 +106,8 @@ def test_the_joint_fit_of_a_hybrid_keeps_the_teachers_domain(tiny):
     for steps in (0, 4):
         student = copy.deepcopy(teacher)
         convert_(student, example_input=IMAGE)
-        adderkit.calibrate_(student, teacher, images, steps=2, samples=256, matching_steps=0)
-        keep_convolutions_(student, teacher, ["grouped"], images, matching_steps=steps)
+        adderkit.calibrate_(student, teacher, images, CalibrationConfig(steps=2, samples=256, matching_steps=0))
+        keep_convolutions_(student, teacher, ["grouped"], images, CalibrationConfig(matching_steps=steps))
         students.append(student)
         shift = measure_shifts(teacher, [images])["norm1"]
         y = student.grouped(student.norm0(student.stem(images)).relu())
@@ -148,7 +127,7 @@ def test_baked_and_normalized_layers_go_back_to_what_they_were():
     calls = []
     student[2].register_forward_hook(lambda *_: calls.append(1))
     convert_(student, example_input=images[:1])
-    keep_convolutions_(student, teacher, ["2"], images)
+    keep_convolutions_(student, teacher, ["2"], images, NO_JOINT_FIT)
     assert type(student[2]) is StdConv2d
     assert student[2].training
     assert calls

@@ -137,7 +137,8 @@ def test_fidelity_evaluations_and_commands(report, saved, cnn_folder):
         other = {**entry, "top1": 12.34, "sha256": "0" * 64}
         change_report(folder, evaluations=[{**entry, "sha256": read_report(folder)["sha256"]}, other])
     commands = ["adderkit convert --model /home/ann/net"]
-    calibration = {"images": 64, "steps": 3, "matching_steps": 2, "seed": 9, "layers": layers}
+    config = {"steps": 3, "matching_steps": 2, "seed": 9}
+    calibration = {"config": config, "images": 64, "layers": layers}
     change_report(saved, teacher=str(teacher), calibration=calibration, commands=commands)
     _, found = report(saved)
     for index, path in enumerate(paths):

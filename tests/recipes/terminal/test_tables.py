@@ -5,6 +5,7 @@ import timm
 
 from adderkit import AdderConfig, plan
 from adderkit.convert.calibration.calibrate import CalibrationReport, LayerFidelity
+from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.recipes.terminal.tables import demo_table, metrics_table, plan_table, show, summary_table
 from adderkit.recipes.training.evaluate import Metrics
 from adderkit.recipes.verbs.demo import DemoRow
@@ -42,7 +43,7 @@ def test_plan(shown, model):
 def test_plan_with_fidelity(shown, model):
     made = plan(model)
     path = made.paths("convert")[0]
-    report = CalibrationReport(64, 64, 1, 2, 0, (LayerFidelity(path, 0.98765, 0.5, 0.125),))
+    report = CalibrationReport(CalibrationConfig(), 64, 64, (LayerFidelity(path, 0.98765, 0.5, 0.125),))
     text = shown(plan_table(made, report))
     (line,) = [line for line in text.splitlines() if path in line.split()]
     assert "0.988" in line
