@@ -40,6 +40,9 @@ class Window(NamedTuple):
         return rows, columns
 
 
+POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))  # a single pixel
+
+
 class Span(NamedTuple):
     """Along one axis: the outputs ``[first, last)``, the inputs ``[start, stop)`` they read, the zeros around."""
 

@@ -1,6 +1,7 @@
 """Adder layers that imitate more of their surroundings: TensorFlow's padding, and a normalization of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -75,3 +76,29 @@ class NormalizedAdderConv2dSame(NormalizedAdderConv2d, AdderConv2dSame):
 def adder_layers(model: nn.Module) -> dict[str, AdderConv2d]:
     """Adder layers by path, in order of registration; a shared one once."""
     return {path: module for path, module in model.named_modules() if isinstance(module, AdderConv2d)}
+
+
+@contextmanager
+def sharp_gradient(layers: Iterable[AdderConv2d], sharpness: float) -> Iterator[None]:
+    """Inside the context, train layers with ``HardTanh(sharpness * (w - x))`` as the input's gradient.
+
+    The layers are in training mode meanwhile, because ``sharpness`` has no effect in evaluation mode. Their own modes
+    and sharpness are restored on exit; submodules are left alone.
+
+    Args:
+        layers: The adder layers.
+        sharpness: Factor of the difference; ``AdderConv2d`` describes it.
+    """
+    before = [(layer, layer.training, vars(layer).get("sharpness")) for layer in layers]
+    try:
+        for layer, _, _ in before:
+            layer.sharpness = sharpness
+            layer.training = True
+        yield
+    finally:
+        for layer, training, own in before:
+            layer.training = training
+            if own is None:
+                vars(layer).pop("sharpness", None)  # back to the default of the class
+            else:
+                layer.sharpness = own

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import cpu
-from ..geometry import Window
+from ..geometry import POINT
 from . import reference
 from .arena import lay_out
 from .check import check_plan
@@ -17,7 +17,6 @@ from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool,
 if TYPE_CHECKING:
     from .._cpu import Network
 
-POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 KINDS: dict[type[Step], int] = {Adder: 0, Convolution: 1, AveragePool: 2, Rescale: 2, MaxPool: 3, Linear: 4}
 
 

@@ -11,7 +11,8 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 import adderkit
-from adderkit.adder_layers.modules import NormalizedAdderConv2d
+from adderkit.adder_layers.conv import AdderConv2d
+from adderkit.adder_layers.modules import NormalizedAdderConv2d, sharp_gradient
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.conversion.config import AdderConfig
@@ -163,3 +164,25 @@ def test_layers_of_this_kind_are_adder_layers():
     again = plan(model, example_input=IMAGE)
     assert again.paths("adder") == ["first", "second"]
     assert not any(row.inserted for row in again.rows)
+
+
+def test_sharp_gradient_restores_mode_and_sharpness():
+    plain, own = AdderConv2d(2, 3, 3).eval(), AdderConv2d(2, 3, 3)
+    own.sharpness = 4.0
+    with sharp_gradient([plain, own], 1024.0):
+        assert plain.sharpness == own.sharpness == 1024.0
+        assert plain.training
+        assert own.training
+    assert (plain.sharpness, own.sharpness) == (1.0, 4.0)
+    assert "sharpness" not in vars(plain)
+    assert not plain.training
+    assert own.training
+
+
+def test_sharp_gradient_is_nearly_the_sign():
+    layer = AdderConv2d(2, 3, 1).eval()
+    input = torch.randn(4, 2, 5, 5, requires_grad=True)
+    with sharp_gradient([layer], 1024.0):
+        layer(input).sum().backward()
+    signs = torch.sign(layer.weight[None] - input.detach()[:, None]).sum(1)
+    assert (input.grad - signs).abs().mean() < 0.05
