@@ -85,7 +85,7 @@ def _register_models(_timm: ModuleType) -> None:
 
 def _register_operator(_torch: ModuleType) -> None:
     if f"{__name__}.adder_layers" not in modules:  # else one of its own files imports torch, and is not ready yet
-        import_module(".adder_layers.conv", __name__)
+        import_module(".adder_layers.ops", __name__)
 
 
 register_post_import_hook(_register_models, "timm")

@@ -20,12 +20,12 @@ PATCH_ELEMENTS = 1 << 22
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Half precision is summed in fp32: thousands of terms of one sign would swamp its mantissa."""
+    """Return the dtype of sums: fp32 for half precision, whose mantissa is too short for thousands of equal signs."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
-    """Write ``-Σ|x - w|`` of ``input`` ``[N, C, H, W]`` and ``weight`` ``[O, C/groups, kh, kw]`` to ``output``."""
+    """Overwrite ``output`` with ``-Σ|x - w|``; ``Backend.forward`` describes the arguments."""
     filters = _filters(weight, groups)
     for tile in _tiles(window, input, weight, groups):
         patches = _patches(input, window, tile, groups, filters.dtype)
@@ -37,16 +37,8 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
-    """Add ``Σ_o grad[o] · HardTanh(w - x)`` (AdderNet, arXiv 1912.13200, section 3.2) to the zeros in ``result``.
-
-    Args:
-        grad: Gradient of the output, ``[N, O, H', W']``.
-        input: ``[N, C, H, W]``.
-        weight: ``[O, C / groups, kh, kw]``.
-        result: ``[N, C, H, W]`` of the compute dtype, zero on entry.
-        window: The sliding window.
-        groups: Number of channel groups.
-    """
+    """Overwrite ``result`` with ``Σ_o grad[o] · HardTanh(w - x)``; ``Backend.input_grad`` describes the arguments."""
+    result.zero_()
     filters = _filters(weight, groups)
     for tile in _tiles(window, input, weight, groups):
         patches = _patches(input, window, tile, groups, filters.dtype)
@@ -61,7 +53,7 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
 
 
 def _filters(weight: Tensor, groups: int) -> Tensor:
-    """``[O, C / groups, kh, kw]`` as ``[G, O / G, K]`` in the compute dtype."""
+    """Reshape ``[O, C / groups, kh, kw]`` to ``[G, O / G, K]`` in the compute dtype."""
     return weight.to(compute_dtype(weight.dtype)).reshape(groups, weight.shape[0] // groups, -1)
 
 
@@ -71,7 +63,7 @@ def _tiles(window: Window, input: Tensor, weight: Tensor, groups: int) -> Iterat
 
 
 def _patches(input: Tensor, window: Window, tile: Tile, groups: int, dtype: torch.dtype) -> Tensor:
-    """The windows of a tile as ``[G, P, K]``, P over images, rows and columns."""
+    """Return the windows of a tile as ``[G, P, K]``, P over images, rows and columns."""
     rows, columns = tile.rows, tile.columns
     crop = input[tile.images, :, rows.start : rows.stop, columns.start : columns.stop].to(dtype)
     crop = F.pad(crop, (columns.before, columns.after, rows.before, rows.after))
@@ -82,7 +74,7 @@ def _patches(input: Tensor, window: Window, tile: Tile, groups: int, dtype: torc
 
 
 def _blocks(patches: Tensor, filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of groups, positions and filters whose differences fill about one block."""
+    """Yield slices of groups, positions and filters whose differences fill about one block."""
     groups, positions, taps = patches.shape
     outs = filters.shape[1]
     out_block = min(outs, max(1, BLOCK_ELEMENTS // taps))
@@ -104,14 +96,14 @@ def _output_box(output: Tensor, tile: Tile) -> Tensor:
 
 
 def _to_positions(box: Tensor, groups: int) -> Tensor:
-    """``[n, O, h, w]`` as ``[G, n·h·w, O / G]``."""
+    """Reorder ``[n, O, h, w]`` to ``[G, n·h·w, O / G]``."""
     images, outs, height, width = box.shape
     grouped = box.reshape(images, groups, outs // groups, height * width).permute(1, 0, 3, 2)
     return grouped.reshape(groups, images * height * width, outs // groups)
 
 
 def _from_positions(values: Tensor, tile: Tile) -> Tensor:
-    """``[G, n·h·w, O / G]`` as ``[n, O, h, w]``; the inverse of ``_to_positions``."""
+    """Reorder ``[G, n·h·w, O / G]`` to ``[n, O, h, w]``; the inverse of ``_to_positions``."""
     groups, _, outs = values.shape
     height, width = tile.rows.last - tile.rows.first, tile.columns.last - tile.columns.first
     box = values.reshape(groups, -1, height, width, outs).permute(1, 0, 4, 2, 3)
@@ -119,7 +111,7 @@ def _from_positions(values: Tensor, tile: Tile) -> Tensor:
 
 
 def _add_patches(patch_grad: Tensor, result: Tensor, window: Window, tile: Tile) -> None:
-    """Sum the windows' gradients ``[G, P, K]`` where they overlap, drop what fell on padding, add to ``result``."""
+    """Add the windows' gradients ``[G, P, K]`` to ``result``, summed where they overlap and without the padding."""
     groups, _, taps = patch_grad.shape
     rows, columns = tile.rows, tile.columns
     images = tile.images.stop - tile.images.start

@@ -80,7 +80,7 @@ def choose(names: tuple[str, ...], wanted: str, asked: str = VARIABLE) -> str | 
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
-    """Write ``-Σ|x - w|`` to ``output``; see ``blocked.forward``. Half precision is computed in fp32."""
+    """Overwrite ``output`` with ``-Σ|x - w|``; ``Backend.forward`` describes the arguments."""
     wide, kernel = input.float(), weight.float().contiguous()
     result = output if output.dtype == torch.float32 else torch.empty_like(output, dtype=torch.float32)
     sizes = _sizes(wide, kernel, result, window, groups)
@@ -91,7 +91,8 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
-    """Add ``Σ_o grad[o] · HardTanh(w - x)`` to the fp32 zeros in ``result``; see ``blocked.input_grad``."""
+    """Overwrite ``result`` with ``Σ_o grad[o] · HardTanh(w - x)``; ``Backend.input_grad`` describes the arguments."""
+    result.zero_()  # the kernel leaves pixels that no window reads as they are
     # The kernel reads input and result through one set of strides.
     wide = torch.empty_like(result).copy_(input) if input.stride() != result.stride() else input.float()
     slopes, kernel = grad.float(), weight.float().contiguous()

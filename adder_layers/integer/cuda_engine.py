@@ -121,7 +121,7 @@ class GpuEngine:
             for images in gpu.parts(len(source), target.height * target.width):
                 residual = None if number is None else values[number][images]
                 operands = self._operands[step.output]
-                gpu.run(plan_adder(step, operands, source[images], residual, output[images], where))
+                plan_adder(step, operands, source[images], residual, output[images], where).run()
         return output
 
 

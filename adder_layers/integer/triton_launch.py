@@ -12,6 +12,8 @@ from .plan import Adder
 
 # Bytes of a word.
 WORD = 4
+# The module of the kernels, imported when one of them is launched.
+KERNELS = f"{__package__}.triton_kernels"
 
 
 class Operands(NamedTuple):
@@ -90,7 +92,7 @@ def plan_adder(
         tiles, programs = -(-all_filters // block.width), -(-positions // block.positions)
         arguments = (source, operands.zero, *tensors, step.weight.shape[3], filters, tiles, *geometry)
         options |= {"POSITIONS": block.positions, "WIDTH": block.width, **launch_options(block.warps, where)}
-        return Launch("integer_direct", (tiles * programs,), arguments, options)
+        return Launch(KERNELS, "integer_direct", (tiles * programs,), arguments, options)
     tile = choose_tile("forward", filters, positions, step.groups, where)
     tiles, programs = operands.weight.shape[3] // tile.width, -(-positions // tile.positions)
     pixels = words(source.unflatten(3, (step.groups, -1)))
@@ -104,7 +106,7 @@ def plan_adder(
         "UNROLL": tile.unroll,
         **launch_options(tile.warps, where),
     }
-    return Launch("integer_tiled", (tiles * programs * step.groups,), arguments, options)
+    return Launch(KERNELS, "integer_tiled", (tiles * programs * step.groups,), arguments, options)
 
 
 def _is_thin(step: Adder) -> bool:

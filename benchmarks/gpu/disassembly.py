@@ -144,7 +144,7 @@ def integer_launch_of(layer: Layer, residual: bool, target: str) -> gpu.Launch:
 
 def compile_launch(launch: gpu.Launch, target: str) -> Any:
     """Compile a launch as Triton would at the call: 1 becomes a constant, multiples of 16 are marked."""
-    function = gpu.kernel(launch.kernel)
+    function = launch.function()
     signature: dict[str, str] = {}
     attributes = {}
     names = [parameter.name for parameter in function.params]

@@ -61,7 +61,7 @@ def _adder(layer: Layer, device: str) -> Callable[[], None]:
     _, _, rows, columns = layer.output
     output = random(batch, rows, columns, filters)
     where = gpu.device(source.device.index)
-    return lambda: gpu.run(plan_adder(step, operands, source, None, output, where))
+    return lambda: plan_adder(step, operands, source, None, output, where).run()
 
 
 def measure(layer: Layer, timer: Timer, device: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def all_layers(models: tuple[str, ...] = MODELS) -> list[Layer]:
 
 def functions(layer: Layer, mode: str, device: str) -> dict[str, Callable[[], Any]]:
     """What to time, by name, on random operands of a layer."""
-    from adderkit.adder_layers.conv import weight_grad
+    from adderkit.adder_layers.ops import adder_conv2d_weight_grad
 
     dtype, memory_format = MODES[mode]
     x = torch.randn(layer.input, device=device).to(dtype, memory_format=memory_format)
@@ -48,7 +48,7 @@ def functions(layer: Layer, mode: str, device: str) -> dict[str, Callable[[], An
     timed: dict[str, Callable[[], Any]] = {
         "adder forward": lambda: adder.adder_conv2d(x, w, None, *pairs, groups),
         "adder input grad": lambda: adder.adder_conv2d_input_grad(grad, x, w, *pairs, groups),
-        "adder weight grad": lambda: weight_grad(grad, x, w, *pairs, groups),
+        "adder weight grad": lambda: adder_conv2d_weight_grad(grad, x, w, *pairs, groups),
         "conv forward": lambda: F.conv2d(x, w, None, stride, padding, 1, groups),
         "conv input grad": lambda: conv2d_input(x.shape, w, grad, stride, padding, 1, groups),
         "conv weight grad": lambda: conv2d_weight(x, w.shape, grad, stride, padding, 1, groups),

@@ -131,7 +131,7 @@ def time_on_device(kernel: str, layer: Layer, tile: Tile) -> float:
 
     try:
         launch = launch_of(kernel, layer, tile)
-        function = gpu.kernel(launch.kernel)[launch.grid]
+        function = launch.function()[launch.grid]
         result: Any = do_bench(lambda: function(*launch.arguments, **launch.options), 5, 20, return_mode="median")
     except RuntimeError:  # a tile may need more registers than there are
         return math.inf

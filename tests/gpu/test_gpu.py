@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import adderkit
+from adderkit.adder_layers.backends import choose_backend
 from adderkit.adder_layers.backends.triton import launch as gpu
-from adderkit.adder_layers.conv import _on_cuda, adder_conv2d
+from adderkit.adder_layers.conv import adder_conv2d
 from adderkit.adder_layers.reference import adder_conv2d_reference
 
 pytestmark = [
@@ -63,7 +64,7 @@ def _assert_close(actual, expected, tolerance):
 def test_every_case(input_shape, weight_shape, options, dtype, memory_format):
     input = torch.randn(input_shape).to(dtype).to("cuda", memory_format=memory_format)
     weight, bias = torch.randn(weight_shape).to("cuda", dtype), torch.randn(weight_shape[0]).to("cuda", dtype)
-    assert _on_cuda(dtype) is gpu
+    assert choose_backend("cuda", dtype) is gpu
     wide = [tensor.cpu().double() for tensor in (input, weight, bias)]
     grad = torch.randn_like(adder_conv2d_reference(*wide, **options)).bfloat16()
     expected = _results(adder_conv2d_reference, grad, *wide, **options)

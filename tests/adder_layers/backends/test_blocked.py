@@ -57,13 +57,13 @@ def test_forward_writes_the_reference_to_every_output(case, operands, assert_clo
 
 
 @pytest.mark.usefixtures("_cut")
-def test_input_grad_adds_that_of_the_reference(case, operands, assert_close):
+def test_input_grad_overwrites_every_pixel_with_that_of_the_reference(case, operands, assert_close):
     input, weight, _ = operands(case)
     leaf = input.clone().requires_grad_()
     output = adder_conv2d_reference(leaf, weight, **case.options)
     grad = torch.randn_like(output)
     (expected,) = torch.autograd.grad(output, leaf, grad)
-    result = torch.zeros_like(input)
+    result = torch.full_like(input, torch.nan)
     window = window_of(weight, case.options)
     blocked.input_grad(grad, input, weight, result, window, case.options.get("groups", 1))
     assert_close(result, expected)

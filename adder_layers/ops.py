@@ -1,0 +1,222 @@
+"""The adder convolution as torch operators: implementations, gradients, autocast, FLOPs.
+
+``adderkit::adder_conv2d`` and ``adderkit::adder_conv2d_input_grad`` are each implemented for all devices and for shapes
+only (fake), so that ``torch.compile``, ``torch.export`` and meta tensors understand them. The weight gradient needs no
+operator of its own: it is an ordinary convolution's, less a term per filter.
+
+Operators do not check their arguments; ``conv.adder_conv2d`` does.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from .backends import choose_backend
+from .backends.blocked import compute_dtype
+from .geometry import Window
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return channels-last for a channels-last tensor, as ``conv2d`` does, and contiguous for any other."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    _, channels, height, width = tensor.stride()
+    return torch.channels_last if 0 < channels < width < height else torch.contiguous_format
+
+
+def _empty_output(input: Tensor, weight: Tensor, window: Window) -> Tensor:
+    size = (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
+    # Under autocast the input may be half precision where the weight is not; the output then has the weight's dtype.
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    return torch.empty(size, dtype=dtype, device=input.device, memory_format=_memory_format(input))
+
+
+@torch.library.custom_op("adderkit::adder_conv2d", mutates_args=())
+def adder_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """``y[n,o,p] = -Σ_k |x[n,k,p] - w[o,k]| + bias[o]`` (AdderNet, arXiv 1912.13200, equation 1).
+
+    Args:
+        input: ``[N, C, H, W]``, floating point.
+        weight: ``[O, C / groups, kh, kw]`` of the input's dtype; under autocast, fp32 may meet half precision.
+        bias: ``[O]`` of the weight's dtype, or ``None``.
+        stride: Step of the window in pixels, ``(height, width)``.
+        padding: Zeros on each side in pixels, ``(height, width)``; each padded tap contributes ``-|0 - w|``.
+        dilation: Distance between taps in pixels, ``(height, width)``.
+        groups: Number of channel groups.
+
+    Returns:
+        ``[N, O, H', W']`` of the dtype to which the operands promote, channels-last if the input is. Half precision is
+        summed in fp32.
+
+    Raises:
+        ValueError: ``ADDERKIT_CPU`` names an instruction set that is not available.
+    """
+    window = Window.of(weight, stride, padding, dilation)
+    output = _empty_output(input, weight, window)
+    choose_backend(input.device.type, input.dtype).forward(input, weight, output, window, groups)
+    return output if bias is None else output.add_(bias[:, None, None])
+
+
+@adder_conv2d.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return _empty_output(input, weight, Window.of(weight, stride, padding, dilation))
+
+
+@torch.library.custom_op("adderkit::adder_conv2d_input_grad", mutates_args=())
+def adder_conv2d_input_grad(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Gradient of the input, ``Σ_o grad[o] · HardTanh(w[o] - x)`` over the windows that contain a pixel.
+
+    AdderNet (arXiv 1912.13200, section 3.2) takes HardTanh in place of the derivative, which is the sign.
+
+    Args:
+        grad: Gradient of the output, ``[N, O, H', W']``.
+        input: ``[N, C, H, W]``, floating point.
+        weight: ``[O, C / groups, kh, kw]``.
+        stride: Step of the window in pixels, ``(height, width)``.
+        padding: Zeros on each side in pixels, ``(height, width)``.
+        dilation: Distance between taps in pixels, ``(height, width)``.
+        groups: Number of channel groups.
+
+    Returns:
+        ``[N, C, H, W]`` of the input's dtype, channels-last if the input is. Half precision is summed in fp32.
+
+    Raises:
+        ValueError: ``ADDERKIT_CPU`` names an instruction set that is not available.
+    """
+    dtype, memory_format = compute_dtype(input.dtype), _memory_format(input)
+    result = torch.empty_like(input, dtype=dtype, memory_format=memory_format)
+    window = Window.of(weight, stride, padding, dilation)
+    choose_backend(input.device.type, input.dtype).input_grad(grad, input, weight, result, window, groups)
+    return result.to(input.dtype)
+
+
+@adder_conv2d_input_grad.register_fake
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return torch.empty_like(input, memory_format=_memory_format(input))
+
+
+def adder_conv2d_weight_grad(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Gradient of the weight, ``Σ_p grad[o,p] · (x[k,p] - w[o,k])`` (AdderNet, arXiv 1912.13200, section 3.2).
+
+    Expanded, it is a convolution's weight gradient minus ``w[o,k] · Σ_p grad[o,p]``, so no L1 kernel is needed. Padded
+    taps are zeros in the first term and ``-w`` in the second, as the formula requires.
+
+    Args:
+        grad: Gradient of the output, ``[N, O, H', W']``.
+        input: ``[N, C, H, W]``, floating point.
+        weight: ``[O, C / groups, kh, kw]``.
+        stride: Step of the window in pixels, ``(height, width)``.
+        padding: Zeros on each side in pixels, ``(height, width)``.
+        dilation: Distance between taps in pixels, ``(height, width)``.
+        groups: Number of channel groups.
+
+    Returns:
+        ``[O, C / groups, kh, kw]`` of the weight's dtype, summed in fp32 for half precision. On GPUs its products are
+        TF32 where torch allows convolutions that, as it does by default.
+    """
+    dtype = compute_dtype(weight.dtype)
+    grad, input, wide = grad.to(dtype), input.to(dtype), weight.to(dtype)
+    products: Tensor = torch.ops.aten.convolution_backward(
+        grad, input, wide, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
+    )[1]
+    return (products - wide * grad.sum((0, 2, 3))[:, None, None, None]).to(weight.dtype)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, *ctx.geometry = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    return (
+        adder_conv2d_input_grad(grad, input, weight, *ctx.geometry) if needs_input else None,
+        adder_conv2d_weight_grad(grad, input, weight, *ctx.geometry) if needs_weight else None,
+        grad.sum((0, 2, 3)) if needs_bias else None,
+        *(None for _ in ctx.geometry),
+    )
+
+
+adder_conv2d.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _to_compute_dtype(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(compute_dtype(tensor.dtype))
+
+
+def _autocast(device: str) -> Any:
+    """Return the operator's autocast rule for a device: weights and output in fp32, the input unchanged.
+
+    An output near -600 has steps of 4 in bfloat16, more than the differences between two images. The input is what is
+    kept for the backward pass, so its memory remains that of half precision.
+    """
+    exclude = torch._C._ExcludeDispatchKeyGuard
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+    def adder_conv2d_under_autocast(input: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Tensor:
+        with exclude(keys):
+            result: Tensor = adder_conv2d(input, _to_compute_dtype(weight), _to_compute_dtype(bias), *others)
+        return result
+
+    return adder_conv2d_under_autocast
+
+
+_library = torch.library.Library("adderkit", "FRAGMENT")
+_library.impl("adder_conv2d", _autocast("CPU"), "AutocastCPU")
+_library.impl("adder_conv2d", _autocast("CUDA"), "AutocastCUDA")
+
+
+@register_flop_formula(torch.ops.adderkit.adder_conv2d)
+def _forward_flops(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """Count two operations a term, as for a convolution: a subtraction and an addition. Arguments are shapes."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+@register_flop_formula(torch.ops.adderkit.adder_conv2d_input_grad)
+def _input_grad_flops(grad: Sequence[int], input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(grad) * math.prod(weight[1:])
