@@ -1,1 +1,1 @@
-"""The ground: the adder operation, its reference, its gradients, and the module that carries it."""
+"""The adder convolution: reference, operators with their gradients, modules, and integer inference."""

@@ -1,4 +1,4 @@
-"""The adder convolution as a function and as a module, in the place of ``F.conv2d`` and ``nn.Conv2d``."""
+"""The adder convolution as a function and a module, with the arguments of ``F.conv2d`` and ``nn.Conv2d``."""
 
 from collections.abc import Sequence
 
@@ -19,27 +19,33 @@ def adder_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Adder convolution: ``y = -Σ|x - w| + bias`` over each window; the arguments of ``F.conv2d``.
+    """Apply an adder convolution, ``y = -Σ|x - w| + bias`` over each window, with the arguments of ``F.conv2d``.
 
-    Padded taps count: each contributes ``-|0 - w|``. The gradients are AdderNet's (arXiv 1912.13200, section 3.2), not
-    the derivative's: ``x - w`` for the weight and ``HardTanh(w - x)`` for the input. Half-precision operands are summed
-    in fp32; under autocast the output is fp32 too, whatever the input.
+    The gradients are those of AdderNet (arXiv 1912.13200, section 3.2) in place of the derivative: ``x - w`` for the
+    weight and ``HardTanh(w - x)`` for the input. Padded taps count: each contributes ``-|0 - w|``. Half precision is
+    summed in fp32; under autocast the output is fp32 for any input.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, floating point.
         weight: ``[O, C / groups, kh, kw]``, of the input's dtype and device.
         bias: ``[O]`` or ``None``.
         stride: Step of the window in pixels, one number or ``(height, width)``.
-        padding: Zeros on each side in pixels, or ``"valid"`` (none), or ``"same"`` (stride 1: output like input).
-        dilation: Distance between taps in pixels.
+        padding: Zeros on each side in pixels, one number or ``(height, width)``; ``"valid"`` for none, or ``"same"``
+            for an output of the input's size, which requires a stride of 1.
+        dilation: Distance between taps in pixels, one number or ``(height, width)``.
         groups: Number of channel groups; ``groups == C`` is a depthwise layer.
 
     Returns:
-        ``[N, O, H', W']`` (or ``[O, H', W']``), channels-last if the input is.
+        ``[N, O, H', W']`` (or ``[O, H', W']``) of the input's dtype, channels-last if the input is.
 
     Raises:
         TypeError: A dtype is not floating point, or dtypes differ.
-        ValueError: Shapes, devices or settings do not fit; the message names the argument, its value, the expected.
+        ValueError: A shape, device or setting is not as expected; the message names the argument and its value.
+
+    Example:
+        >>> input, weight = torch.randn(8, 16, 32, 32), torch.randn(24, 16, 3, 3)
+        >>> adder_conv2d(input, weight, stride=2, padding=1).shape
+        torch.Size([8, 24, 16, 16])
     """
     if input.ndim == 3:
         return adder_conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
@@ -59,7 +65,7 @@ def adder_conv2d(
 def _resolve_named_padding(
     input: Tensor, weight: Tensor, padding: str, stride: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """``"same"`` and ``"valid"`` as numbers; an uneven total is padded here, the extra zero below and to the right."""
+    """Resolve ``"same"`` and ``"valid"`` to numbers; an odd total is padded here, the extra zero below and right."""
     if padding == "valid":
         return input, (0, 0)
     if padding != "same":
@@ -74,18 +80,22 @@ def _resolve_named_padding(
 
 
 class AdderConv2d(nn.Conv2d):
-    """A ``Conv2d`` that answers with the negative L1 distance of window and filter instead of their dot product.
+    """A ``Conv2d`` that computes the negative L1 distance of window and filter instead of their dot product.
 
-    Takes every argument of ``torch.nn.Conv2d`` and has the same parameters and state-dict keys, so a convolution's
-    weights load as they are and tools that look for ``Conv2d`` by ``isinstance`` see one. Its output is never
-    positive (without a bias) and large, so a normalization must follow. ``x`` and ``w`` are ``[N, C, H, W]`` and
-    ``[O, C / groups, kh, kw]``.
+    It takes every argument of ``torch.nn.Conv2d`` and has the same parameters and state-dict keys, so a convolution's
+    weights can be loaded, and ``isinstance(layer, nn.Conv2d)`` holds. The output is large and, without a bias, never
+    positive, so a normalization must follow. Input and output are ``[N, C, H, W]`` and ``[N, O, H', W']``.
 
-    Fresh weights are drawn from N(0, 1), as the authors of AdderNet do (arXiv 1912.13200; their code).
+    Weights are initialized from N(0, 1), as in the code of the authors of AdderNet (arXiv 1912.13200).
 
-    In training, ``sharpness`` turns the input's gradient from AdderNet's ``HardTanh(w - x)`` (1, the default) into
-    ``HardTanh(sharpness · (w - x))``, which for large values is the true derivative, the sign. The output is the same
-    to the bit for powers of two. It is a setting of the training, not of the model, and is not saved.
+    In training, ``sharpness`` changes the input's gradient from AdderNet's ``HardTanh(w - x)`` (1, the default) to
+    ``HardTanh(sharpness · (w - x))``, which approaches the true derivative, the sign, as ``sharpness`` grows. For
+    powers of two, the output is the same to the bit. It is a training setting and is not saved with the model.
+
+    Example:
+        >>> layer = AdderConv2d(16, 24, 3, stride=2, padding=1, bias=False)
+        >>> layer(torch.randn(8, 16, 32, 32)).shape
+        torch.Size([8, 24, 16, 16])
     """
 
     sharpness: float = 1.0
@@ -98,8 +108,8 @@ class AdderConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.training and self.sharpness != 1:
-            # |s·x - s·w| / s is |x - w|, and its input gradient HardTanh(s·w - s·x). The weight's comes out s times as
-            # large, which the adaptive rate does not see. float16 has no room for scaled values: they are fp32.
+            # |s·x - s·w| / s is |x - w|, and its input gradient HardTanh(s·w - s·x). The weight's gradient is s times
+            # as large, which does not affect the adaptive rate. Scaled values may overflow float16, so they are fp32.
             scaled, filters = (
                 (tensor.float() if tensor.dtype == torch.float16 else tensor) * self.sharpness
                 for tensor in (input, weight)

@@ -1,4 +1,4 @@
-"""Where a convolution's windows lie: sizes, the check of arguments, and the tiles a blocked loop walks over."""
+"""Geometry of a convolution: window, output size, argument checks, and tiles for blocked loops."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,7 +8,16 @@ from torch import Tensor
 
 
 def pair(value: int | Sequence[int], name: str = "value") -> tuple[int, int]:
-    """``3`` becomes ``(3, 3)``; a pair stays a pair; ``name`` is what an error calls it."""
+    """Return ``(3, 3)`` for ``3``, and a pair as it is.
+
+    Args:
+        value: One number or ``(height, width)``.
+        name: Name of the argument in errors.
+
+    Raises:
+        TypeError: The value does not consist of whole numbers.
+        ValueError: A sequence does not have two of them.
+    """
     if isinstance(value, int | torch.SymInt):
         return value, value
     if not isinstance(value, Sequence) or not all(isinstance(size, int | torch.SymInt) for size in value):
@@ -28,11 +37,11 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> "Window":
-        """The window that a ``[O, C, kh, kw]`` weight slides over its input."""
+        """Return the window that a ``[O, C / groups, kh, kw]`` weight slides over its input."""
         return cls((weight.shape[2], weight.shape[3]), pair(stride), pair(padding), pair(dilation))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Output ``(height, width)`` for an input of that size; the formula of ``torch.nn.Conv2d``'s docs."""
+        """Return the output's ``(height, width)`` for an input's, by the formula in ``torch.nn.Conv2d``'s docs."""
         rows, columns = (
             (size + 2 * pad - dil * (k - 1) - 1) // step + 1
             for size, k, step, pad, dil in zip((height, width), *self, strict=True)
@@ -44,7 +53,16 @@ POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))  # a single pixel
 
 
 class Span(NamedTuple):
-    """Along one axis: the outputs ``[first, last)``, the inputs ``[start, stop)`` they read, the zeros around."""
+    """Part of a tile along one axis.
+
+    Args:
+        first: First output.
+        last: End of the outputs, exclusive.
+        start: First input that they read.
+        stop: End of the inputs that they read, exclusive.
+        before: Number of padding zeros before these inputs.
+        after: Number of padding zeros after these inputs.
+    """
 
     first: int
     last: int
@@ -55,7 +73,7 @@ class Span(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A box of output positions: images, rows and columns."""
+    """Box of output positions: images, rows and columns."""
 
     images: slice
     rows: Span
@@ -75,13 +93,13 @@ def _span(window: Window, axis: int, first: int, last: int, size: int) -> Span:
 
 
 def tiles(window: Window, input: Tensor, elements_per_position: int, limit: int) -> Iterator[Tile]:
-    """Cut the output of ``input`` ``[N, C, H, W]`` into boxes of at most ``limit`` elements (never below a position).
+    """Divide a convolution's output into boxes of at most ``limit`` elements each, but at least one position.
 
     Args:
         window: The sliding window.
-        input: The convolution's input; only its shape is used.
-        elements_per_position: Elements that a box needs for each of its output positions.
-        limit: Elements that a box may need.
+        input: ``[N, C, H, W]``; only its shape is used.
+        elements_per_position: Elements of memory for each output position.
+        limit: Most elements of memory for one box.
 
     Yields:
         Boxes that cover the output exactly once.
@@ -112,21 +130,21 @@ def check_arguments(
     groups: int,
     mixed: bool,
 ) -> None:
-    """Refuse what does not fit together, naming the argument, its value and what was expected.
+    """Check a convolution's arguments; errors name the argument, its value and what was expected.
 
     Args:
-        input: The argument of the convolution, as are those that follow.
-        weight: See ``input``.
-        bias: See ``input``.
-        stride: See ``input``.
-        padding: See ``input``.
-        dilation: See ``input``.
-        groups: See ``input``.
-        mixed: Whether half precision and fp32 may meet, as they do under autocast.
+        input: Expected to be ``[N, C, H, W]``, floating point.
+        weight: Expected to be ``[O, C / groups, kh, kw]``, of the input's dtype and device.
+        bias: Expected to be ``[O]``, of the input's dtype and device, or ``None``.
+        stride: ``(height, width)``, each at least 1.
+        padding: ``(height, width)``, each at least 0.
+        dilation: ``(height, width)``, each at least 1.
+        groups: Expected to divide the filters and the channels.
+        mixed: Whether half precision and fp32 may be mixed, as under autocast.
 
     Raises:
         TypeError: A dtype is not floating point, or dtypes differ.
-        ValueError: Ranks, channels, devices, window settings or sizes do not fit.
+        ValueError: A rank, number of channels, device or setting is not as expected.
     """
     _check_tensors(input, weight, bias, mixed)
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
@@ -143,7 +161,7 @@ def check_arguments(
 
 
 def check_output_size(input: Tensor, window: Window) -> None:
-    """Refuse an input that the kernel does not fit into.
+    """Check that the kernel fits into the padded input.
 
     Raises:
         ValueError: The output would be empty.
@@ -163,7 +181,7 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, mixed: bo
     if not input.dtype.is_floating_point:
         raise TypeError(f"input has dtype {input.dtype}, expected a floating-point dtype such as {torch.float32}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected [{weight.shape[0]}], one value a filter")
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, expected [{weight.shape[0]}], one value per filter")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

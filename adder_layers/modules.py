@@ -1,4 +1,4 @@
-"""Adder layers that imitate more of their surroundings: TensorFlow's padding, and a normalization of their own."""
+"""Adder layers with TensorFlow's padding or a BatchNorm of their own; helpers for the adder layers of a model."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from .conv import AdderConv2d
 
 
 def same_padding(size: Sequence[int], layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """TensorFlow's "same": zeros so that the output has ``ceil(size / stride)`` pixels, the odd one below and right.
+    """Return TensorFlow's "same" padding, for ``ceil(size / stride)`` output pixels; an odd zero goes below or right.
 
     Args:
         size: ``(height, width)`` of the input.
-        layer: Its kernel, stride and dilation count.
+        layer: The layer with the kernel, stride and dilation.
 
     Returns:
         ``(left, right, top, bottom)`` as ``F.pad`` takes it.
@@ -29,31 +29,30 @@ def same_padding(size: Sequence[int], layer: nn.Conv2d) -> tuple[int, int, int, 
 
 
 class AdderConv2dSame(AdderConv2d):
-    """An adder layer that pads as timm's ``Conv2dSame`` does: by the size of each input. Its own padding is 0."""
+    """Adder layer that pads as timm's ``Conv2dSame`` does, by the size of each input. Its own ``padding`` is 0."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(F.pad(input, same_padding(input.shape[-2:], self)), weight, bias)
 
 
 class NormalizedAdderConv2d(AdderConv2d):
-    """An adder layer with a BatchNorm of its own, for a convolution that no BatchNorm follows.
+    """Adder layer with a BatchNorm of its own, in place of a convolution that no BatchNorm follows.
 
-    An adder's output is negative and large; what expects a convolution's (an activation, an addition) would be dead
-    behind it, and a GroupNorm would see little but how far its channels lie apart. The normalization brings it to the
-    mean and variance that calibration saw of the convolution's output. The convolution's bias is part of the
-    normalization's.
+    The output of an adder is negative and large. An activation after it would output zeros only, an addition would be
+    dominated by it, and a GroupNorm would see little but the differences between its channels. The BatchNorm gives it
+    the mean and variance that calibration measured at the convolution's output, and absorbs the convolution's bias.
     """
 
     normalization: nn.BatchNorm2d
     had_bias: bool
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to ``[N, O, H', W']``."""
+        """Apply the adder convolution and its BatchNorm to ``[N, C, H, W]``; returns ``[N, O, H', W']``."""
         output: Tensor = self.normalization(super().forward(input))
         return output
 
     def insert_normalization_(self) -> None:
-        """Add the BatchNorm behind an ``AdderConv2d`` that has just become one of this class; its bias moves there."""
+        """Add the BatchNorm to an ``AdderConv2d`` whose class has just been changed to this one, and move its bias."""
         factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
         normalization = nn.BatchNorm2d(self.out_channels, **factory).train(self.training)
         self.had_bias = self.bias is not None
@@ -63,31 +62,31 @@ class NormalizedAdderConv2d(AdderConv2d):
         self.normalization = normalization
 
     def remove_normalization_(self) -> None:
-        """Take the BatchNorm out again; a convolution that had a bias gets the normalization's."""
+        """Remove the BatchNorm; a layer that had a bias gets the BatchNorm's."""
         if self.had_bias:
             self.bias = self.normalization.bias
         del self.normalization, self.had_bias
 
 
 class NormalizedAdderConv2dSame(NormalizedAdderConv2d, AdderConv2dSame):
-    """Both: TensorFlow's padding, and a normalization of its own."""
+    """Adder layer with both TensorFlow's padding and a BatchNorm of its own."""
 
 
 def adder_layers(model: nn.Module) -> dict[str, AdderConv2d]:
-    """Adder layers by path, in order of registration; a shared one once."""
+    """Return a model's adder layers by path, in order of registration; a shared layer appears once."""
     return {path: module for path, module in model.named_modules() if isinstance(module, AdderConv2d)}
 
 
 @contextmanager
 def sharp_gradient(layers: Iterable[AdderConv2d], sharpness: float) -> Iterator[None]:
-    """Inside the context, train layers with ``HardTanh(sharpness * (w - x))`` as the input's gradient.
+    """Set ``sharpness`` of adder layers inside the context, and restore it on exit.
 
-    The layers are in training mode meanwhile, because ``sharpness`` has no effect in evaluation mode. Their own modes
-    and sharpness are restored on exit; submodules are left alone.
+    The layers are in training mode meanwhile, since ``sharpness`` has no effect in evaluation mode; their own modes are
+    restored too. Submodules keep theirs.
 
     Args:
         layers: The adder layers.
-        sharpness: Factor of the difference; ``AdderConv2d`` describes it.
+        sharpness: Factor of ``w - x`` in the input's gradient, ``HardTanh(sharpness · (w - x))``.
     """
     before = [(layer, layer.training, vars(layer).get("sharpness")) for layer in layers]
     try:

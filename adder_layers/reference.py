@@ -1,6 +1,6 @@
-"""The law: the adder convolution written from its formula, slow and never optimized.
+"""Reference implementation of the adder convolution: a direct transcription of the formula, not optimized.
 
-Every other implementation in this package is tested against this file.
+Every other implementation in this package is tested against this one.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from .geometry import pair
 
 
 class _NegativeDistance(torch.autograd.Function):
-    """``-|x - w|`` element by element, with AdderNet's gradients in place of the derivative's signs.
+    """``-|x - w|`` elementwise, with AdderNet's gradients in place of the signs of the derivative.
 
     AdderNet (arXiv 1912.13200), section 3.2: the weight gradient is the full-precision ``x - w``, the input
     gradient is ``HardTanh(w - x)``.
@@ -41,19 +41,20 @@ def adder_conv2d_reference(
 ) -> Tensor:
     """``y[n,o,p] = -Σ_k |x[n,k,p] - w[o,k]| + bias[o]``, k over input channels of the group and kernel taps.
 
-    Padded taps are zeros like any other input: each contributes ``-|0 - w|``. Gradients as AdderNet defines them.
+    This is equation 1 of AdderNet (arXiv 1912.13200), with the gradients of its section 3.2. Padded taps are zeros like
+    any other input: each contributes ``-|0 - w|``.
 
     Args:
         input: ``[N, C, H, W]``, floating point.
         weight: ``[O, C / groups, kh, kw]``, of the input's dtype.
         bias: ``[O]`` or ``None``.
-        stride: Step of the window, in pixels.
-        padding: Zeros on each side, in pixels.
-        dilation: Distance between taps, in pixels.
+        stride: Step of the window in pixels.
+        padding: Zeros on each side in pixels.
+        dilation: Distance between taps in pixels.
         groups: Number of channel groups.
 
     Returns:
-        ``[N, O, H', W']``.
+        ``[N, O, H', W']`` of the input's dtype.
     """
     filters, _, *kernel = weight.shape
     batch, _, height, width = input.shape

@@ -1,7 +1,7 @@
-"""The adder convolution in plain torch, in blocks that stay in cache and bound the memory.
+"""The backend in plain torch, for any device, computed in blocks that stay in cache and bound the memory.
 
-It runs wherever torch runs. Published code unfolds the whole batch and broadcasts it against all filters at once
-(gigabytes for a ResNet layer); here patches are cut tile by tile and compared block by block.
+Published code unfolds the whole batch and broadcasts it against all filters at once (gigabytes for a ResNet layer);
+here patches are cut tile by tile and compared block by block.
 """
 
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""Triton kernels for GPUs: forward pass, input gradient, tile table and launcher."""
+"""Triton backend for GPUs: kernels of the forward pass and the input gradient, tile table, and launcher."""

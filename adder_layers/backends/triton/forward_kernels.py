@@ -1,21 +1,33 @@
-"""Triton kernels of the adder convolution's forward pass, straight from memory in any layout.
+"""Triton kernels of the adder convolution's forward pass, which read tensors of any layout.
 
-Forward and input gradient (``input_grad_kernels.py``) each come twice. The tiled kernels compare positions with filters
-(or channels) one term at a time; the direct kernels serve depthwise and thin groups, where such a tile would be empty.
+Forward and input gradient (``input_grad_kernels.py``) have two kernels each. The tiled kernels compare positions with
+filters (or channels) one term at a time; the direct kernels are for depthwise layers and thin groups, where most of
+such a tile would be empty.
 
-A tile is ``[OUTER, ROWS, LANES]``. Triton gives the lanes of a warp to the last axes, then warps, and keeps the first
+A tile is ``[OUTER, ROWS, LANES]``. Triton assigns the lanes of a warp to the last axes, then warps, and keeps the first
 in registers, so the shape is the layout: a thread holds ``OUTER`` filters at one position of each of ``PIECES`` pieces.
-With 16 filters and four pieces, 20 values that it loads serve 64 terms. Operands are so small that Triton loads each
-where it is needed, from the first-level cache: the loop has no shared memory and no barrier. What belongs to a position
-is a single axis with one element a thread, and takes the tile's shape after loading: Triton lays out a load with more
-axes to suit that load alone, differently from version to version, and then the hot loop with it.
+With 16 filters and four pieces, a thread loads 20 values for 64 terms. Operands are so small that Triton loads each
+where it is needed, from the first-level cache: the loop has no shared memory and no barrier. Values of a position are a
+single axis with one element per thread, reshaped to the tile after loading: Triton lays out a load with more axes to
+suit that load alone, differently from version to version, and then the hot loop with it.
 
-Padded taps read 0 and count (``|0 - w|``); tails of a tile are computed in vain and not stored; loops over terms have
-no tail. Weights are packed by ``gpu.py`` into whole tiles, ``[groups, taps, terms, width]`` in fp32, so that a read of
-them is never out of bounds.
+Padded taps read 0 and count (``|0 - w|``). Tails of a tile are computed but not stored; loops over terms have no tail.
+``launch.py`` packs weights into whole tiles, ``[groups, taps, terms, width]`` in fp32, so that reading them is never
+out of bounds.
+
+Names of parameters, in all kernels of the convolution:
+
+- ``height, width``: size of the input; ``rows, columns, positions``: positions of an image along both axes, and of all
+  images together; ``taps``: taps of the kernel, in rows of ``kernel_w``.
+- ``stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w``: the window, in pixels.
+- ``x_n, x_c, x_h, x_w``: strides of ``x`` in elements; ``y``, ``g`` (the output's gradient) and ``r`` (the result)
+  likewise.
+- ``channels, filters``: of one group; ``filter_tiles``, ``channel_tiles``: number of tiles along them.
+- ``OUTER, ROWS, LANES``: shape of the tile; ``PIECES``: pieces of a program; ``UNROLL``: terms per iteration;
+  ``POSITIONS, WIDTH``: shape of a direct kernel's tile.
 """
 
-# Triton's language is not Python's: its arguments have no types that a checker knows, its constants are in capitals.
+# Triton's language differs from Python: type checkers do not know its arguments, and its constants are in capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, N806, RUF005
 # mypy: ignore-errors
 
@@ -28,13 +40,13 @@ NOWHERE = tl.constexpr(-(1 << 30))
 
 @triton.jit
 def _columns(OUTER: tl.constexpr, LANES: tl.constexpr):
-    """A tile's filters or channels, ``[OUTER, 1, LANES]``: those of a thread are neighbors in memory."""
+    """Return a tile's filters or channels, ``[OUTER, 1, LANES]``; those of a thread are neighbors in memory."""
     return tl.arange(0, OUTER)[:, None, None] + tl.arange(0, LANES)[None, None, :] * OUTER
 
 
 @triton.jit
 def _tile(tiles, groups, OUTER: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, PIECES: tl.constexpr):
-    """Group of a tiled kernel's program, positions of its first piece, and its filters or channels."""
+    """Return the group of a tiled kernel's program, the positions of its first piece, and its filters or channels."""
     program = tl.program_id(0)
     group = program // tiles % groups
     position = program // tiles // groups * (PIECES * ROWS) + tl.arange(0, ROWS * LANES) // LANES
@@ -43,7 +55,7 @@ def _tile(tiles, groups, OUTER: tl.constexpr, ROWS: tl.constexpr, LANES: tl.cons
 
 @triton.jit
 def _split(position, rows, columns):
-    """Image, row and column of ``position``."""
+    """Return image, row and column of positions."""
     line = position // columns
     image = line // rows
     return image, line - image * rows, position - line * columns
@@ -51,18 +63,19 @@ def _split(position, rows, columns):
 
 @triton.jit
 def _offset(image, row, column, image_stride, row_stride, column_stride):
-    """Elements from a tensor's first pixel to others."""
+    """Return the distance in elements from a tensor's first pixel to other pixels."""
     return image.to(tl.int64) * image_stride + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
 
 
 @triton.jit
 def _inside(row, column, height, width):
+    """Return whether pixels are inside the image."""
     return (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
 
 @triton.jit
 def _corner(position, positions, rows, columns, stride_h, stride_w):
-    """Image, row and column of a window's corner without padding; what does not exist is far above the image."""
+    """Return image, row and column of windows before padding; missing positions are far above the image."""
     image, row, column = _split(position, rows, columns)
     return image, tl.where(position < positions, row * stride_h, NOWHERE), column * stride_w
 
@@ -105,9 +118,9 @@ def forward_tiled(
 ):
     """``y[n,o,p] = -Σ_{c,tap} |x[n,c,p+tap] - w[o,c,tap]|`` (AdderNet, arXiv 1912.13200, equation 1).
 
-    ``x`` is ``[N, C, H, W]`` and ``y`` ``[N, O, H', W']`` by strides; ``w`` is packed ``[G, taps, C / G, width]``.
-    ``channels`` and ``filters`` are those of a group. A program makes ``PIECES x ROWS`` positions by ``OUTER x LANES``
-    filters. The channel stride is a constant: an unrolled loop then adds no addresses.
+    ``x`` is ``[N, C, H, W]`` and ``y`` ``[N, O, H', W']``, both of any strides; ``w`` is packed
+    ``[G, taps, C / G, width]``. A program computes ``PIECES x ROWS`` positions by ``OUTER x LANES`` filters. The
+    channel stride ``X_C`` is a constant, so that an unrolled loop adds no addresses.
     """
     FILTERS: tl.constexpr = OUTER * LANES
     group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
@@ -184,7 +197,7 @@ def forward_direct(
 ):
     """``forward_tiled`` for thin groups: each element of a ``[POSITIONS, WIDTH]`` tile reads operands of its own.
 
-    ``w`` is ``[O, C / G, taps]`` as in the module; ``filters`` and ``channels`` are those of a group.
+    ``w`` is ``[O, C / G, taps]`` as in the module; ``all_filters`` counts those of all groups.
     """
     program = tl.program_id(0)
     position = program // filter_tiles * POSITIONS + tl.arange(0, POSITIONS)

@@ -1,9 +1,9 @@
-"""Triton kernels of the adder convolution's input gradient; ``forward_kernels.py`` explains the tiles.
+"""Triton kernels of the adder convolution's input gradient; ``forward_kernels.py`` describes tiles and parameters.
 
-Each input pixel gathers what its windows contribute, so there are no atomics and two runs give the same bits.
+Each input pixel gathers the contributions of its windows, so there are no atomics and two runs give the same bits.
 """
 
-# Triton's language is not Python's: its arguments have no types that a checker knows, its constants are in capitals.
+# Triton's language differs from Python: type checkers do not know its arguments, and its constants are in capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, N806, RUF005
 # mypy: ignore-errors
 
@@ -15,7 +15,7 @@ from .forward_kernels import NOWHERE, _inside, _offset, _split, _tile
 
 @triton.jit
 def _input_pixels(position, positions, rows, columns, phase_h, phase_w, stride_h, stride_w, height, width):
-    """Image, row and column of one phase, in steps of the stride; what does not exist is far above the image."""
+    """Return image, row and column of one phase, in units of the stride; missing pixels are far above the image."""
     image, row, column = _split(position, rows, columns)
     exists = (position < positions) & (row * stride_h + phase_h < height) & (column * stride_w + phase_w < width)
     return image, tl.where(exists, row, NOWHERE), column
@@ -23,9 +23,9 @@ def _input_pixels(position, positions, rows, columns, phase_h, phase_w, stride_h
 
 @triton.jit
 def _half_input(pixel, x_c, channel, channels, exists, OUTER: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """``x / 2``, ``[OUTER, ROWS, LANES]``: each thread's ``OUTER`` channels from ``channel`` on.
+    """Return ``x / 2``, ``[OUTER, ROWS, LANES]``: each thread's ``OUTER`` channels, starting at ``channel``.
 
-    Each by a load of its own: one load of them all would settle the layout of the hot loop.
+    Each channel has a load of its own, because one load of them all would determine the layout of the hot loop.
     """
     outer = tl.arange(0, OUTER)[:, None, None]
     half = tl.zeros([OUTER, ROWS, LANES], tl.float32)
@@ -79,13 +79,15 @@ def input_grad_tiled(
     PIECES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """``r[n,c,i] = Σ_{o,tap} g[n,o,p] · HardTanh(w[o,c,tap] - x[n,c,i])``, p + tap = i: AdderNet's, not the derivative.
+    """``r[n,c,i] = Σ_{o,tap} g[n,o,p] · HardTanh(w[o,c,tap] - x[n,c,i])`` with p + tap = i.
 
-    arXiv 1912.13200, section 3.2. ``HardTanh(t) = 2·clamp((t + 1) / 2, 0, 1) - 1``, so the loop holds a saturating
-    subtraction of ``x / 2`` from the packed ``(w + 1) / 2``, ``[G, taps, O / G, tiles x width]``, and one FMA.
+    This is AdderNet's gradient (arXiv 1912.13200, section 3.2), not the derivative. Since
+    ``HardTanh(t) = 2·clamp((t + 1) / 2, 0, 1) - 1``, the loop consists of a saturating subtraction of ``x / 2`` from
+    the packed ``(w + 1) / 2``, ``[G, taps, O / G, tiles x width]``, and one FMA.
 
-    Programs are split by phase, the remainders of row and column by the stride: within a phase a tap meets all pixels
-    or none, and ``rows x columns`` counts the pixels of the largest phase. ``x`` and ``result`` are ``[N, C, H, W]``.
+    ``x`` and ``result`` are ``[N, C, H, W]``, ``grad`` is ``[N, O, out_h, out_w]``. Programs are divided by phase, the
+    remainders of row and column modulo the stride: within a phase a tap meets all pixels or none, and
+    ``rows x columns`` counts the pixels of the largest phase.
     """
     CHANNELS: tl.constexpr = OUTER * LANES
     group, position, channel = _tile(channel_tiles, groups, OUTER, ROWS, LANES, PIECES)
@@ -142,7 +144,7 @@ def input_grad_tiled(
     for piece in tl.static_range(PIECES):
         image, row, column = pixels[piece]
         pixel = _offset(image, row, column, r_n, r_h * stride_h, r_w * stride_w)
-        # Saturation turns NaN into 0, so a NaN input puts it back.
+        # Saturation turns NaN into 0; a NaN of the input is restored here.
         value = tl.where(halves[piece] == halves[piece], 2.0 * accs[piece] - totals[piece], halves[piece])
         mask = tl.reshape(row >= 0, [1, ROWS, LANES]) & (channel < channels)
         tl.store(result_ptr + (tl.reshape(pixel, [1, ROWS, LANES]) + offset), value, mask=mask)
@@ -190,7 +192,7 @@ def input_grad_direct(
 ):
     """``input_grad_tiled`` for thin groups, a ``[POSITIONS, WIDTH]`` tile of one phase of the input.
 
-    ``w`` is ``[O, C / G, taps]`` as in the module; ``filters`` and ``channels`` are those of a group.
+    ``w`` is ``[O, C / G, taps]`` as in the module; ``all_channels`` counts those of all groups.
     """
     program = tl.program_id(0)
     phase_h = tl.program_id(1) // stride_w

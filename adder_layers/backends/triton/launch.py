@@ -201,5 +201,5 @@ def _packed(weight: Tensor, groups: int, width: int, order: tuple[int, int, int,
     packed = torch.empty(*leading, padded, dtype=torch.float32, device=weight.device)
     packed[..., :last].copy_(grouped)
     if padded > last:
-        packed[..., last:].zero_()  # what is computed from it is not stored; never leave it to chance
+        packed[..., last:].zero_()  # results of it are not stored, but never read uninitialized memory
     return packed

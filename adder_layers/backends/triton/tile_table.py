@@ -1,7 +1,7 @@
-"""The tiles that devices get; ``python -m benchmarks.gpu.tune`` writes this file.
+"""Table of tiles by device; ``python -m benchmarks.gpu.tune`` writes this file.
 
 ``TABLE[target][kernel][width]`` is ``(warps, pieces, unroll)`` for layers that fill the device, then for those that do
-not. ``width`` counts the filters (forward) or channels (input gradient) of a tile.
+not. ``width`` is the number of filters (forward) or channels (input gradient) in a tile.
 """
 
 Row = tuple[tuple[int, int, int], tuple[int, int, int]]

@@ -1,6 +1,6 @@
-"""Which tile a layer gets: by kernel, width of the layer, and device, from a table in Python.
+"""Choice of the tile for a layer by kernel, width of the layer, and device, from a static table.
 
-Nothing is tuned at run time, so that two runs take the same path and a first call costs one compilation.
+Nothing is tuned at run time, so that two runs launch the same kernels and the first call costs one compilation.
 """
 
 import functools
@@ -11,18 +11,25 @@ from .tile_table import TABLE
 KERNELS = ("forward", "input_grad")
 # Below this many filters (or channels) in a group, most of a tile's columns would be padding.
 TILED_WIDTH = 8
-# A wider tile reads less; a narrower one wastes less on tails.
+# Wider tiles read less, narrower ones waste less on tails.
 WIDTHS = (64, 32, 16)
-# The share of padded filters, beyond the least possible, that is worth a wider tile.
+# How many more filters than the fewest possible, after padding, are worth a wider tile.
 PADDING = 1.1
-# The interpreter's cost is per operation more than per element, so its tiles are as large as the layer.
+# The interpreter's cost depends on operations more than on elements, so its tiles are as large as the layer.
 INTERPRETED_WARPS = 128
 
 
 class Tile(NamedTuple):
-    """Shape of a tiled kernel's tile; ``forward_kernels.py`` says what its axes are.
+    """Shape of a tiled kernel's tile, ``[outer, rows, lanes]``; ``forward_kernels.py`` describes its axes.
 
-    For operands to be loaded without shared memory, ``outer * lanes`` has to be below ``32 * warps``.
+    Operands are loaded without shared memory only if ``outer * lanes`` is below ``32 * warps``.
+
+    Args:
+        lanes: Lanes of a warp along filters (or channels).
+        warps: Warps of a program.
+        pieces: Tiles of positions that a program computes.
+        unroll: Terms per iteration of the loop.
+        outer: Filters (or channels) in each thread's registers.
     """
 
     lanes: int
@@ -33,17 +40,17 @@ class Tile(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Filters (or channels) of a tile."""
+        """Number of filters (or channels) in a tile."""
         return self.outer * self.lanes
 
     @property
     def rows(self) -> int:
-        """Positions of one piece."""
+        """Number of positions in one piece."""
         return 32 // self.lanes * self.warps
 
     @property
     def positions(self) -> int:
-        """Positions of a program."""
+        """Number of positions that a program computes."""
         return self.pieces * self.rows
 
 
@@ -55,12 +62,18 @@ class Block(NamedTuple):
     warps: int = 4
 
 
-# Positions, or channels where those are neighbors in memory, go along lanes.
+# Lanes follow positions, or channels where those are neighbors in memory.
 DIRECT_ROWS, DIRECT_CHANNELS = Block(256, 1), Block(16, 32)
 
 
 class Device(NamedTuple):
-    """What the choice of a tile depends on; no multiprocessors means Triton's interpreter."""
+    """Properties of a device on which the choice of a tile depends.
+
+    Args:
+        processors: Number of multiprocessors; 0 for Triton's interpreter.
+        wave: Lanes of a warp.
+        target: Name of the architecture, such as ``sm_90`` or ``gfx942``.
+    """
 
     processors: int
     wave: int = 32
@@ -68,13 +81,13 @@ class Device(NamedTuple):
 
 
 def width_class(width: int) -> int:
-    """The tile's width for a layer whose groups have ``width`` filters or channels."""
+    """Return the tile's width for a layer whose groups have ``width`` filters or channels."""
     padded = {tile: -(-width // tile) * tile for tile in WIDTHS}
     return next(tile for tile in WIDTHS if padded[tile] <= PADDING * min(padded.values()))
 
 
 def known_target(target: str) -> str:
-    """The table's entry for a device: its own, else the nearest lower capability, else the lowest there is."""
+    """Return the table's key for a device: its own, else the nearest lower capability, else the lowest."""
     if target in TABLE:
         return target
     known = sorted((name for name in TABLE if name.startswith("sm_")), key=_capability)
@@ -88,21 +101,21 @@ def _capability(target: str) -> int:
 
 
 def tiles_of(target: str, kernel: str, width: int) -> tuple[Tile, Tile]:
-    """The tiles of a width class: for layers that fill the device, and for those that do not."""
+    """Return the tiles of a width class: for layers that fill the device, and for those that do not."""
     large, small = TABLE[known_target(target)][kernel][width]
     return Tile(width // 16, *large), Tile(width // 16, *small)
 
 
 @functools.cache
 def choose_tile(kernel: str, width: int, positions: int, groups: int, device: Device) -> Tile:
-    """The tile for a layer.
+    """Choose the tile for a layer.
 
     Args:
         kernel: ``"forward"`` or ``"input_grad"``.
         width: Filters (forward) or channels (input gradient) of a group.
         positions: Output positions (forward) or input positions of one phase, over all images.
         groups: Number of channel groups, times the phases of the stride for the input gradient.
-        device: Where it runs.
+        device: The device on which the kernel runs.
     """
     large, small = tiles_of(device.target, kernel, width_class(width))
     if device.processors == 0:
@@ -113,13 +126,13 @@ def choose_tile(kernel: str, width: int, positions: int, groups: int, device: De
 
 
 def fills(tile: Tile, width: int, positions: int, groups: int, device: Device) -> bool:
-    """Whether a tile makes two programs or more for each multiprocessor; other arguments as of ``choose_tile``."""
+    """Return whether a tile gives each multiprocessor two programs or more, for the arguments of ``choose_tile``."""
     programs = -(-positions // tile.positions) * -(-width // tile.width) * groups
     return programs >= 2 * device.processors
 
 
 def configurations(target: str) -> list[tuple[str, Tile | Block]]:
-    """Every kernel with every tile that a device may get."""
+    """Return every kernel with every tile that may be chosen on a device."""
     tiled = [
         (f"{kernel}_tiled", tile) for kernel in KERNELS for width in WIDTHS for tile in tiles_of(target, kernel, width)
     ]

@@ -144,7 +144,7 @@ def test_quantized_layers_are_measured_beside_others(layer, whole, monkeypatch):
     """What a launch would do is prepared; only the kernel's run is left out."""
     launches = []
     monkeypatch.setattr(launcher, "device", lambda index: Device(132))
-    monkeypatch.setattr(launcher.Launch, "run", launches.append)
+    monkeypatch.setattr(launcher.Launch, "run", lambda launch: launches.append(launch))
     result = gpu_integer.measure_all([layer, layer], host_timer, "cpu", 0.0)
     assert (len(result["layers"]), result["left_out"]) == (1, 1)
     row = result["layers"][0]
