@@ -1,1 +1,1 @@
-"""Speed on CPUs, in fp32 and in integers."""
+"""Speed on CPUs, of fp32 layers and of quantized networks."""

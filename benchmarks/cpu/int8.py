@@ -1,12 +1,12 @@
-"""Quantized adder networks beside what one would run instead on a CPU, whole networks, interleaved in one run.
+"""Compare whole quantized adder networks on a CPU with the alternatives, interleaved in one run.
 
     python -m benchmarks.cpu.int8 --json docs/results/int8.json
 
-For every model and batch size: our integer network (best instruction set, and AVX2 forced), ONNX Runtime's int8 (QDQ,
-per channel) and fp32 convolutional network of the same architecture, torch's eager fp32 convolutional network, and our
-fp32 adder network, all on as many threads as torch. Latencies are 20 %, 50 % and 80 % quantiles. Giga-terms per second:
-a term is one difference or product; the share is that of what registers alone allow, measured in the same run. Weights
-and calibration images are random, since the time does not depend on them.
+For every model and batch size: our integer network (best instruction set, and AVX2), ONNX Runtime's int8 (QDQ, per
+channel) and fp32 convolutional network of the same architecture, torch's eager fp32 convolutional network, and our fp32
+adder network, all on as many threads as torch. Latencies are 20 %, 50 % and 80 % quantiles. Rates are giga-terms per
+second, where a term is one difference or product; the limit, measured in the same run, is the rate of the same
+operations on registers alone. Weights and calibration images are random, since the time does not depend on them.
 """
 
 import argparse
@@ -37,10 +37,11 @@ Builders = dict[str, Callable[[], Run]]
 
 
 def prepare(name: str, folder: Path, sets: list[str]) -> tuple[Builders, dict[str, int], IntegerPlan, int]:
-    """What is compared: by name a function that loads a network and returns it ready to run on ``[N, 3, S, S]`` fp32.
+    """Prepare the networks to compare.
 
     Returns:
-        The functions, the bytes of each network's weights, our plan, and the images' size ``S``.
+        By name, functions that load a network and return it ready to run on ``[N, 3, S, S]`` fp32; the bytes of each
+        network's weights; our plan; and the image size ``S``.
     """
     torch.manual_seed(0)
     cnn, adder = timm.create_model(name).eval(), timm.create_model(name).eval()
@@ -86,7 +87,7 @@ def _eager(model: nn.Module) -> Run:
 def measure(
     builders: Builders, plan: IntegerPlan, size: int, batch: int, rounds: int, limit: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Latency, rate, share of the limit and peak memory of each network at one batch size."""
+    """Measure latency, rate, share of the limit and peak memory of each network at one batch size."""
     images = torch.randn(batch, 3, size, size)
     ready: dict[str, Run] = {}
 
@@ -115,7 +116,7 @@ def _on(run: Run, images: Tensor) -> Callable[[], Any]:
 
 
 def profile(plan: IntegerPlan, size: int, repeats: int = 10) -> list[dict[str, Any]]:
-    """Where our time goes, step by step at batch 1: the fastest of some runs."""
+    """Profile our network step by step at batch 1; each step has the fastest time of several runs."""
     engine, image = Engine(plan), torch.randint(256, (1, size, size, 3), dtype=torch.uint8)
     runs = [engine.profile(image) for _ in range(repeats)]
     best = [min(rows, key=lambda row: row.seconds) for rows in zip(*runs, strict=True)]
@@ -151,11 +152,11 @@ def main() -> None:
             result["profile"][name] = profile(plan, size)
             result["issue_limit"] = limit
             if arguments.json is not None:
-                write_json(arguments.json, result)  # a run that is cut off keeps what it has
+                write_json(arguments.json, result)  # an interrupted run keeps its results
 
 
 def _larger(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """The clock may have risen since: the best the units did is the limit."""
+    """Return the higher rates: the clock may have risen since, and the limit is the best that the units did."""
     return {name: max(rate, other[name]) for name, rate in one.items()}
 
 

@@ -1,12 +1,12 @@
-"""Adder kernels beside what one would use instead, layer by layer, interleaved in one run.
+"""Compare the adder kernels with the alternatives, layer by layer, interleaved in one run.
 
     python -m benchmarks.cpu.kernels --device cpu --json docs/results/kernels_cpu.json
 
 For every distinct convolution of the models: forward, input gradient and training step (forward and both gradients)
 of our operator, of ``F.conv2d``, of ``torch.cdist(p=1)`` on unfolded input, and of the published formulation where it
-needs less than 8 GB. Giga-terms per second: a term is one ``|x - w|``, or one product for the convolution. Medians with
-20 % and 80 % quantiles, peak memory of the training step, and the share of what the arithmetic units can do. At the
-end a training step of the whole `cifar_resnet20`.
+needs less than 8 GB. Rates are giga-terms per second, where a term is one ``|x - w|``, or one product for the
+convolution: medians with 20 % and 80 % quantiles, and the share of the arithmetic units' limit. Also the peak memory of
+the training step, and at the end the time of a training step of the whole `cifar_resnet20`.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from ..timing import hardware, interleaved, peak_bytes, quantiles
 from .layers import CIFAR_BATCH, Layer, layers_of, providers
 
 PASSES = ("forward", "input gradient", "training step")
-# Terms, or products, of a pass: a training step computes the output and two gradients.
+# How many times the forward pass's terms a pass computes: a training step has the output and two gradients.
 PASS_TERMS = {"forward": 1, "input gradient": 1, "training step": 3}
 
 
 def measure_layer(layer: Layer, device: str, rounds: int) -> dict[str, Any]:
-    """A row of the result: rates by provider and pass, peak memory of the training step."""
+    """Measure one row of the result: rates by provider and pass, and peak memory of the training step."""
     x = torch.randn(layer.input, device=device, requires_grad=True)
     w = torch.randn(layer.weight, device=device, requires_grad=True)
     computed = providers(layer)
@@ -63,7 +63,7 @@ def _pass(function: Callable[[Tensor, Tensor], Tensor], pass_: str, x: Tensor, w
 
 
 def measure_network(device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a training step of `cifar_resnet20` as CNN and as adder network, fp32."""
+    """Measure seconds of a training step of `cifar_resnet20` as CNN and as adder network, in fp32."""
     images = torch.randn(CIFAR_BATCH[device], 3, 32, 32, device=device)
     labels = torch.randint(10, (len(images),), device=device)
     networks = {"conv": timm.create_model("cifar_resnet20"), "adder": timm.create_model("cifar_resnet20")}
@@ -96,10 +96,10 @@ def main() -> None:
     for layer in (layer for name in arguments.models for layer in layers_of(name, device)):
         rows.append(measure_layer(layer, device, arguments.rounds))
         print(_line(rows[-1]), flush=True)
-        _write(arguments.json, {**result, "rows": rows})  # a run that is cut off keeps what it has
+        _write(arguments.json, {**result, "rows": rows})  # an interrupted run keeps its results
     network = measure_network(device, arguments.rounds)
     print("training step of cifar_resnet20: " + ", ".join(f"{name} {time[1]:.3f} s" for name, time in network.items()))
-    # The clock may have risen since: the best the units did is the limit.
+    # The clock may have risen since; the limit is the best that the units did.
     again = issue_limit(device)
     limit = {name: max(rate, again[name]) for name, rate in result["issue_limit"].items()}
     summary = {name: summarize([row for row in rows if row["model"] == name], limit) for name in arguments.models}
@@ -125,7 +125,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def summarize(rows: list[dict[str, Any]], limit: dict[str, float]) -> dict[str, float]:
-    """Geometric means over layers of the ratios of median rates, and of the shares of the arithmetic units' limit."""
+    """Return geometric means over layers of ratios of median rates, and of shares of the arithmetic units' limit."""
     means = {}
     for other in ("conv", "cdist", "published"):
         for pass_ in PASSES:

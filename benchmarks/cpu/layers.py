@@ -1,4 +1,4 @@
-"""The convolutions that the kernel benchmarks measure, and the ways to compute an adder layer that they compare."""
+"""Layers of the kernel benchmarks, and the implementations of an adder layer that they compare."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adderkit.adder_layers.conv import adder_conv2d
 from adderkit.convert.graph.layers import trace_layers
 
-# Images in a batch; `cifar_resnet20` has 32 x 32 pixels only.
+# Images in a batch; those of `cifar_resnet20` have only 32 x 32 pixels.
 BATCH = {"cpu": 8, "cuda": 256}
 CIFAR_BATCH = {"cpu": 128, "cuda": 256}
 # Bytes of temporaries above which a formulation is left out.
@@ -41,12 +41,12 @@ class Layer(NamedTuple):
 
     @property
     def terms(self) -> int:
-        """Distances, or products, that one pass computes."""
+        """Number of distances or products that the forward pass computes."""
         return math.prod(self.output) * math.prod(self.weight[1:])
 
 
 def layers_of(name: str, device: str) -> list[Layer]:
-    """The model's distinct convolutions, stem and classifier left out, at the benchmark's batch size."""
+    """Return the model's distinct convolutions without stem and classifier, at the benchmark's batch size."""
     model = timm.create_model(name)
     modules = dict(model.named_modules())
     batch = (CIFAR_BATCH if name.startswith("cifar") else BATCH)[device]
@@ -63,10 +63,11 @@ def layers_of(name: str, device: str) -> list[Layer]:
 
 
 def providers(layer: Layer) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """By name, differentiable functions of input ``[N, C, H, W]`` and weight ``[O, C / groups, kh, kw]``.
+    """Return, by name, differentiable functions of input ``[N, C, H, W]`` and weight ``[O, C / groups, kh, kw]``.
 
-    ``adder`` is ours, ``conv`` torch's convolution, ``cdist`` torch's own L1 distance on unfolded input, ``published``
-    the formulation of public AdderNet code. The last two know no groups and are left out where they need too much.
+    ``adder`` is ours, ``conv`` torch's convolution, ``cdist`` torch's L1 distance on unfolded input, ``published`` the
+    formulation of public AdderNet code. The last two do not support groups and are omitted where they need too much
+    memory.
     """
     arguments = (None, layer.stride, layer.padding, 1, layer.groups)
     found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -82,7 +83,7 @@ def providers(layer: Layer) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
 
 def _unfolded(x: Tensor, layer: Layer) -> Tensor:
-    """``[N, C, H, W]`` as windows, ``[N, K, positions]``."""
+    """Unfold ``[N, C, H, W]`` to windows, ``[N, K, positions]``."""
     return F.unfold(x, layer.weight[2:], 1, layer.padding, layer.stride)
 
 
@@ -99,17 +100,17 @@ def _published(x: Tensor, w: Tensor, layer: Layer) -> Tensor:
 
 
 class Broadcast(torch.autograd.Function):
-    """Equations 1, 5 and 6 of AdderNet (arXiv 1912.13200) as they stand: all windows against all filters at once."""
+    """Equations 1, 5 and 6 of AdderNet (arXiv 1912.13200), transcribed: all windows against all filters at once."""
 
     @staticmethod
     def forward(ctx: Any, windows: Tensor, filters: Tensor) -> Tensor:
-        """``-Σ_k |w[o,k] - x[k,p]|`` as ``[O, P]``, of windows ``[K, P]`` and filters ``[O, K]``."""
+        """Return ``-Σ_k |w[o,k] - x[k,p]|``, ``[O, P]``, of windows ``[K, P]`` and filters ``[O, K]``."""
         ctx.save_for_backward(windows, filters)
         return -(filters[:, :, None] - windows[None]).abs().sum(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """HardTanh for the windows, the full difference for the filters."""
+        """Return HardTanh gradients for the windows, full differences for the filters."""
         windows, filters = ctx.saved_tensors
         difference = filters[:, :, None] - windows[None]
         for_windows = for_filters = None

@@ -1,4 +1,4 @@
-"""The int8 convolutional network that ONNX Runtime's own tools make: QDQ form, weights per channel."""
+"""Int8 convolutional networks made by ONNX Runtime's own tools: QDQ format, weights per channel."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def write_fp32(model: nn.Module, size: int, path: Path) -> None:
-    """Write a model that takes ``images`` ``[N, 3, size, size]``, for any N."""
+    """Export a model that takes ``images`` ``[N, 3, size, size]``, for any N."""
     images = torch.randn(1, 3, size, size)
     axes = {"images": {0: "n"}, "logits": {0: "n"}}
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"], "dynamic_axes": axes}
@@ -18,7 +18,7 @@ def write_fp32(model: nn.Module, size: int, path: Path) -> None:
 
 
 def write_int8(fp32: Path, size: int, path: Path) -> None:
-    """Fold and quantize, activations unsigned and weights signed: the pair that VNNI multiplies."""
+    """Fold and quantize with unsigned activations and signed weights, the pair that VNNI multiplies."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -30,7 +30,7 @@ def write_int8(fp32: Path, size: int, path: Path) -> None:
             self.images: Iterator[Any] = iter([{"images": torch.randn(1, 3, size, size).numpy()} for _ in range(2)])
 
         def get_next(self) -> Any:
-            """The next, or ``None``."""
+            """Return the next input, or ``None`` at the end."""
             return next(self.images, None)
 
     with tempfile.TemporaryDirectory() as folder:

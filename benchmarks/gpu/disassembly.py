@@ -1,4 +1,4 @@
-"""Compiles the GPU kernels for any target, without a device, and counts what their hot loops consist of.
+"""Compile the GPU kernels for any target, without a device, and count the instructions of their hot loops.
 
 Uses the assembler and disassembler that come with the triton package.
 """
@@ -30,7 +30,7 @@ TARGETS = {
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
 FORMATS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# From sm_100 on, an instruction may do two numbers.
+# From sm_100 on, an instruction may process two numbers.
 USEFUL = {
     "forward": ("FADD", "FADD2"),
     "input_grad": ("FADD.SAT", "FFMA", "FADD2", "FFMA2"),
@@ -62,7 +62,7 @@ class Layer(NamedTuple):
     groups: int = 1
 
 
-# The ResNets' layers between them use every tile of every device; the rest uses the kernels for thin groups.
+# Together, the ResNets' layers use every tile of every device; the others use the kernels for thin groups.
 LAYERS = {
     "resnet50-1x1-64-256": Layer(256, 64, 256, 56),
     "resnet50-1x1-1024-512-stride2": Layer(256, 1024, 512, 14, 1, 2),
@@ -81,7 +81,7 @@ LAYERS = {
 
 
 class Loop(NamedTuple):
-    """The innermost loop with the most useful instructions."""
+    """Instruction counts of the innermost loop with the most useful instructions."""
 
     useful: int
     instructions: int
@@ -90,7 +90,7 @@ class Loop(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a compiled kernel consists of; ``local`` counts loads and stores of spilled registers."""
+    """Statistics of a compiled kernel; ``local`` counts loads and stores of spilled registers."""
 
     instructions: int
     registers: int
@@ -105,7 +105,7 @@ class Report(NamedTuple):
 
 
 def launch_of(kernel: str, layer: Layer, memory_format: str, dtype: str, target: str) -> gpu.Launch:
-    """What the launcher would do for a layer on a device, on tensors without memory."""
+    """Return the launch for a layer on a device, on meta tensors."""
     padding = layer.kernel // 2
     shape = (layer.filters, layer.channels // layer.groups, layer.kernel, layer.kernel)
     options: dict[str, Any] = {"device": "meta", "dtype": DTYPES[dtype]}
@@ -123,7 +123,7 @@ def launch_of(kernel: str, layer: Layer, memory_format: str, dtype: str, target:
 
 
 def integer_launch_of(layer: Layer, residual: bool, target: str) -> gpu.Launch:
-    """What the integer engine would do for a quantized layer on a device, on tensors without memory."""
+    """Return the integer engine's launch for a quantized layer on a device, on meta tensors."""
 
     def bytes(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8, device="meta")
@@ -143,7 +143,7 @@ def integer_launch_of(layer: Layer, residual: bool, target: str) -> gpu.Launch:
 
 
 def compile_launch(launch: gpu.Launch, target: str) -> Any:
-    """Compile a launch as Triton would at the call: 1 becomes a constant, multiples of 16 are marked."""
+    """Compile a launch as Triton would when called: 1 becomes a constant, multiples of 16 are marked."""
     function = launch.function()
     signature: dict[str, str] = {}
     attributes = {}
@@ -166,11 +166,11 @@ def compile_launch(launch: gpu.Launch, target: str) -> Any:
 
 
 def measure(compiled: Any, useful: tuple[str, ...]) -> Report:
-    """Disassemble a kernel that was compiled for an NVIDIA device and count.
+    """Disassemble a kernel that was compiled for an NVIDIA device and count its instructions.
 
     Args:
-        compiled: What ``compile_launch`` returned.
-        useful: Instructions that the loop is about, with modifiers: ``FADD`` is not ``FADD.SAT``.
+        compiled: The kernel, as returned by ``compile_launch``.
+        useful: Instructions that count as useful, with modifiers: ``FADD`` does not include ``FADD.SAT``.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -191,7 +191,7 @@ def measure(compiled: Any, useful: tuple[str, ...]) -> Report:
 
 
 def spilled_on_amd(compiled: Any) -> int:
-    """Vector registers that a kernel compiled for an AMD device keeps in memory, by its own metadata."""
+    """Return the number of vector registers that a kernel compiled for an AMD device spills, from its metadata."""
     count = re.search(r"\.vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])
     assert count is not None
     return int(count.group(1))
@@ -203,7 +203,7 @@ def _output(program: str, *arguments: str) -> str:
 
 
 def _parse(listing: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """Instructions as name and operands, and the index that each label stands for."""
+    """Parse instructions into names and operands, and labels into indices of instructions."""
     instructions: list[tuple[str, str]] = []
     labels = {}
     for line in listing.splitlines():
@@ -215,7 +215,7 @@ def _parse(listing: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
 
 
 def _innermost(instructions: list[tuple[str, str]], labels: dict[str, int]) -> Iterator[tuple[int, int]]:
-    """Loops, by their jumps backwards, that hold no other loop."""
+    """Yield the ranges of loops, found by backward jumps, that contain no other loop."""
     loops = []
     for index, (name, operands) in enumerate(instructions):
         jump = re.search(r"\((\.L_\S+)\)", operands) if name.startswith("BRA") else None

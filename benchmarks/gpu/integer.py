@@ -1,4 +1,4 @@
-"""Single quantized layers on a GPU: our kernel on bytes beside ours in fp32, and beside what tensor cores do."""
+"""Compare single quantized layers on a GPU: our kernel on bytes, ours in fp32, and products by tensor cores."""
 
 import time
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from adderkit.adder_layers.integer.triton_launch import operands_of, plan_adder
 from ..cpu.layers import Layer
 from .timing import Timer, summary
 
-# Bytes of unfolded windows above which the int8 product is left out.
+# Bytes of unfolded windows above which the int8 product is omitted.
 WINDOWS_LIMIT = 8 << 30
 
 
 def functions(layer: Layer, device: str) -> dict[str, Callable[[], Any]]:
-    """What to time, by name, on random operands of a layer.
+    """Return the functions to time, by name, on random operands of a layer.
 
     Torch has no int8 convolution for GPUs: ``product int8`` multiplies windows that are unfolded already, which is less
-    than a convolution has to do. It needs sizes that are multiples of 8, and one group.
+    work than a convolution. It needs sizes that are multiples of 8, and one group.
     """
     x = torch.randn(layer.input, device=device)
     w = torch.randn(layer.weight, device=device)
@@ -45,7 +45,7 @@ def functions(layer: Layer, device: str) -> dict[str, Callable[[], Any]]:
 
 
 def _adder(layer: Layer, device: str) -> Callable[[], None]:
-    """The integer engine's step, weights packed; bytes in, requantized bytes out."""
+    """Return the integer engine's step from bytes to requantized bytes, with weights already packed."""
 
     def random(*shape: int, high: int = 256) -> torch.Tensor:
         return torch.randint(0, high, shape, dtype=torch.uint8, device=device)
@@ -65,7 +65,7 @@ def _adder(layer: Layer, device: str) -> Callable[[], None]:
 
 
 def measure(layer: Layer, timer: Timer, device: str) -> dict[str, Any]:
-    """Milliseconds and giga-terms per second of each function; a term is a distance, or a product."""
+    """Measure milliseconds and giga-terms per second of each function; a term is a distance or a product."""
     rows = {}
     for name, function in functions(layer, device).items():
         times = summary(timer(function))
@@ -75,7 +75,7 @@ def measure(layer: Layer, timer: Timer, device: str) -> dict[str, Any]:
 
 
 def measure_all(layers: list[Layer], timer: Timer, device: str, seconds: float) -> dict[str, Any]:
-    """As many layers as ``seconds`` suffice for, at least one, and how many that left out."""
+    """Measure as many layers as fit into ``seconds``, at least one, and count those that were left out."""
     stop = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []
     for layer in layers:

@@ -1,5 +1,5 @@
-// What the arithmetic units of this CPU can do at best: the inner operations of the adder kernels, and of a convolution,
-// on registers alone. Prints giga-terms per second on all threads: forward, input gradient, multiply-add, differences of bytes.
+// Highest rate of this CPU's arithmetic units: the inner operations of the adder kernels and of a convolution on registers
+// alone. Prints giga-terms per second on all threads: forward, input gradient, multiply-add, differences of bytes.
 #include <immintrin.h>
 #include <omp.h>
 
@@ -39,7 +39,7 @@ static Vector add_differences_as_floats(Vector sum, Vector x, Vector w) {
 }
 #endif
 
-// With kSums independent sums: enough of them to hide the latency, few enough for the registers.
+// kSums independent sums: enough to hide the latency, few enough for the registers.
 template <int kSums, typename Step>
 static double rate_of(Step step) {
     double best = 0;

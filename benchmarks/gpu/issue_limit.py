@@ -1,4 +1,4 @@
-"""The rate that the arithmetic units allow: measured on a CPU by a loop on registers, computed for a GPU."""
+"""Highest rate that the arithmetic units allow: measured by a loop on registers on a CPU, computed for a GPU."""
 
 import shutil
 import subprocess
@@ -13,11 +13,11 @@ FLAGS = {"avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfm
 
 
 def issue_limit(device: str, instruction_set: str | None = None) -> dict[str, float]:
-    """Giga-terms per second of forward, input gradient, products and byte differences; empty where it cannot be told.
+    """Return giga-terms per second of forward, input gradient, products and byte differences; empty if unknown.
 
     Args:
         device: ``"cpu"``, measured on as many threads as torch uses, or ``"cuda"``, from the device's clock.
-        instruction_set: Of the CPU; by default the one that the fp32 kernels use.
+        instruction_set: Instruction set of the CPU; by default the one that the fp32 kernels use.
     """
     if device == "cuda":
         from .timing import INSTRUCTIONS_PER_TERM, hardware

@@ -1,4 +1,4 @@
-"""Single layers on a GPU: forward, input gradient and weight gradient of ours and of torch's convolution."""
+"""Compare single layers on a GPU: forward pass and both gradients of ours and of torch's convolution."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ COMPILERS = 12
 
 
 def all_layers(models: tuple[str, ...] = MODELS) -> list[Layer]:
-    """The distinct layers of the models, the same shape once."""
+    """Return the layers of the models, each distinct shape once."""
     found: dict[tuple[Any, ...], Layer] = {}
     for model in models:
         for layer in layers_of(model, "cuda"):
@@ -33,7 +33,7 @@ def all_layers(models: tuple[str, ...] = MODELS) -> list[Layer]:
 
 
 def functions(layer: Layer, mode: str, device: str) -> dict[str, Callable[[], Any]]:
-    """What to time, by name, on random operands of a layer."""
+    """Return the functions to time, by name, on random operands of a layer."""
     from adderkit.adder_layers.ops import adder_conv2d_weight_grad
 
     dtype, memory_format = MODES[mode]
@@ -60,7 +60,7 @@ def functions(layer: Layer, mode: str, device: str) -> dict[str, Callable[[], An
 
 
 def measure(layer: Layer, mode: str, timer: Timer, device: str, limit: float | None) -> dict[str, Any]:
-    """Milliseconds, giga-terms per second and share of ``limit`` (giga-terms per second) for each function."""
+    """Measure milliseconds, giga-terms per second and share of ``limit`` (giga-terms per second) of each function."""
     rows = {}
     for name, function in functions(layer, mode, device).items():
         with tf32(name.endswith("tf32")):
@@ -74,7 +74,7 @@ def measure(layer: Layer, mode: str, timer: Timer, device: str, limit: float | N
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether fp32 convolutions may round their operands to TF32."""
+    """Set whether fp32 convolutions may round their operands to TF32 inside the context."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = allowed
     try:
@@ -84,7 +84,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def compile_all(layers: list[Layer]) -> None:
-    """Fill Triton's cache, in as many processes as a machine may have cores to compile with."""
+    """Fill Triton's cache from ``COMPILERS`` parallel processes."""
     context = multiprocessing.get_context("spawn")
     jobs = [(layer, mode) for layer in layers for mode in MODES]
     with ProcessPoolExecutor(COMPILERS, mp_context=context, initializer=make_importable) as pool:
@@ -93,7 +93,7 @@ def compile_all(layers: list[Layer]) -> None:
 
 
 def compile_one(layer: Layer, mode: str) -> None:
-    """Run a layer's own kernels once."""
+    """Run our kernels of a layer once."""
     for name, function in functions(layer, mode, "cuda").items():
         if name in ("adder forward", "adder input grad"):
             function()
@@ -102,7 +102,7 @@ def compile_one(layer: Layer, mode: str) -> None:
 
 
 def geometric_means(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Ours as a multiple of the convolution's speed, over all layers of each mode."""
+    """Return our speed as a multiple of the convolution's, over all layers of each mode."""
     result = {}
     for mode in MODES:
         for kind in ("forward", "input grad", "weight grad"):

@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one command: the tests, training steps, and every layer, into one JSON file.
+"""Run all GPU tests and benchmarks and write one JSON file: tests, training steps, and every layer.
 
     python benchmarks/gpu/run.py --json gpu.json --minutes 8
 
-Needs the repository and its Python packages, but no installation of it. A section that fails is recorded and the others
-go on; what the time does not suffice for is left out, and named.
+Needs the repository and its Python packages, but does not need adderkit to be installed. If a section fails, the error
+is recorded and the others run; sections for which there is no time are left out and listed.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 # Most of a test is compilation on one core; each process needs some GPU memory.
 TEST_PROCESSES = 10
-# Seconds for the quantized layers, beside which their fp32 kernels and convolutions are timed again.
+# Seconds for the quantized layers, for which their fp32 kernels and convolutions are timed again.
 INTEGER_SECONDS = 60.0
-# Seconds that writing the result may take, kept back from the last section.
+# Seconds reserved for writing the result.
 RESERVE = 10.0
 
 
 class Report:
-    """What was measured, written after every section; and the time that is left."""
+    """Results of all sections, written after each, and the time that is left."""
 
     def __init__(self, path: Path, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class Report:
         return self.deadline - self.clock() - RESERVE
 
     def run(self, name: str, section: Callable[[], Any], needs: float = 0.0) -> Any:
-        """Record what ``section`` returns, or its error, or that fewer than ``needs`` seconds were left for it."""
+        """Run a section and record its result or its error; leave it out if fewer than ``needs`` seconds remain."""
         if self.remaining < max(needs, 1.0):
             self.content["left_out"].append(name)
             print(f"{name}: left out, {max(self.remaining, 0):.0f} s are left", flush=True)
@@ -61,19 +61,19 @@ class Report:
         return result
 
     def write(self) -> None:
-        """Write what there is so far."""
+        """Write the results so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
 def shown(result: Any) -> str:
-    """A short result as it is, a long one not at all: the file has it."""
+    """Format a short result; long ones are only in the file."""
     text = str(result)
     return f", {text}" if result is not None and len(text) < 800 else ""
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
-    """The tests of ``tests/gpu`` in parallel processes: counts, and failures with their text."""
+    """Run the tests of ``tests/gpu`` in parallel processes; return counts, and failures with their messages."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     listed = subprocess.run([*pytest, "--collect-only", "tests/gpu"], cwd=ROOT, capture_output=True, text=True)
     names = [line for line in listed.stdout.splitlines() if "::" in line]
@@ -113,7 +113,7 @@ def counts(reports: list[str], collected: int) -> dict[str, Any]:
 def measure_layers(
     report: Report, layers: list[Any], timer: Callable[..., list[float]], device: str, limit: float | None
 ) -> list[dict[str, Any]]:
-    """Every layer that there is time for; ``limit`` is in giga-terms per second."""
+    """Measure the layers for which there is time; ``limit`` is in giga-terms per second."""
     from benchmarks.gpu import layers as gpu_layers
 
     rows: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ def measure_layers(
 
 
 def spread(layers: list[Any]) -> list[Any]:
-    """Every other layer first, so that a run cut short has seen all models."""
+    """Return every other layer first, so that a run cut short includes all models."""
     return [*layers[::2], *layers[1::2]]
 
 
@@ -145,13 +145,13 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for all sections (default: 8)")
     arguments = parser.parse_args()
-    sys.path[0] = str(ROOT)  # not this folder, whose modules are a package's
+    sys.path[0] = str(ROOT)  # instead of this folder, whose modules belong to a package
     import torch
 
     from benchmarks.bootstrap import make_importable
 
     if not torch.cuda.is_available():
-        print("error: this needs a CUDA or ROCm device, and torch sees none", file=sys.stderr)
+        print("error: torch finds no CUDA or ROCm device", file=sys.stderr)
         return 1
     make_importable()
     from benchmarks.gpu import integer as gpu_integer

@@ -1,4 +1,4 @@
-"""What the GPU kernels' machine code consists of, for layers of ResNets and MobileNetV2; no GPU is needed.
+"""Statistics of the GPU kernels' machine code, for layers of ResNets and MobileNetV2; no GPU is needed.
 
     python -m benchmarks.gpu.sass --json
 
@@ -21,7 +21,7 @@ from .disassembly import DTYPES, FORMATS, LAYERS, USEFUL, compile_launch, intege
 
 
 def main() -> None:
-    """Measure every combination that was asked for."""
+    """Measure every requested combination."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--target", choices=("sm_80", "sm_90", "sm_100"), default="sm_90")
@@ -47,18 +47,18 @@ def main() -> None:
 def measurements(
     target: str, dtypes: list[str], memory_formats: list[str], layers: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """One dictionary per kernel, layer, memory format and dtype; the integer kernels come last, in their one format."""
+    """Yield a dictionary per kernel, layer, memory format and dtype; the integer kernels come last, in one format."""
     for kernel in KERNELS:
         for layer in layers:
             for memory_format in memory_formats:
                 for dtype in dtypes:
                     launch = launch_of(kernel, LAYERS[layer], memory_format, dtype, target)
-                    # The kernels for thin groups clamp and multiply by other instructions.
+                    # The kernels for thin groups use other instructions to clamp and multiply.
                     useful = USEFUL[kernel] if launch.kernel.endswith("tiled") else ("FADD", "FMUL", "FFMA", "FMNMX")
                     yield described(launch, layer, memory_format, dtype, useful, target)
     for layer in layers:
         launch = integer_launch_of(LAYERS[layer], False, target)
-        # Thin groups take the larger and the smaller byte's difference.
+        # Kernels for thin groups subtract the smaller byte from the larger.
         useful = USEFUL["integer"] if launch.kernel.endswith("tiled") else ("VIMNMX", "IADD3", "IMAD.IADD")
         yield described(launch, layer, "nhwc", "uint8", useful, target)
 
@@ -66,7 +66,7 @@ def measurements(
 def described(
     launch: Launch, layer: str, memory_format: str, dtype: str, useful: tuple[str, ...], target: str
 ) -> dict[str, Any]:
-    """What a launch's machine code consists of."""
+    """Return the statistics of a launch's machine code."""
     report = measure(compile_launch(launch, target), useful)
     return {
         "kernel": launch.kernel,

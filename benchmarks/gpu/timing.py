@@ -1,4 +1,4 @@
-"""Timing on a device: medians from events or captured graphs, and the limits that rates are compared with."""
+"""Timing on a GPU by events or captured graphs, and the limits that rates are compared with."""
 
 import subprocess
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import triton  # type: ignore[import-untyped]
 
 from ..timing import quantiles
 
-# Lanes of an NVIDIA multiprocessor that issue fp32 instructions, and instructions of a term.
+# Lanes of an NVIDIA multiprocessor that issue fp32 instructions, and instructions per term.
 LANES, INSTRUCTIONS_PER_TERM = 128, 2
 WARM_UP = 2
-# Milliseconds that one function is measured for, and bounds of the number of runs.
+# Milliseconds of measurement per function, and bounds on the number of runs.
 SPAN, FEWEST, MOST = 40.0, 5, 50
 
 
 class Timer(Protocol):
-    """Runs a function repeatedly and returns the milliseconds of each run."""
+    """A callable that runs a function repeatedly and returns the milliseconds of each run."""
 
     def __call__(self, function: Callable[[], Any]) -> list[float]:
         """Time ``function``."""
@@ -25,9 +25,9 @@ class Timer(Protocol):
 
 
 class GraphTimer:
-    """By CUDA events around replays of a captured graph, so that the host's launches cost nothing; caches are flushed.
+    """Timer by CUDA events around replays of a captured graph, which exclude the host's launches; caches are flushed.
 
-    A function that cannot be captured is run as it is.
+    A function that cannot be captured is called instead.
     """
 
     def __init__(self) -> None:
@@ -52,14 +52,14 @@ class GraphTimer:
 
 
 def captured(function: Callable[[], Any]) -> Callable[[], Any] | None:
-    """A function that replays what ``function`` has the device do; ``None`` if that cannot be captured."""
+    """Return a function that replays the device's work of ``function``; ``None`` if it cannot be captured."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             function()
         torch.cuda.synchronize()
-        # Not by torch.cuda.graph, which empties the allocator's cache every time.
+        # torch.cuda.graph would empty the allocator's cache every time.
         try:
             graph.capture_begin()
             try:
@@ -74,18 +74,18 @@ def captured(function: Callable[[], Any]) -> Callable[[], Any] | None:
 
 
 def summary(milliseconds: list[float]) -> dict[str, float]:
-    """Median with 20 % and 80 % quantiles."""
+    """Return the median with 20 % and 80 % quantiles."""
     named = zip(("p20", "median", "p80"), quantiles(milliseconds), strict=True)
     return {name: float(f"{value:.5g}") for name, value in named}
 
 
 def issue_limit(processors: int, megahertz: float) -> float:
-    """Giga-terms per second that a device can issue instructions for."""
+    """Return the giga-terms per second for which a device can issue instructions."""
     return LANES * processors * megahertz * 1e6 / INSTRUCTIONS_PER_TERM / 1e9
 
 
 def hardware() -> dict[str, Any]:
-    """The device, its limits, and the versions of what was measured."""
+    """Describe the device, its limits, and the versions of the software."""
     properties = torch.cuda.get_device_properties(None)
     driver, megahertz = _query("driver_version"), _query("clocks.max.sm")
     result: dict[str, Any] = {
@@ -105,7 +105,7 @@ def hardware() -> dict[str, Any]:
 
 
 def clock_under_load() -> float | None:
-    """The multiprocessors' clock in MHz while they add; ``None`` where the driver does not say."""
+    """Measure the multiprocessors' clock in MHz under load; ``None`` if the driver does not report it."""
     x = torch.randn(1 << 26, device="cuda")
     for _ in range(2000):
         x.abs_()
@@ -115,7 +115,7 @@ def clock_under_load() -> float | None:
 
 
 def _query(name: str) -> str | None:
-    """One value from the driver's tool, of the first device; ``None`` where it cannot be had."""
+    """Query one value of the first device from the driver's tool; ``None`` if it is not available."""
     command = ["nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -1,4 +1,4 @@
-"""Whole training steps on a GPU, adder network beside CNN: milliseconds, images per second, memory."""
+"""Compare whole training steps of adder network and CNN on a GPU: milliseconds, images per second, memory."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ WARM_UP, STEPS = 3, 15
 
 
 class Case(NamedTuple):
-    """A model to train for some steps; ``image`` is the size of its square input."""
+    """Model and settings of a training step; ``image`` is the size of its square input."""
 
     model: str
     batch: int
@@ -29,7 +29,7 @@ CASES = (Case("cifar_resnet20", 256, 32), Case("resnet50", 128, 224), Case("resn
 
 
 def training_step(case: Case, adder: bool, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One step of SGD, and its forward and backward pass alone, on random images."""
+    """Return a step of SGD on random images, and its forward and backward pass alone."""
     import adderkit
 
     model: nn.Module = timm.create_model(case.model)
@@ -61,14 +61,14 @@ def training_step(case: Case, adder: bool, device: str) -> tuple[Callable[[], No
 
 
 def measure(case: Case, device: str, synchronize: Callable[[], None]) -> dict[str, Any]:
-    """The step as a program runs it and, on a GPU, captured as a graph; memory of forward and backward pass."""
+    """Measure the step as called and, on a GPU, captured as a graph; and the memory of forward and backward pass."""
     result: dict[str, Any] = case._asdict()
     for name in ("cnn", "adder"):
         step, forward_and_backward = training_step(case, name == "adder", device)
         times = _timed(step, synchronize)
         result[name] = {"milliseconds": summary(times)}
         if device == "cuda":
-            # Beyond what is there before, gradients included: what is saved for the backward pass, and temporaries.
+            # Memory above that before the call, gradients included: saved tensors of the backward pass, temporaries.
             result[name]["peak_bytes"] = peak_bytes(forward_and_backward, device)
             replay = captured(step)
             result[name]["captured_milliseconds"] = summary(_timed(replay, synchronize)) if replay else None

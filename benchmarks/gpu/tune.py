@@ -1,9 +1,10 @@
-"""Times every candidate tile on this machine's GPU, and writes the best into ``adder_layers/tile_table.py``.
+"""Time every candidate tile on this machine's GPU and write the best to ``backends/triton/tile_table.py``.
 
     python -m benchmarks.gpu.tune --models resnet18 resnet50 cifar_resnet20
 
-For each kernel and width of tile: the tile that is fastest over the layers that fill the device, and the one that is
-fastest over those that do not; a layer counts by its time's ratio to the layer's best. Other devices' rows stay.
+For each kernel and width of tile, the table gets the tile that is fastest for the layers that fill the device, and the
+one that is fastest for those that do not. A layer counts by the ratio of its time to its best time. Other devices' rows
+remain.
 ``--dry-run`` prints the table and writes nothing.
 """
 
@@ -35,12 +36,12 @@ from adderkit.adder_layers.geometry import Window
 from ..cpu.layers import Layer, layers_of
 
 PATH = Path(gpu.__file__).with_name("tile_table.py")
-# Two images' and two hundred's worth of work: layers that leave a device idle, and layers that fill it.
+# Layers of a small batch leave a device partly idle, those of a large one fill it.
 BATCHES = (2, 256)
 WARPS = (2, 4, 8)
-# Pieces and unrolled iterations: more of both spills, fewer of both loads more than it adds.
+# Pieces and unrolled iterations: more of both spill registers, fewer of both load more than they add.
 SHAPES = ((2, 4), (2, 8), (3, 4), (4, 4), (5, 4))
-# A tile replaces the one in the table if it is faster by more than measurements scatter.
+# A tile replaces the one in the table if it is faster by more than the noise of measurements.
 WORTHWHILE = 0.98
 # Milliseconds of one layer with one tile.
 Time = Callable[[str, Layer, Tile], float]
@@ -63,17 +64,17 @@ def main() -> None:
 
 
 def candidates(width: int) -> list[Tile]:
-    """Tiles of a width whose operands are loaded without shared memory."""
+    """Return the tiles of a width whose operands are loaded without shared memory."""
     return [Tile(width // 16, warps, *shape) for warps in WARPS for shape in SHAPES if width < 32 * warps]
 
 
 def tune(layers: Iterable[Layer], device: Device, time: Time, most: int) -> dict[str, dict[int, Row]]:
-    """The device's entry of the table.
+    """Return the device's entry of the table.
 
     Args:
-        layers: What to time, at each of ``BATCHES``.
-        device: Where ``time`` measures.
-        time: Milliseconds of a kernel on a layer with a tile; infinite where a tile does not work.
+        layers: Layers to time, with each of ``BATCHES``.
+        device: The device on which ``time`` measures.
+        time: Function that returns milliseconds of a kernel on a layer with a tile; infinite if a tile does not work.
         most: Layers to time for each entry: those with the most terms.
     """
     cases: dict[tuple[str, int, bool], list[Layer]] = defaultdict(list)
@@ -106,7 +107,7 @@ def tune(layers: Iterable[Layer], device: Device, time: Time, most: int) -> dict
 
 
 def work(kernel: str, layer: Layer) -> tuple[int, int, int]:
-    """Width, positions and groups of a layer, as ``gpu_tiles.choose_tile`` takes them."""
+    """Return width, positions and groups of a layer, as ``choose_tile`` takes them."""
     batch, filters, rows, columns = layer.output
     if kernel == "forward":
         return filters, batch * rows * columns, 1
@@ -115,7 +116,7 @@ def work(kernel: str, layer: Layer) -> tuple[int, int, int]:
 
 
 def fastest(times: dict[Tile, list[float]], present: Tile, row: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The tile with the least geometric mean of ratios, unless the present one is as good or nothing was measured."""
+    """Return the tile with the least geometric mean of ratios, unless the present one is as good or none was timed."""
     means = {tile: statistics.fmean(map(math.log, ratios)) for tile, ratios in times.items()}
     if not means:
         return row
@@ -126,7 +127,7 @@ def fastest(times: dict[Tile, list[float]], present: Tile, row: tuple[int, int, 
 
 
 def time_on_device(kernel: str, layer: Layer, tile: Tile) -> float:
-    """Median milliseconds of the kernel alone, packed weights and all else prepared."""
+    """Measure the median milliseconds of the kernel alone, with weights already packed."""
     from triton.testing import do_bench  # type: ignore[import-untyped]
 
     try:
@@ -139,7 +140,7 @@ def time_on_device(kernel: str, layer: Layer, tile: Tile) -> float:
 
 
 def launch_of(kernel: str, layer: Layer, tile: Tile, device: str = "cuda") -> gpu.Launch:
-    """What the launcher does for a layer, with a tile of our choice, on random operands."""
+    """Return the launch for a layer with a given tile, on random operands."""
     input, weight = torch.randn(layer.input, device=device), torch.randn(layer.weight, device=device)
     window = Window.of(weight, *((value, value) for value in (layer.stride, layer.padding, 1)))
     output = torch.randn(layer.output, device=device)
@@ -150,7 +151,7 @@ def launch_of(kernel: str, layer: Layer, tile: Tile, device: str = "cuda") -> gp
 
 
 def render(table: dict[str, dict[str, dict[int, Row]]]) -> str:
-    """The table's file, the same for the same table."""
+    """Render the table's file, deterministically."""
     head = PATH.read_text().partition("TABLE: ")[0]
     lines = ["TABLE: dict[str, dict[str, dict[int, Row]]] = {"]
     for target in sorted(table, key=lambda name: (name[:3], len(name), name)):
