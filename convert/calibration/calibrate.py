@@ -16,7 +16,7 @@ from ...adder_layers.modules import adder_layers
 from ..errors import AdderkitError
 from ..graph.layers import trace_layers
 from ..graph.modes import eval_mode
-from ..quantization.record import refuse_integers
+from ..record import require_float
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
@@ -105,7 +105,7 @@ def calibrate_(
         >>> min(report.layers, key=lambda layer: layer.correlation).path
         'layer4.1.conv2'
     """
-    refuse_integers(student, "calibrated: calibrate the network that it was made from", imitated=True)
+    require_float(student, "calibrated", "calibrate the network that it was made from")
     adders = adder_layers(student)
     batches = batches_of(images, config.batch_size)
     total = sum(map(len, batches))

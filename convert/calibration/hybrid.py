@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
 from ..conversion.plan import ConversionPlan
-from ..conversion.rewrite import forget_
+from ..conversion.transforms import ADDER
 from ..errors import AdderkitError
+from ..record import forget_
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
@@ -100,7 +101,7 @@ def keep_convolutions_(
     chosen = {id(modules[path]) for path in paths}
     for path in paths:
         _restore(modules[path], teacher.get_submodule(path))
-    forget_(student, {path for path, module in modules.items() if id(module) in chosen})
+    forget_(student, {path for path, module in modules.items() if id(module) in chosen}, (ADDER,))
     batches = batches_of(images, config.batch_size)
     with calibration_statistics(student, teacher, batches):
         match_blocks_(

@@ -18,16 +18,17 @@ from timm.models._hub import save_config_for_hf  # timm's public save_for_hf wri
 from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
-from ..conversion.rewrite import is_converted, steps_of
+from ..conversion.rewrite import is_converted
 from ..errors import AdderkitError, CheckpointError
 from ..files import atomic_path, read_json_object, sha256, write_json, write_text
 from ..hub import PREFIX, fetch
+from ..record import transforms_of
 from . import registry as registry  # so that create_model knows "adder" and the paper's networks
 from .allocation import AllocationLimit, count_elements
 from .model_card import model_card
 from .weights import CONFIG as CONFIG
 from .weights import WEIGHTS as WEIGHTS
-from .weights import check_shapes, check_steps, checked_weights
+from .weights import check_shapes, check_transforms, checked_weights
 
 REPORT = "adder_report.json"
 CARD = "README.md"
@@ -61,10 +62,10 @@ def save(
     """
     folder = Path(folder)
     base = base_architecture(model)
-    converted = is_converted(model) or bool(steps_of(model))  # what was folded and turned back is not timm's either
+    converted = is_converted(model) or bool(transforms_of(model))  # folded and reverted is not timm's either
     config = _config(model, base, converted)
     # One key only: safetensors writes several in any order, and equal models would not be equal files.
-    metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "steps": steps_of(model)})}
+    metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "transforms": transforms_of(model)})}
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in (state or model.state_dict()).items()
     }
@@ -113,7 +114,7 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
         with AllocationLimit(_UNKNOWN_SIZE if state is None else count_elements(state), str(folder)):
             model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
-            check_steps(folder, model)
+            check_transforms(folder, model)
             check_shapes(folder, model, state)
             model.load_state_dict(state)
     except AdderkitError:
@@ -148,9 +149,9 @@ def base_architecture(model: nn.Module) -> str:
 def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
     """Timm's own ``config.json`` for the model as it is, under the name ``adder`` if it is one."""
     arguments = dict(getattr(model, "_model_args", {}))
-    saved = {key: value for key, value in arguments.items() if key not in ("base", "steps")}
+    saved = {key: value for key, value in arguments.items() if key not in ("base", "transforms")}
     if converted:
-        saved |= {"base": base, "steps": steps_of(model)}
+        saved |= {"base": base, "transforms": transforms_of(model)}
     saved_arguments, architecture = dict(arguments), "adder" if converted else base
     timm_model: Any = model
     timm_model._model_args = saved

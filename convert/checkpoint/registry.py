@@ -1,6 +1,6 @@
 """Our names in timm's registry: the paper's networks, and ``adder``, the way back from a saved adder network.
 
-A checkpoint of ours says ``architecture: "adder"`` and ``model_args: {base, steps}``. With adderkit imported,
+A checkpoint of ours says ``architecture: "adder"`` and ``model_args: {base, transforms}``. With adderkit imported,
 ``timm.create_model("local-dir:…", pretrained=True)`` arrives here; without it, timm refuses: ``Unknown model (adder)``.
 Were the checkpoint to call itself by its base's name, timm would load it as a CNN and compute the wrong function.
 """
@@ -14,20 +14,18 @@ from timm.models import create_model, get_pretrained_cfg, is_model, load_pretrai
 from torch import nn
 
 from ...adder_layers.integer.network import IntegerNetwork
-from ..conversion.rewrite import replay_
 from ..errors import CheckpointError
 from ..hub import PREFIX, fetch
 from ..models import cifar as cifar_models  # registers the paper's networks
-from ..quantization.record import STEP as QUANTIZE
-from ..quantization.record import network_from
-from .weights import CONFIG, WEIGHTS, check_steps, checked_weights
+from .replay import replay
+from .weights import CONFIG, WEIGHTS, check_transforms, checked_weights
 
 
 @register_model
 def adder(
     pretrained: bool = False,
     base: str = "",
-    steps: Sequence[Mapping[str, Any]] = (),
+    transforms: Sequence[Mapping[str, Any]] = (),
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: str | None = None,
@@ -38,7 +36,7 @@ def adder(
     Args:
         pretrained: Load the weights that ``pretrained_cfg`` points to.
         base: Name of the base model in timm's registry.
-        steps: Record of conversions, see ``rewrite.replay_``.
+        transforms: Record of what was done to the base model.
         pretrained_cfg: The saved configuration, as timm passes it.
         pretrained_cfg_overlay: Values that replace some of it.
         cache_dir: Where the Hub's files are kept.
@@ -48,7 +46,7 @@ def adder(
         The adder network.
 
     Raises:
-        CheckpointError: The base is not a plain registered name, or the steps do not fit it.
+        CheckpointError: The base is not a plain registered name, or the transforms do not fit it.
     """
     if not isinstance(base, str) or not is_model(base) or base == "adder":
         # A name such as hf-hub:… or local-dir:… would reach beyond the checkpoint that is being loaded.
@@ -59,12 +57,12 @@ def adder(
         raise CheckpointError(
             f"model_args holds {', '.join(foreign)} in the checkpoint, expected arguments of {base} only"
         )
-    if not steps:
+    if not transforms:
         raise CheckpointError(
-            "steps is empty in the checkpoint, expected at least one: an adder network records how it was made"
+            "transforms is empty in the checkpoint, expected at least one: an adder network records how it was made"
         )
     saved = pretrained_cfg if isinstance(pretrained_cfg, Mapping) else getattr(pretrained_cfg, "to_dict", dict)()
-    model = _structure(base, steps, kwargs)
+    model = _structure(base, transforms, kwargs)
     config = {**model.pretrained_cfg, **saved, **(pretrained_cfg_overlay or {}), "architecture": "adder"}
     model.pretrained_cfg = model.default_cfg = config
     if pretrained:
@@ -74,7 +72,7 @@ def adder(
         given = {}
         if folder is not None:
             given = {"source": "", "state_dict": checked_weights(folder)}
-            check_steps(folder, model)
+            check_transforms(folder, model)
         load_pretrained(
             model,
             {**config, **given},
@@ -87,19 +85,14 @@ def adder(
     return result
 
 
-def _structure(base: str, steps: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> Any:
-    """The model without its weights: the base with the steps carried out, or the network that the last step holds."""
-    last = steps[-1] if isinstance(steps, Sequence) else None
-    if not isinstance(last, Mapping) or last.get("step") != QUANTIZE:
-        model = create_model(base, pretrained=False, **arguments)
-        replay_(model, steps)
-        return model
-    network: Any = network_from(last)
-    network._adderkit_steps = [dict(step) for step in steps]
-    known: Any = get_pretrained_cfg(base)
-    network.pretrained_cfg = known.to_dict()
-    network.num_classes = arguments.get("num_classes", known.num_classes)
-    return network
+def _structure(base: str, transforms: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> Any:
+    """Build the model that the transforms describe, without its weights."""
+    model: Any = replay(transforms, lambda: create_model(base, pretrained=False, **arguments))
+    if isinstance(model, IntegerNetwork):  # built without the base model, whose facts it still needs
+        known: Any = get_pretrained_cfg(base)
+        model.pretrained_cfg = known.to_dict()
+        model.num_classes = arguments.get("num_classes", known.num_classes)
+    return model
 
 
 def _load_integers(network: nn.Module, folder: Path | None) -> nn.Module:
@@ -107,7 +100,7 @@ def _load_integers(network: nn.Module, folder: Path | None) -> nn.Module:
     if folder is None:
         raise CheckpointError("an integer network is loaded from the folder it was saved in: local-dir:… or hf-hub:…")
     state = checked_weights(folder)
-    check_steps(folder, network)
+    check_transforms(folder, network)
     try:
         network.load_state_dict(state)
     except (RuntimeError, ValueError) as error:

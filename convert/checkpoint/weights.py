@@ -7,9 +7,9 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..conversion.rewrite import steps_of
 from ..errors import CheckpointError
 from ..files import read_json_object, sha256
+from ..record import transforms_of
 from .foreign_weights import safetensors_state
 
 WEIGHTS = "model.safetensors"
@@ -37,7 +37,7 @@ def checked_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that have other shapes than the steps, such as a pruning, give the model.
+    """Refuse weights that have other shapes than the transforms, such as a pruning, give the model.
 
     Raises:
         CheckpointError: A tensor's shape differs.
@@ -47,20 +47,20 @@ def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
         if name in own and tensor.shape != own[name].shape:
             raise CheckpointError(
                 f"{name} has shape {list(tensor.shape)} in {folder / WEIGHTS}, expected {list(own[name].shape)} by the "
-                f"steps in {CONFIG}: copy both again, or save the model again with adderkit.save"
+                f"transforms in {CONFIG}: copy both again, or save the model again with adderkit.save"
             )
 
 
-def check_steps(folder: Path, model: nn.Module) -> None:
+def check_transforms(folder: Path, model: nn.Module) -> None:
     """Refuse a model that was built otherwise than its weights say: it would compute another function.
 
     Raises:
-        CheckpointError: The steps in the weights' metadata are not the model's.
+        CheckpointError: The transforms in the weights' metadata are not the model's.
     """
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         metadata = (file.metadata() or {}).get("adderkit")
-    if metadata is not None and json.loads(metadata).get("steps") != steps_of(model):
+    if metadata is not None and json.loads(metadata).get("transforms") != transforms_of(model):
         raise CheckpointError(
-            f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their steps differ; "
+            f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their transforms differ; "
             "copy both again, or save the model again with adderkit.save"
         )

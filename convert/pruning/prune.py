@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from ..calibration.batchnorm import reestimate_batchnorm_
 from ..calibration.calibrate import batches_of
-from ..conversion.rewrite import add_step_
 from ..cost.count import cost
 from ..errors import AdderkitError, NoModuleMatchedError
 from ..graph.layers import Layer, input_size, meta_copy, trace_layers
 from ..patterns import matching, nearest_names
-from ..quantization.record import refuse_integers
+from ..record import record_, require_float
 from .channel_groups import ChannelGroup, channel_groups, kept_parts
 from .config import NEED_IMAGES, PruneConfig, parse_target, price
 from .importance import (
@@ -28,7 +27,7 @@ from .importance import (
 )
 from .removed_terms import fold_means_, removed_terms
 from .selection import Removal, select
-from .surgery import narrow_, prune_step, shape_of, target_at
+from .surgery import narrow_, prune_transform, shape_of, target_at
 from .verify import check_pruning
 
 SEARCH_STEPS = 12
@@ -118,7 +117,7 @@ def prune_(
         NoModuleMatchedError: No channel can be removed, or a pattern to ignore matches no layer.
         AdderkitError: Images are needed and missing, the target cannot be reached, or the model cannot be followed.
     """
-    refuse_integers(model, "pruned: prune the network that it was made from", imitated=True)
+    require_float(model, "pruned", "prune the network that it was made from")
     batches = batches_of(images, batch_size) if images is not None else []
     count = sum(map(len, batches))
     if config.importance in NEED_IMAGES and count == 0:
@@ -138,7 +137,7 @@ def prune_(
         reestimate_batchnorm_(model, batches)  # the next round measures a network that works
     if not work.narrowed:
         raise NoModuleMatchedError(f"no channel can be removed: {_why_not(first, config)}")
-    add_step_(model, prune_step(model, list(work.narrowed), config.to_dict()))
+    record_(model, prune_transform(model, list(work.narrowed), config.to_dict()))
     rows = tuple(_row(model, group) for group in first)
     return PruningReport(config, rows, count, before, price(cost(model, example_input)), tuple(work.not_folded))
 

@@ -1,7 +1,8 @@
 """Layers that lost channels: how they are narrowed, and the record of their shapes that rebuilds them on load.
 
-A checkpoint's ``prune`` step says what is left of each layer, ``{"layer1.0.conv1": [outputs, inputs, groups]}``. It is
-replayed on a fresh base model by narrowing each layer to its first channels, which the saved weights then overwrite.
+A checkpoint's ``prune`` transform says what is left of each layer, ``{"layer1.0.conv1": [outputs, inputs, groups]}``.
+It is replayed on a fresh base model by narrowing each layer to its first channels, which the saved weights then
+overwrite.
 So no dependency graph is needed to load, and no record can ask for more memory than the base model takes.
 """
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from ...adder_layers.modules import NormalizedAdderConv2d
 from ..errors import CheckpointError
+from ..record import Transform, check_version
 
 PRUNE = "prune"
-STEP_VERSION = 1
+VERSION = 1
 _PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.PReLU)
 Target = nn.Module | nn.Parameter
 
@@ -36,10 +38,10 @@ class Kept:
     axis: int = 0
 
 
-def prune_step(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]) -> dict[str, Any]:
+def prune_transform(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]) -> Transform:
     """The record of a pruning: the shapes that the narrowed layers have now."""
     shapes = {path: list(shape_of(target_at(model, path))) for path in paths}
-    return {"step": PRUNE, "version": STEP_VERSION, "shapes": shapes, "config": dict(config)}
+    return {"kind": PRUNE, "version": VERSION, "shapes": shapes, "config": dict(config)}
 
 
 def target_at(model: nn.Module, path: str) -> Target | None:
@@ -101,24 +103,25 @@ def narrow_(model: nn.Module, kept: Mapping[str, Kept]) -> None:
             setattr(model, name, now)
 
 
-def replay_shapes_(model: nn.Module, step: Mapping[str, Any]) -> None:
-    """Carry out a recorded ``prune`` step on a model that was built from its base architecture.
-
-    Args:
-        model: The model to change.
-        step: As ``prune_step`` gave it; read from a checkpoint, hence checked.
+def check_prune(transform: Mapping[str, Any]) -> None:
+    """Refuse a malformed ``prune`` transform.
 
     Raises:
-        CheckpointError: A path is unknown, or a shape is none that pruning this model can give.
+        CheckpointError: The version is unknown, or it holds no shapes.
     """
-    shapes = step.get("shapes")
-    if step.get("version") != STEP_VERSION:
-        raise CheckpointError(
-            f"the 'prune' step has version {step.get('version')!r}, expected {STEP_VERSION}: install a newer adderkit"
-        )
+    check_version(transform, VERSION)
+    shapes = transform.get("shapes")
     if not isinstance(shapes, Mapping) or not shapes:
-        raise CheckpointError(f"shapes is {shapes!r:.80} in a 'prune' step, expected shapes by module path")
-    narrow_(model, {path: _checked(model, path, shape) for path, shape in shapes.items()})
+        raise CheckpointError(f"shapes is {shapes!r:.80} in the 'prune' transform, expected shapes by module path")
+
+
+def apply_prune_(model: nn.Module, transform: Mapping[str, Any]) -> None:
+    """Apply a checked ``prune`` transform to a model that was built from its base architecture, in place.
+
+    Raises:
+        CheckpointError: A path is unknown, or pruning this model cannot give a shape.
+    """
+    narrow_(model, {path: _checked(model, path, shape) for path, shape in transform["shapes"].items()})
 
 
 def _checked(model: nn.Module, path: Any, shape: Any) -> Kept:
@@ -126,7 +129,9 @@ def _checked(model: nn.Module, path: Any, shape: Any) -> Kept:
     current = shape_of(target)
     if not current:
         found = "does not exist" if target is None else f"is a {type(target).__name__}"
-        raise CheckpointError(f"{path!r:.80} {found}, expected a layer of the base model that a 'prune' step narrows")
+        raise CheckpointError(
+            f"{path!r:.80} {found}, expected a layer of the base model that the 'prune' transform narrows"
+        )
     fits = (
         isinstance(shape, list | tuple)
         and len(shape) == len(current)
@@ -134,7 +139,7 @@ def _checked(model: nn.Module, path: Any, shape: Any) -> Kept:
     )
     if not fits:
         raise CheckpointError(
-            f"the shape of {path!r} is {shape!r:.80} in a 'prune' step, expected at most {list(current)}"
+            f"the shape of {path!r} is {shape!r:.80} in the 'prune' transform, expected at most {list(current)}"
         )
     if isinstance(target, nn.Conv2d):
         return _checked_convolution(path, target, *shape)
@@ -147,14 +152,14 @@ def _checked_convolution(path: str, layer: nn.Conv2d, outputs: int, inputs: int,
     if is_depthwise(layer):
         if not outputs == inputs == groups:
             raise CheckpointError(
-                f"the shape of {path!r} is {[outputs, inputs, groups]} in a 'prune' step, expected three equal numbers "
-                "for a depthwise convolution"
+                f"the shape of {path!r} is {[outputs, inputs, groups]} in the 'prune' transform, expected three "
+                "equal numbers for a depthwise convolution"
             )
         return Kept(torch.arange(outputs))
     if groups != layer.groups or outputs % groups or inputs % groups:
         raise CheckpointError(
-            f"the shape of {path!r} is {[outputs, inputs, groups]} in a 'prune' step, expected {layer.groups} groups "
-            "that divide both"
+            f"the shape of {path!r} is {[outputs, inputs, groups]} in the 'prune' transform, "
+            f"expected {layer.groups} groups that divide both"
         )
     return Kept(_first(layer.out_channels, outputs, groups), _first(layer.in_channels, inputs, groups))
 
@@ -163,7 +168,7 @@ def _checked_parameter(path: str, target: nn.Parameter, shape: Any) -> Kept:
     differing = [axis for axis, size in enumerate(target.shape) if shape[axis] != size]
     if len(differing) != 1:
         raise CheckpointError(
-            f"the shape of {path!r} is {list(shape)} in a 'prune' step, expected {list(target.shape)} "
+            f"the shape of {path!r} is {list(shape)} in the 'prune' transform, expected {list(target.shape)} "
             "with one size smaller"
         )
     return Kept(torch.arange(shape[differing[0]]), axis=differing[0])

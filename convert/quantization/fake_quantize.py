@@ -2,7 +2,7 @@
 
 Like a conversion this is a change of class. The model keeps its modules, parameters and paths, and gains the grids of
 its activations as buffers; its forward pass goes through the stages that ``fusion.py`` cut it into. Rounding
-passes the gradient straight through (Bengio et al., arXiv 1308.3432). The change is a step in the model's record.
+passes the gradient straight through (Bengio et al., arXiv 1308.3432). The change is a transform in the model's record.
 """
 
 import copy
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ..calibration.batchnorm import affine_of
 from ..errors import AdderkitError, CheckpointError
+from ..record import check_version, record_
 from .config import QuantizeConfig
 from .fusion import Stage, Stages, stages_of
 from .grids import BYTE_BITS, Grid, signed_weights
 
-STEP = "fake_quantize"
-STEP_VERSION = 1
+FAKE_QUANTIZE = "fake_quantize"
+VERSION = 1
 _SIGNED_KINDS = ("convolution", "linear")  # with a step for each filter
 
 
@@ -134,6 +135,10 @@ def fake_quantize_(model: nn.Module, config: QuantizeConfig, image: tuple[int, i
         }
     )
     modules.__class__ = type(type(model).__name__, (FakeQuantized, type(model)), {})
+    record_(
+        model,
+        {"kind": FAKE_QUANTIZE, "version": VERSION, "image": list(stages.shapes[0]), "config": config.to_dict()},
+    )
 
 
 def _check_shifts(stages: Stages) -> None:
@@ -164,29 +169,31 @@ def _odd_part(number: int) -> int:
     return number // (number & -number)
 
 
-def fake_step(model: FakeQuantized) -> dict[str, Any]:
-    """The record of the change."""
-    image = list(model._stages.shapes[0])
-    return {"step": STEP, "version": STEP_VERSION, "image": image, "config": model._quantize_config.to_dict()}
-
-
-def replay_fake_(model: nn.Module, step: Mapping[str, Any]) -> None:
-    """Make a recorded change again; the grids come with the weights.
+def check_fake_quantize(transform: Mapping[str, Any]) -> None:
+    """Refuse a malformed ``fake_quantize`` transform.
 
     Raises:
-        CheckpointError: The record is malformed or does not fit the model.
+        CheckpointError: The version is unknown, or the image size or the configuration is missing.
     """
-    config, image = step.get("config"), step.get("image")
+    check_version(transform, VERSION)
+    config, image = transform.get("config"), transform.get("image")
     sizes = isinstance(image, list) and len(image) == 3 and all(type(size) is int and size > 0 for size in image)
-    if step.get("version") != STEP_VERSION or not isinstance(config, Mapping) or not sizes:
+    if not isinstance(config, Mapping) or not sizes:
         raise CheckpointError(
-            f"the {STEP!r} step is {step!r:.80}, expected version {STEP_VERSION}, an image's size and a config: "
-            "install a newer adderkit"
+            f"the {FAKE_QUANTIZE!r} transform is {transform!r:.80}, expected an image size and a configuration"
         )
+
+
+def apply_fake_quantize_(model: nn.Module, transform: Mapping[str, Any]) -> None:
+    """Apply a checked ``fake_quantize`` transform to a model, in place; the grids come with the weights.
+
+    Raises:
+        CheckpointError: The configuration is malformed, or integers cannot express the model.
+    """
     try:
-        fake_quantize_(model, QuantizeConfig.from_dict(config), tuple(image))  # type: ignore[arg-type]
+        fake_quantize_(model, QuantizeConfig.from_dict(transform["config"]), tuple(transform["image"]))
     except AdderkitError as error:
-        raise CheckpointError(f"the {STEP!r} step does not fit the model: {error}") from error
+        raise CheckpointError(f"the {FAKE_QUANTIZE!r} transform does not fit the model: {error}") from error
 
 
 def gridded(stages: Stages) -> list[int]:

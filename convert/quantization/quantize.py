@@ -12,16 +12,15 @@ from ..calibration.batchnorm import affine_of, reestimate_batchnorm_
 from ..calibration.batchnorm_shift import calibration_statistics
 from ..calibration.calibrate import batches_of
 from ..calibration.config import CalibrationConfig
-from ..conversion.rewrite import add_step_, steps_of
 from ..errors import AdderkitError
 from ..graph.modes import eval_mode
+from ..record import record_, require_float_weights, set_transforms_, transforms_of
 from .config import QuantizeConfig
-from .fake_quantize import STEP as FAKE
-from .fake_quantize import FakeQuantized, fake_quantize_
+from .fake_quantize import FAKE_QUANTIZE, FakeQuantized, fake_quantize_
 from .fold import fold
 from .fusion import Stage
 from .ranges import Range, images_that_fit, set_ranges_
-from .record import quantize_step, refuse_integers
+from .record import quantize_transform
 
 _LEAST_IMAGES = 16
 
@@ -62,7 +61,7 @@ def quantize_with_ranges(
     memory: int = CalibrationConfig.memory,
 ) -> tuple[IntegerNetwork, list[Range]]:
     """See ``quantize``; also the ranges that were chosen, none for a model that had them."""
-    refuse_integers(model, "quantized again: quantize the network that it was made from")
+    require_float_weights(model, "quantized again", "quantize the network that it was made from")
     batches = batches_of(images, 64)
     count = sum(map(len, batches))
     if count < _LEAST_IMAGES:
@@ -102,8 +101,8 @@ def _network(model: nn.Module, twin: FakeQuantized) -> IntegerNetwork:
     stem = _stem(twin, next(stage for stage in stages if 0 in stage.reads)) if in_float else None
     head = _head(twin, stages[-1]) if in_float and stages[-1].kind == "linear" else None
     network: Any = IntegerNetwork(plan, stem, head)
-    network._adderkit_steps = [step for step in steps_of(model) if step["step"] != FAKE]
-    add_step_(network, quantize_step(network, twin._quantize_config))
+    set_transforms_(network, [done for done in transforms_of(model) if done["kind"] != FAKE_QUANTIZE])
+    record_(network, quantize_transform(network, twin._quantize_config))
     for name in ("pretrained_cfg", "default_cfg", "_model_args", "num_classes"):
         if hasattr(model, name):
             setattr(network, name, copy.deepcopy(getattr(model, name)))

@@ -8,57 +8,44 @@ from torch import nn
 from ...adder_layers.integer.network import IntegerNetwork
 from ...adder_layers.integer.record import empty_plan, structure_of
 from ..errors import AdderkitError, CheckpointError
+from ..record import Transform, check_version
 from .config import QuantizeConfig
-from .fake_quantize import FakeQuantized
 
-STEP = "quantize"
-STEP_VERSION = 1
+QUANTIZE = "quantize"
+VERSION = 1
 
 
-def quantize_step(network: IntegerNetwork, config: QuantizeConfig) -> dict[str, Any]:
+def quantize_transform(network: IntegerNetwork, config: QuantizeConfig) -> Transform:
     """The record, JSON-ready; the tensors are saved as the network's buffers."""
     stem, head = (None if layer is None else _arguments(layer) for layer in (network.stem, network.head))
     plan = {**structure_of(network.plan), "stem": stem, "head": head}
-    return {"step": STEP, "version": STEP_VERSION, "config": config.to_dict(), "plan": plan}
+    return {"kind": QUANTIZE, "version": VERSION, "config": config.to_dict(), "plan": plan}
 
 
-def network_from(step: Mapping[str, Any]) -> IntegerNetwork:
-    """The network of a recorded ``quantize`` step, its tensors zero until they are loaded.
+def check_quantize(transform: Mapping[str, Any]) -> None:
+    """Refuse a ``quantize`` transform of an unknown version; ``network_from`` checks the rest.
 
     Raises:
-        CheckpointError: The record is malformed.
+        CheckpointError: As above.
     """
-    if step.get("version") != STEP_VERSION:
-        raise CheckpointError(
-            f"the {STEP!r} step has version {step.get('version')!r:.40}, expected {STEP_VERSION}: "
-            "install a newer adderkit"
-        )
-    form = step.get("plan")
+    check_version(transform, VERSION)
+
+
+def network_from(transform: Mapping[str, Any]) -> IntegerNetwork:
+    """Build the network of a recorded ``quantize`` transform; its tensors are zero until they are loaded.
+
+    Raises:
+        CheckpointError: The transform is malformed.
+    """
+    form = transform.get("plan")
     try:
-        QuantizeConfig.from_dict(step.get("config") or {})
+        QuantizeConfig.from_dict(transform.get("config") or {})
         plan = empty_plan(form)
         assert isinstance(form, Mapping)
         stem, head = (_layer(form.get(name), name) for name in ("stem", "head"))
         return IntegerNetwork(plan, stem, head)  # type: ignore[arg-type]
     except (AdderkitError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the {STEP!r} step does not hold a network: {error}") from error
-
-
-def refuse_integers(model: nn.Module, what: str, *, imitated: bool = False) -> None:
-    """Refuse a network that is integers already.
-
-    Args:
-        model: Any model.
-        what: What it cannot be, and the remedy.
-        imitated: Refuse a network that is trained for integers, too.
-
-    Raises:
-        AdderkitError: It is such a network.
-    """
-    if isinstance(model, IntegerNetwork):
-        raise AdderkitError(f"the model is quantized and cannot be {what}")
-    if imitated and isinstance(model, FakeQuantized):
-        raise AdderkitError(f"the model is trained for integers and cannot be {what}")
+        raise CheckpointError(f"the {QUANTIZE!r} transform does not hold a network: {error}") from error
 
 
 def _arguments(layer: nn.Module) -> dict[str, Any]:

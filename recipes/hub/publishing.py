@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 
 from ...convert.checkpoint.folder import CARD, CONFIG, REPORT, WEIGHTS, base_architecture, load, read_report
-from ...convert.conversion.rewrite import is_converted, steps_of
+from ...convert.conversion.rewrite import is_converted
 from ...convert.cost.count import Cost, cost
 from ...convert.errors import PublishError
 from ...convert.files import atomic_path, read_json_object, sha256, write_json, write_text
+from ...convert.record import transforms_of
 from ..reporting.cost_chart import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
 from ..runs.provenance import command_without_local_paths, commands_of, without_local_paths
@@ -143,7 +144,7 @@ def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -
             repository=job.target.repository,
             base=base_architecture(model),
             converted=is_converted(model),
-            pruned=any(step["step"] == "prune" for step in steps_of(model)),
+            pruned=any(transform["kind"] == "prune" for transform in transforms_of(model)),
             license=license,
             base_model=base_model,
             cost=found,

@@ -16,11 +16,12 @@ from torch import nn
 
 from ...adder_layers.conv import AdderConv2d
 from ...convert.checkpoint.folder import WEIGHTS, base_architecture, load, read_report
-from ...convert.conversion.rewrite import is_converted, steps_of
+from ...convert.conversion.rewrite import is_converted
 from ...convert.cost.count import Cost, cost
 from ...convert.errors import AdderkitError
 from ...convert.files import sha256
 from ...convert.model_source import is_folder
+from ...convert.record import transforms_of
 from ..configs.files import read_text
 from ..runs.provenance import command_without_local_paths, commands_of, part_of, without_local_paths
 from ..training.models import Job, teacher_of
@@ -121,7 +122,7 @@ def gather(
         name=_name(source.resolve()),
         base=base_architecture(model),
         converted=is_converted(model),
-        pruned=any(step["step"] == "prune" for step in steps_of(model)),
+        pruned=any(transform["kind"] == "prune" for transform in transforms_of(model)),
         pruning=_flat({**part_of(pruning, "config"), "images": pruning.get("images")}),
         prices=_prices(pruning),
         cost=cost(model),

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from ...convert.checkpoint.folder import read_report
 from ...convert.errors import DatasetError
 from ...convert.model_source import is_folder
-from ...convert.quantization.record import refuse_integers
+from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, check_name, loader_workers, open_dataset, subset
 from ..data.mixing import Mixing
@@ -106,7 +106,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
     if splits is None and not is_folder(job.model) and job.num_classes is None:
         job = dataclasses.replace(job, num_classes=classes or _default_classes(job.model))
     model = build_student(job, recipe, weights=False)
-    refuse_integers(model, "trained: train the network that it was made from, with --recipe int8-qat")
+    require_float_weights(model, "trained", "train the network that it was made from, with --recipe int8-qat")
     if recipe.adder_init == "normal":
         draw_adder_weights(model)
     check_norms(model)

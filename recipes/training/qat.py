@@ -3,10 +3,9 @@
 from torch import nn
 
 from ...convert.calibration.calibrate import batches_of
-from ...convert.conversion.rewrite import add_step_
 from ...convert.errors import RecipeError
 from ...convert.quantization.config import QuantizeConfig
-from ...convert.quantization.fake_quantize import FakeQuantized, fake_step
+from ...convert.quantization.fake_quantize import FakeQuantized
 from ...convert.quantization.quantize import prepare_
 from ..configs.recipe import Recipe
 from ..data.datasets import unlabeled_images
@@ -33,5 +32,3 @@ def imitate_integers_(model: nn.Module, recipe: Recipe) -> None:
         return
     images = unlabeled_images(recipe.dataset, recipe.data_dir, model, _IMAGES, recipe.train_split, recipe.seed)
     prepare_(model.eval(), batches_of(images, 64), config)
-    assert isinstance(model, FakeQuantized)
-    add_step_(model, fake_step(model))

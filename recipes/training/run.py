@@ -20,7 +20,7 @@ from ...convert.calibration.batchnorm import batch_norms, reestimate_batchnorm_
 from ...convert.checkpoint.folder import load, read_report
 from ...convert.errors import RecipeError
 from ...convert.model_source import is_folder
-from ...convert.quantization.record import refuse_integers
+from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, plain_batches
 from ..distributed.sync_batchnorm import each_process_alone
@@ -102,7 +102,7 @@ def resume(folder: RunFolder) -> list[Row]:
 def _first_model(job: Job, recipe: Recipe) -> nn.Module:
     """The model that a run begins with."""
     model = build_student(job, recipe)
-    refuse_integers(model, "trained: train the network that it was made from, with --recipe int8-qat")
+    require_float_weights(model, "trained", "train the network that it was made from, with --recipe int8-qat")
     if recipe.adder_init == "normal":
         draw_adder_weights(model)
     if recipe.bits:

@@ -18,7 +18,7 @@ from ...convert.conversion.rewrite import convert_, is_converted
 from ...convert.cost.count import cost
 from ...convert.errors import AdderkitError, ModelSourceError
 from ...convert.model_source import build_model, check_target, default_folder, is_folder
-from ...convert.quantization.record import refuse_integers
+from ...convert.record import require_float
 from ..data.datasets import unlabeled_images
 from ..runs.progress import calibration_progress
 from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
@@ -132,7 +132,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     pretrained = job.pretrained and (not dry_run or is_folder(job.model))
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
-    refuse_integers(model, "converted: convert the CNN that it was made from", imitated=True)
+    require_float(model, "converted", "convert the CNN that it was made from")
     if is_converted(model):
         raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
     if dry_run:

@@ -14,7 +14,7 @@ from ...convert.export.programs import export_onnx, export_program
 from ...convert.files import check_file_target, sha256
 from ...convert.import_addernet import import_checkpoint
 from ...convert.model_source import build_model, check_target, is_folder, lacks_weights
-from ...convert.quantization.record import refuse_integers
+from ...convert.record import require_float
 from .portable import FORMS, PortableResult, export_portable, integer_plan, normalization, recorded_images
 
 
@@ -141,7 +141,7 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
         images = recorded_images(plan, built, job.form, job.dataset, job.data_dir)
         return export_portable(plan, job.name, job.form, job.target, images, normalization(built))
     remedy = "take --format c or hex once it is quantized, or export the network it was made from"
-    refuse_integers(built, f"exported as floats: {remedy}", imitated=True)
+    require_float(built, "exported as floats", remedy)
     if job.form == "onnx":
         export_onnx(built, job.target, job.opset or 18)
     else:

@@ -15,10 +15,12 @@ from adderkit.adder_layers.conv import AdderConv2d
 from adderkit.adder_layers.modules import NormalizedAdderConv2d, sharp_gradient
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.calibration.config import CalibrationConfig
+from adderkit.convert.checkpoint.replay import replay
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import convert_, replay_, revert_, steps_of
+from adderkit.convert.conversion.rewrite import convert_, revert_
 from adderkit.convert.errors import AdderkitError, CheckpointError
+from adderkit.convert.record import transforms_of
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 
@@ -68,14 +70,14 @@ def test_turned_back_it_is_the_original(bias):
     assert revert_(model) == 2
     assert torch.equal(model(image), expected)
     assert set(model.state_dict()) == set(keys)
-    assert steps_of(model) == []
+    assert transforms_of(model) == []
 
 
 def test_replay_inserts_again():
     model = Plain().eval()
     convert_(model, example_input=IMAGE)
     fresh, image = Plain().eval(), torch.randn(2, 3, 16, 16)
-    replay_(fresh, json.loads(json.dumps(steps_of(model))))
+    replay(json.loads(json.dumps(transforms_of(model))), lambda: fresh)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(image), model(image))
     revert_(fresh)
@@ -84,7 +86,7 @@ def test_replay_inserts_again():
 
 def test_record_that_normalizes_something_else_is_refused():
     with pytest.raises(CheckpointError, match="normalized is"):
-        replay_(Plain(), [{"step": "adder", "version": 1, "modules": ["first"], "normalized": ["second"]}])
+        replay([{"kind": "adder", "version": 1, "modules": ["first"], "normalized": ["second"]}], Plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -169,7 +169,7 @@ def snapshot() -> Callable[[nn.Module], dict[str, object]]:
             "attributes": {path: sorted(vars(module)) for path, module in modules.items()},
             "tensors": {name: tensor.tolist() for name, tensor in model.state_dict().items()},
             "gradients": {name: value.requires_grad for name, value in model.named_parameters()},
-            "steps": copy.deepcopy(getattr(model, "_adderkit_steps", [])),
+            "transforms": copy.deepcopy(getattr(model, "_adderkit_transforms", [])),
         }
 
     return take

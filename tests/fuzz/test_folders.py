@@ -1,4 +1,4 @@
-"""Saved folders as somebody else may have written them: configuration, report, the record of steps."""
+"""Saved folders as somebody else may have written them: configuration, report, the record of transforms."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 
 KEYS = st.sampled_from(
     [
-        *("architecture", "model_args", "base", "steps", "num_classes", "in_chans", "pretrained_cfg", "adderkit"),
-        *("step", "modules", "normalized", "folded", "version", "config", "shapes", "input_size", "classifier", "mean"),
+        *("architecture", "model_args", "base", "transforms", "num_classes", "in_chans", "pretrained_cfg", "adderkit"),
+        *("kind", "modules", "normalized", "folded", "version", "config", "shapes", "input_size", "classifier", "mean"),
         *("checkpoint_path", "pretrained", "hf_hub_id", "file", "source", "drop_rate", "depth", "first_conv", "url"),
     ]
 )
@@ -74,13 +74,13 @@ def test_damaged_configuration(data, damaged, saved, folder, survives):
 @pytest.mark.filterwarnings("ignore")
 @fuzz
 @given(data=st.data())
-def test_changed_record_of_steps(data, changed, saved, folder, survives):
+def test_changed_record_of_transforms(data, changed, saved, folder, survives):
     """The weights are whole, with a checksum that fits, but say that the model was made otherwise."""
     config = json.loads((saved / "config.json").read_text())
-    steps = data.draw(changed(config["model_args"]["steps"], KEYS, VALUES) | VALUES)
-    metadata = data.draw(st.just(json.dumps({"version": 1, "steps": steps})) | st.text(max_size=20))
+    transforms = data.draw(changed(config["model_args"]["transforms"], KEYS, VALUES) | VALUES)
+    metadata = data.draw(st.just(json.dumps({"version": 1, "transforms": transforms})) | st.text(max_size=20))
     save_file(load_file(saved / "model.safetensors"), folder / "model.safetensors", {"adderkit": metadata})
-    config["model_args"]["steps"] = steps
+    config["model_args"]["transforms"] = transforms
     del config["adderkit"]
     (folder / "config.json").write_text(json.dumps(config))
     survives(lambda: adderkit.load(folder))

@@ -60,13 +60,13 @@ def folder(saved, place):
     return place
 
 
-def write(folder, steps, tensors):
-    """Weights and configuration that agree about the steps, without a checksum."""
+def write(folder, transforms, tensors):
+    """Weights and configuration that agree about the transforms, without a checksum."""
     config = json.loads((folder / "config.json").read_text())
-    config["model_args"]["steps"] = steps
+    config["model_args"]["transforms"] = transforms
     config.pop("adderkit", None)
     (folder / "config.json").write_text(json.dumps(config))
-    metadata = {"adderkit": json.dumps({"version": 1, "steps": steps})}
+    metadata = {"adderkit": json.dumps({"version": 1, "transforms": transforms})}
     save_file(tensors, folder / "model.safetensors", metadata)
 
 
@@ -74,8 +74,8 @@ def write(folder, steps, tensors):
 @fuzz
 @given(data=st.data())
 def test_changed_plan(data, changed, saved, folder, survives):
-    steps = json.loads((saved / "config.json").read_text())["model_args"]["steps"]
-    write(folder, data.draw(changed(steps, KEYS, VALUES)), load_file(saved / "model.safetensors"))
+    transforms = json.loads((saved / "config.json").read_text())["model_args"]["transforms"]
+    write(folder, data.draw(changed(transforms, KEYS, VALUES)), load_file(saved / "model.safetensors"))
     model = survives(lambda: adderkit.load(folder))
     if model is not None:
         survives(lambda: model(torch.zeros(1, 1, 8, 8)) is None or None)
@@ -90,8 +90,8 @@ def test_changed_tensors(name, value, saved, folder, survives):
     whole = sorted(key for key, tensor in tensors.items() if not tensor.is_floating_point())
     chosen = tensors[whole[name % len(whole)]]
     chosen.flatten()[name % chosen.numel()] = torch.tensor(value).to(chosen.dtype)
-    steps = json.loads((saved / "config.json").read_text())["model_args"]["steps"]
-    write(folder, steps, tensors)
+    transforms = json.loads((saved / "config.json").read_text())["model_args"]["transforms"]
+    write(folder, transforms, tensors)
     model = survives(lambda: adderkit.load(folder))
     if model is not None:
         assert model(torch.randn(1, 1, 8, 8)).shape == (1, 10)
@@ -111,6 +111,6 @@ def shift(tensors):
 def test_unsound_plans_are_refused(damage, message, load, saved, folder):
     tensors = load_file(saved / "model.safetensors")
     damage(tensors)
-    write(folder, json.loads((saved / "config.json").read_text())["model_args"]["steps"], tensors)
+    write(folder, json.loads((saved / "config.json").read_text())["model_args"]["transforms"], tensors)
     with pytest.raises(CheckpointError, match=message):
         load(folder)

@@ -14,8 +14,9 @@ from adderkit.convert.calibration.batchnorm_shift import measure_shifts
 from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
 from adderkit.convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import convert_, steps_of
+from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.errors import AdderkitError
+from adderkit.convert.record import transforms_of
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 FIDELITY = {"grouped": 0.9, "depthwise": 0.5, "pointwise": 0.8}
@@ -81,7 +82,7 @@ def test_layers_that_go_back_are_the_teacher_s(tiny):
     adderkit.calibrate_(student, teacher, images, CalibrationConfig(steps=2, samples=256))
     keep_convolutions_(student, teacher, ["grouped", "pointwise"], images, NO_JOINT_FIT)
     assert list(adder_layers(student)) == ["depthwise"]
-    assert steps_of(student)[0]["modules"] == ["depthwise"]
+    assert transforms_of(student)[0]["modules"] == ["depthwise"]
     for path in ("grouped", "pointwise"):
         layer, original = student.get_submodule(path), teacher.get_submodule(path)
         assert type(layer) is type(original)
@@ -131,7 +132,7 @@ def test_baked_and_normalized_layers_go_back_to_what_they_were():
     assert type(student[2]) is StdConv2d
     assert student[2].training
     assert calls
-    assert [step["modules"] for step in steps_of(student)] == [["4"]]
+    assert [transform["modules"] for transform in transforms_of(student)] == [["4"]]
     x = torch.randn(2, 4, 8, 8)
     assert torch.equal(student[2](x), teacher[2](x))
 

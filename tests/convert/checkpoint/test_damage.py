@@ -56,7 +56,7 @@ def setter(*keys, value):
     return lambda folder: edit(folder, put)
 
 
-STEP = {"step": "adder", "version": 1, "modules": ["features.1.conv1"]}
+TRANSFORM = {"kind": "adder", "version": 1, "modules": ["features.1.conv1"]}
 DAMAGE = {
     "no-config": (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
     "config-not-json": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
@@ -74,12 +74,15 @@ DAMAGE = {
     "base-itself": (setter("model_args", "base", value="adder"), "base is 'adder'"),
     "base-number": (setter("model_args", "base", value=7), "base is 7"),
     "base-missing": (lambda folder: edit(folder, lambda config: config["model_args"].pop("base")), "base is ''"),
-    "base-other": (setter("model_args", "base", value="test_resnet"), "do not fit its base model"),
-    "steps-number": (setter("model_args", "steps", value=7), "steps"),
-    "steps-string": (setter("model_args", "steps", value="adder"), "unknown step"),
-    "steps-unknown": (setter("model_args", "steps", value=[{"step": "quantize"}]), "unknown step"),
-    "steps-version": (setter("model_args", "steps", value=[{**STEP, "version": 9}]), "version 9"),
-    "steps-path": (setter("model_args", "steps", value=[{**STEP, "modules": ["no"]}]), "'no' does not exist"),
+    "base-other": (setter("model_args", "base", value="test_resnet"), "does not fit its base model"),
+    "transforms-number": (setter("model_args", "transforms", value=7), "transforms"),
+    "transforms-string": (setter("model_args", "transforms", value="adder"), "unknown transform"),
+    "transforms-unknown": (setter("model_args", "transforms", value=[{"kind": "nonsense"}]), "unknown transform"),
+    "transforms-version": (setter("model_args", "transforms", value=[{**TRANSFORM, "version": 9}]), "version 9"),
+    "transforms-path": (
+        setter("model_args", "transforms", value=[{**TRANSFORM, "modules": ["no"]}]),
+        "'no' does not exist",
+    ),
     "model-args-list": (setter("model_args", value=[]), "base|model_args"),
     "model-args-unknown": (setter("model_args", "nonsense", value=1), "nonsense"),
     "pretrained-cfg-list": (setter("pretrained_cfg", value=[]), "does not fit|pretrained_cfg|fits"),
@@ -104,21 +107,21 @@ def test_damaged_number_of_classes_never_gives_a_random_head(saved, adder_model,
 
 
 def without_the_last_module(config):
-    config["model_args"]["steps"][0]["modules"].pop()
+    config["model_args"]["transforms"][0]["modules"].pop()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda config: config["model_args"].pop("steps"),
-        lambda config: config["model_args"].update(steps=None),
-        lambda config: config["model_args"].update(steps=[]),
+        lambda config: config["model_args"].pop("transforms"),
+        lambda config: config["model_args"].update(transforms=None),
+        lambda config: config["model_args"].update(transforms=[]),
         without_the_last_module,
         lambda config: config.update(architecture="cifar_resnet20", model_args={"in_chans": 1}),
     ],
     ids=["missing", "null", "empty", "one-module-fewer", "calls-itself-a-cnn"],
 )
-def test_altered_steps_never_compute_another_function(saved, adder_model, gray_images, change):
+def test_altered_transforms_never_compute_another_function(saved, adder_model, gray_images, change):
     # The weights fit the convolutions as well, and their metadata says what they are for.
     edit(saved, change)
     try:
@@ -144,7 +147,7 @@ def test_weights_of_another_model(saved, tmp_path, other):
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
         adderkit.load(saved)
     edit(saved, lambda config: config.pop("adderkit"))
-    with pytest.raises(CheckpointError, match=r"expected .* by the steps in config\.json"):
+    with pytest.raises(CheckpointError, match=r"expected .* by the transforms in config\.json"):
         adderkit.load(saved)
 
 

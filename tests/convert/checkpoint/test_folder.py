@@ -14,9 +14,10 @@ from torch import nn
 
 import adderkit
 from adderkit.convert.checkpoint.folder import base_architecture, read_report
-from adderkit.convert.conversion.rewrite import is_converted, steps_of
+from adderkit.convert.conversion.rewrite import is_converted
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.files import sha256
+from adderkit.convert.record import transforms_of
 
 FILES = ["README.md", "adder_report.json", "config.json", "model.safetensors"]
 
@@ -41,7 +42,7 @@ def test_load_gives_bit_equal_outputs(model, tmp_path, gray_images, same_tensors
     loaded = adderkit.load(folder)
     assert torch.equal(loaded(gray_images), model(gray_images))
     assert same_tensors(loaded, model)
-    assert steps_of(loaded) == steps_of(model)
+    assert transforms_of(loaded) == transforms_of(model)
     assert not loaded.training
 
 
@@ -89,7 +90,7 @@ def test_reverted_model_is_saved_as_a_cnn(saved, tmp_path, gray_images):
     folder = adderkit.save(model, tmp_path / "reverted")
     config = config_of(folder)
     assert config["architecture"] == "cifar_resnet20"
-    assert not {"base", "steps"} & set(config["model_args"])
+    assert not {"base", "transforms"} & set(config["model_args"])
     assert torch.equal(adderkit.load(folder)(gray_images), model(gray_images))
 
 
@@ -151,14 +152,14 @@ def test_config_of_an_adder_network(saved, adder_model):
     config = config_of(saved)
     assert config["architecture"] == "adder"
     assert config["model_args"]["base"] == "cifar_resnet20"
-    assert config["model_args"]["steps"] == steps_of(adder_model)
+    assert config["model_args"]["transforms"] == transforms_of(adder_model)
     assert config["adderkit"] == {"version": 1, "sha256": sha256(saved / "model.safetensors")}
 
 
 def test_config_of_a_cnn(resnet20, tmp_path):
     config = config_of(adderkit.save(resnet20(), tmp_path / "saved"))
     assert config["architecture"] == "cifar_resnet20"
-    assert not {"base", "steps"} & set(config["model_args"])
+    assert not {"base", "transforms"} & set(config["model_args"])
 
 
 def test_weights_and_their_metadata(saved, adder_model):
@@ -166,7 +167,7 @@ def test_weights_and_their_metadata(saved, adder_model):
         metadata = file.metadata()
         assert set(file.keys()) == set(adder_model.state_dict())
     assert list(metadata) == ["adderkit"]  # several keys come in any order: equal models, different files
-    assert json.loads(metadata["adderkit"]) == {"version": 1, "steps": steps_of(adder_model)}
+    assert json.loads(metadata["adderkit"]) == {"version": 1, "transforms": transforms_of(adder_model)}
 
 
 def test_report(adder_model, tmp_path):

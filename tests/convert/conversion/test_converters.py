@@ -18,11 +18,13 @@ from adderkit.adder_layers.conv import AdderConv2d
 from adderkit.adder_layers.modules import AdderConv2dSame, same_padding
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.calibration.sampling import windows_at
+from adderkit.convert.checkpoint.replay import replay
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.converters import converter_of, fold_weight_
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import convert_, replay_, revert_, steps_of
+from adderkit.convert.conversion.rewrite import convert_, revert_
 from adderkit.convert.errors import CheckpointError
+from adderkit.convert.record import transforms_of
 
 IMAGE = torch.zeros(1, 3, 13, 11)
 KINDS = {
@@ -92,7 +94,7 @@ def test_replay_before_and_after_turning_back(kind):
     convert_(model, example_input=IMAGE)
     for _ in range(2):
         fresh = network(KINDS[kind]()).eval()
-        replay_(fresh, json.loads(json.dumps(steps_of(model))))
+        replay(json.loads(json.dumps(transforms_of(model))), lambda fresh=fresh: fresh)
         assert type(fresh[2]) is type(model[2])
         fresh.load_state_dict(model.state_dict())
         assert torch.equal(fresh(image), model(image))
@@ -104,11 +106,11 @@ def test_baked_turned_back_and_converted_again():
     model = network(StdConv2d(4, 6, 3)).eval()
     convert_(model, example_input=IMAGE)
     revert_(model)
-    assert [step["step"] for step in steps_of(model)] == ["plain"]
+    assert [transform["kind"] for transform in transforms_of(model)] == ["plain"]
     convert_(model, example_input=IMAGE)
-    assert [step["step"] for step in steps_of(model)] == ["plain", "adder"]
+    assert [transform["kind"] for transform in transforms_of(model)] == ["plain", "adder"]
     fresh = network(StdConv2d(4, 6, 3)).eval()
-    replay_(fresh, steps_of(model))
+    replay(transforms_of(model), lambda: fresh)
     fresh.load_state_dict(model.state_dict())
     image = torch.randn(2, 3, 13, 11)
     assert torch.equal(fresh(image), model(image))
@@ -119,13 +121,13 @@ def test_record_that_lies_about_baking_is_refused(conv):
     model = network(conv)
     lie = [] if isinstance(conv, StdConv2d) else ["2"]
     with pytest.raises(CheckpointError, match="folded is"):
-        replay_(model, [{"step": "adder", "version": 1, "modules": ["2"], "folded": lie}])
+        replay([{"kind": "adder", "version": 1, "modules": ["2"], "folded": lie}], lambda: model)
     assert type(model[2]) is type(conv)
 
 
 def test_plain_step_needs_a_transformed_weight():
     with pytest.raises(CheckpointError, match="is a Conv2d"):
-        replay_(network(nn.Conv2d(4, 6, 3)), [{"step": "plain", "version": 1, "modules": ["2"]}])
+        replay([{"kind": "plain", "version": 1, "modules": ["2"]}], lambda: network(nn.Conv2d(4, 6, 3)))
 
 
 @pytest.mark.parametrize("size", [(13, 11), (8, 9), (7, 7)], ids=str)

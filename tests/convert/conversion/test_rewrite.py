@@ -1,4 +1,4 @@
-"""Conversion in place, back again, and replayed: what changes, and all that must not."""
+"""Conversion in place and back again: what changes, and all that must not."""
 
 import contextlib
 import copy
@@ -12,8 +12,9 @@ from adderkit.adder_layers.conv import AdderConv2d
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import convert_, is_converted, replay_, revert_, steps_of
-from adderkit.convert.errors import AdderkitError, CheckpointError, NoModuleMatchedError
+from adderkit.convert.conversion.rewrite import convert_, is_converted, revert_
+from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
+from adderkit.convert.record import transforms_of
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -62,8 +63,8 @@ def test_returns_the_plan_and_keeps_a_record(tiny, tiny_adders):
     assert convert_(model, config, example_input=IMAGE) == expected
     assert is_converted(model)
     assert list(adder_layers(model)) == tiny_adders
-    assert steps_of(model) == [{"step": "adder", "version": 1, "modules": tiny_adders, "config": config.to_dict()}]
-    assert json.loads(json.dumps(steps_of(model))) == steps_of(model)
+    assert transforms_of(model) == [{"kind": "adder", "version": 1, "modules": tiny_adders, "config": config.to_dict()}]
+    assert json.loads(json.dumps(transforms_of(model))) == transforms_of(model)
 
 
 def test_a_plan_is_carried_out_as_it_is(tiny):
@@ -98,14 +99,14 @@ def test_the_same_plan_twice_leaves_one_record(tiny, snapshot):
 def test_second_conversion_takes_what_is_left(tiny, tiny_adders):
     model = converted(tiny(), AdderConfig(include=("grouped",)))
     converted(model)
-    assert [step["modules"] for step in steps_of(model)] == [["grouped"], ["depthwise", "pointwise"]]
+    assert [transform["modules"] for transform in transforms_of(model)] == [["grouped"], ["depthwise", "pointwise"]]
     assert list(adder_layers(model)) == tiny_adders
 
 
 def test_record_cannot_be_changed_from_outside(tiny):
     model = converted(tiny())
-    steps_of(model)[0]["modules"].clear()
-    assert len(steps_of(model)[0]["modules"]) == 3
+    transforms_of(model)[0]["modules"].clear()
+    assert len(transforms_of(model)[0]["modules"]) == 3
 
 
 # What must survive
@@ -196,18 +197,18 @@ def test_shared_modules_stay_shared(images, by_reference):
     convert_(model, example_input=IMAGE)
     assert model[2] is model[4]
     assert isinstance(model[4], AdderConv2d)
-    assert steps_of(model)[0]["modules"] == ["2"]
+    assert transforms_of(model)[0]["modules"] == ["2"]
     torch.testing.assert_close(model(images), expected)
 
 
 def test_deepcopy_keeps_layers_and_record(tiny, images):
     model = converted(tiny())
     twin = copy.deepcopy(model)
-    assert steps_of(twin) == steps_of(model)
+    assert transforms_of(twin) == transforms_of(model)
     assert torch.equal(twin(images), model(images))
     revert_(twin)
     assert is_converted(model)
-    assert len(steps_of(model)) == 1
+    assert len(transforms_of(model)) == 1
 
 
 def test_root_convolution_has_no_normalization(snapshot):
@@ -245,7 +246,7 @@ def test_revert_gives_back_the_convolutional_network(tiny, images, snapshot):
     assert revert_(model) == 3
     assert torch.equal(model(images), expected)
     assert not is_converted(model)
-    assert steps_of(model) == []
+    assert transforms_of(model) == []
     assert snapshot(model)["classes"] == before["classes"]
 
 
@@ -261,13 +262,13 @@ def test_revert_by_pattern(tiny):
     assert revert_(model, ("re:(group|depth).*",)) == 2
     assert type(model.grouped) is type(model.depthwise) is nn.Conv2d
     assert list(adder_layers(model)) == ["pointwise"]
-    assert [step["modules"] for step in steps_of(model)] == [["pointwise"]]
+    assert [transform["modules"] for transform in transforms_of(model)] == [["pointwise"]]
 
 
 def test_revert_drops_a_record_that_is_empty(tiny):
     model = converted(converted(tiny(), AdderConfig(include=("grouped",))))
     revert_(model, ("grouped",))
-    assert [step["modules"] for step in steps_of(model)] == [["depthwise", "pointwise"]]
+    assert [transform["modules"] for transform in transforms_of(model)] == [["depthwise", "pointwise"]]
 
 
 def test_revert_shared_module():
@@ -275,7 +276,7 @@ def test_revert_shared_module():
     convert_(model, example_input=IMAGE)
     assert revert_(model) == 1
     assert type(model[4]) is nn.Conv2d
-    assert steps_of(model) == []
+    assert transforms_of(model) == []
 
 
 def test_revert_of_what_is_not_converted(tiny):
@@ -288,90 +289,4 @@ def test_revert_without_a_match(tiny, snapshot):
     before = snapshot(model)
     with pytest.raises(NoModuleMatchedError, match="'stem' matches none of 3 adder layers"):
         revert_(model, ("stem",))
-    assert snapshot(model) == before
-
-
-# Replayed on a fresh model
-
-
-def test_replay_makes_the_same_network(tiny, images):
-    model, fresh = converted(tiny()), tiny()
-    replay_(fresh, json.loads(json.dumps(steps_of(model))))
-    fresh.load_state_dict(model.state_dict())
-    assert torch.equal(fresh(images), model(images))
-    assert steps_of(fresh) == steps_of(model)
-
-
-def test_replay_after_partial_revert(tiny):
-    model, fresh = converted(converted(tiny(), AdderConfig(include=("grouped",)))), tiny()
-    revert_(model, ("depthwise",))
-    replay_(fresh, steps_of(model))
-    assert list(adder_layers(fresh)) == ["grouped", "pointwise"]
-
-
-def test_replay_of_nothing(tiny):
-    model = tiny()
-    replay_(model, [])
-    assert not is_converted(model)
-
-
-def test_replay_on_a_root_convolution():
-    model = nn.Conv2d(3, 4, 3)
-    replay_(model, [{"step": "adder", "version": 1, "modules": [""]}])
-    assert isinstance(model, AdderConv2d)
-
-
-GOOD = {"step": "adder", "version": 1, "modules": ["grouped"]}
-
-
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ([{"step": "quantize", "version": 1}], "unknown step"),
-        ([{}], "unknown step"),
-        (["adder"], "unknown step"),
-        ([None], "unknown step"),
-        ({"step": "adder"}, "unknown step"),
-        (7, "steps"),
-        (None, "steps"),
-        ([{**GOOD, "version": 2}], "version 2, expected 1"),
-        ([{"step": "adder", "modules": ["grouped"]}], "version None"),
-        ([{**GOOD, "modules": "grouped"}], "expected a list of module paths"),
-        ([{**GOOD, "modules": [1]}], "expected a list of module paths"),
-        ([{**GOOD, "modules": None}], "expected a list of module paths"),
-        ([{**GOOD, "modules": {"grouped": 1}}], "expected a list of module paths"),
-        ([{**GOOD, "modules": ["grouped", "nowhere"]}], "'nowhere' does not exist"),
-        ([{**GOOD, "modules": ["grouped", "norm1"]}], "'norm1' is a BatchNorm2d"),
-        ([{**GOOD, "modules": [""]}], "is a TinyNet"),
-        ([GOOD, GOOD], "'grouped' is converted twice"),
-        ([GOOD, {"step": "quantize"}], "unknown step"),
-        ([GOOD, {**GOOD, "modules": ["nowhere"]}], "'nowhere' does not exist"),
-    ],
-    ids=[
-        "unknown",
-        "empty",
-        "string",
-        "none",
-        "mapping-for-list",
-        "steps-number",
-        "steps-none",
-        "version",
-        "no-version",
-        "modules-string",
-        "modules-numbers",
-        "modules-none",
-        "modules-mapping",
-        "missing-path",
-        "no-convolution",
-        "root",
-        "twice",
-        "good-then-unknown",
-        "good-then-missing-path",
-    ],
-)
-def test_replay_refuses_and_changes_nothing(tiny, snapshot, steps, message):
-    model = tiny()
-    before = snapshot(model)
-    with pytest.raises(CheckpointError, match=message):
-        replay_(model, steps)
     assert snapshot(model) == before

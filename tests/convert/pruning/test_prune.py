@@ -11,9 +11,9 @@ import adderkit
 from adderkit import PruneConfig, convert_, load, prune_, revert_, save
 from adderkit.convert.calibration.blockwise import match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
-from adderkit.convert.conversion.rewrite import steps_of
 from adderkit.convert.cost.count import cost
 from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
+from adderkit.convert.record import transforms_of
 
 HALF = PruneConfig(ratio=0.5)
 BY_WEIGHT = PruneConfig(ratio=0.5, importance="magnitude")
@@ -179,7 +179,7 @@ def test_all_orders_save_and_load(resnet20, gray, tmp_path, order):
             revert_(model, ("features.4.*",) if step == "revert-part" else ("*",))
     again = load(save(model, tmp_path / "saved"))
     assert again(gray).equal(model.eval()(gray))
-    assert steps_of(again) == steps_of(model)
+    assert transforms_of(again) == transforms_of(model)
     assert cost(again).additions == cost(model).additions
 
 

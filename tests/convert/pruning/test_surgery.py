@@ -55,13 +55,13 @@ def test_each_kind_is_narrowed_to_what_stays():
     ]
 
 
-GOOD = {"step": "prune", "version": 1}
+GOOD = {"kind": "prune", "version": 1}
 
 
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"step": "prune", "version": 2, "shapes": {}}, "version 2"),
+        ({"kind": "prune", "version": 2, "shapes": {}}, "version 2"),
         (GOOD, "shapes is None"),
         ({**GOOD, "shapes": {}}, "shapes is {}"),
         ({**GOOD, "shapes": [["head", [5, 3]]]}, "shapes is"),
@@ -103,22 +103,22 @@ def changed(folder, change):
     """Change the configuration, and the record in the weights with it."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    change(config["model_args"]["steps"])
+    change(config["model_args"]["transforms"])
     path.write_text(json.dumps(config))
-    return config["model_args"]["steps"]
+    return config["model_args"]["transforms"]
 
 
-def test_a_folder_whose_steps_are_not_its_weights_is_refused(pruned_folder):
-    changed(pruned_folder, lambda steps: steps[0]["shapes"].update({"fc": [10, 31, 1]}))
-    with pytest.raises(CheckpointError, match="steps differ"):
+def test_a_folder_whose_transforms_are_not_its_weights_is_refused(pruned_folder):
+    changed(pruned_folder, lambda transforms: transforms[0]["shapes"].update({"fc": [10, 31, 1]}))
+    with pytest.raises(CheckpointError, match="transforms differ"):
         adderkit.load(pruned_folder)
 
 
 def test_shapes_are_compared_with_those_of_the_weights(pruned_folder):
     """Also where the record in the weights, and their checksum, were changed along."""
-    steps = changed(pruned_folder, lambda steps: steps[0]["shapes"].update({"fc": [10, 31, 1]}))
+    transforms = changed(pruned_folder, lambda transforms: transforms[0]["shapes"].update({"fc": [10, 31, 1]}))
     weights, config = pruned_folder / "model.safetensors", pruned_folder / "config.json"
-    save_file(load_file(weights), weights, {"adderkit": json.dumps({"version": 1, "steps": steps})})
+    save_file(load_file(weights), weights, {"adderkit": json.dumps({"version": 1, "transforms": transforms})})
     described = json.loads(config.read_text())
     described["adderkit"]["sha256"] = sha256(weights)
     config.write_text(json.dumps(described))

@@ -107,7 +107,7 @@ def test_signed_range_holds_both_ends():
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
-def test_filters_have_steps_of_their_own(bits):
+def test_filters_have_transforms_of_their_own(bits):
     weight = torch.randn(5, 3, 3, 3) * torch.tensor([0.01, 1, 10, 100, 0]).view(-1, 1, 1, 1)
     codes, step = signed_weights(weight, bits)
     assert int(codes.abs().max()) <= 2 ** (bits - 1) - 1

@@ -170,9 +170,9 @@ def test_a_network_that_is_trained_for_integers(student, images):
     prepare_(model, [images], QuantizeConfig())
     assert adderkit.cost(model, images) == expected
     assert isinstance(model, FakeQuantized)
-    with pytest.raises(AdderkitError, match="is trained for integers and cannot be calibrated"):
+    with pytest.raises(AdderkitError, match="is prepared for quantization-aware training and cannot be calibrated"):
         adderkit.calibrate_(model, student, images)
-    with pytest.raises(AdderkitError, match="is trained for integers and cannot be pruned"):
+    with pytest.raises(AdderkitError, match="is prepared for quantization-aware training and cannot be pruned"):
         adderkit.prune_(model, adderkit.PruneConfig(0.5, importance="random"))
 
 

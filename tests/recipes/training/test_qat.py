@@ -5,9 +5,9 @@ import torch
 
 import adderkit
 from adderkit.adder_layers.integer.network import IntegerNetwork
-from adderkit.convert.conversion.rewrite import steps_of
 from adderkit.convert.errors import AdderkitError, RecipeError
 from adderkit.convert.quantization.fake_quantize import FakeQuantized
+from adderkit.convert.record import transforms_of
 from adderkit.recipes.data.datasets import unlabeled_images
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
@@ -20,13 +20,13 @@ def test_trained_ranges_are_the_integers(train, adder_folder):
     _, folder = train("int8-qat", job=Job(str(adder_folder)), bits=4, **FEW)
     model = adderkit.load(folder.best)
     assert isinstance(model, FakeQuantized)
-    assert steps_of(model)[-1]["config"]["bits"] == 4
+    assert transforms_of(model)[-1]["config"]["bits"] == 4
     images = unlabeled_images("digits", None, model, 64)
     network = adderkit.quantize(model, images)
     assert isinstance(network, IntegerNetwork)
     scales = [float(held.scale) for held in model.quantization.values()]
     assert set(scales) <= {each.scale for each in network.plan.activations}
-    assert [step["step"] for step in steps_of(network)] == ["adder", "quantize"]
+    assert [transform["kind"] for transform in transforms_of(network)] == ["adder", "quantize"]
     with torch.no_grad():
         agree = model(images).argmax(1) == network(images).argmax(1)
     assert float(agree.float().mean()) > 0.85

@@ -10,7 +10,7 @@ import torch
 import adderkit
 from adderkit import PruneConfig
 from adderkit.convert.checkpoint.folder import read_report
-from adderkit.convert.conversion.rewrite import steps_of
+from adderkit.convert.record import transforms_of
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
@@ -92,7 +92,7 @@ def test_converted_tuned_pruned_tuned_and_resumed(
     finetune.start(Job(str(adder_folder)), recipe, first)
     small = pruned(first.best)
     assert read_report(small)["teacher"] == str(cnn_folder)
-    assert [step["step"] for step in steps_of(adderkit.load(small))] == ["adder", "prune"]
+    assert [transform["kind"] for transform in transforms_of(adderkit.load(small))] == ["adder", "prune"]
 
     recipe = quick_recipe("distill", epochs=2)
     straight, broken = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "broken")
@@ -118,6 +118,6 @@ def test_pruned_then_converted_and_calibrated(cnn_folder, pruned, tmp_path):
     with contextlib.redirect_stderr(io.StringIO()):
         folder = run_conversion(job, dry_run=False, announce=quiet).folder
     model = adderkit.load(folder)
-    assert [step["step"] for step in steps_of(model)] == ["prune", "adder"]
+    assert [transform["kind"] for transform in transforms_of(model)] == ["prune", "adder"]
     assert model(torch.randn(2, 1, 8, 8)).isfinite().all()
     assert "a CNN" in (small / "README.md").read_text()

@@ -1,0 +1,119 @@
+"""Transforms of kind ``adder`` and ``plain``: their form in the record, and the change of class that they stand for."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ...adder_layers.conv import AdderConv2d
+from ...adder_layers.modules import NormalizedAdderConv2d
+from ..errors import CheckpointError, NoModuleMatchedError
+from ..record import Transform, check_version
+from .converters import ConvConverter, adder_class, converter_of, fold_weight_, plain_class
+
+VERSION = 1
+ADDER, PLAIN = "adder", "plain"
+_PATH_LISTS = ("modules", "normalized", "folded")
+
+
+def conversion_transform(kind: str, modules: Sequence[str], **lists: Sequence[str]) -> Transform:
+    """Return the transform for the record; path lists that are empty are left out."""
+    filled = {key: list(value) for key, value in lists.items() if value}
+    return {"kind": kind, "version": VERSION, "modules": list(modules), **filled}
+
+
+def check_conversion(transform: Mapping[str, Any]) -> None:
+    """Refuse a malformed ``adder`` or ``plain`` transform.
+
+    Raises:
+        CheckpointError: The version is unknown, or a list of module paths is missing or malformed.
+    """
+    check_version(transform, VERSION)
+    kind = transform["kind"]
+    for key in _PATH_LISTS:
+        paths = transform.get(key, [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise CheckpointError(f"{key} is {paths!r:.80} in the {kind!r} transform, expected a list of module paths")
+    modules, normalized = transform.get("modules"), transform.get("normalized", [])
+    if not modules:
+        raise CheckpointError(f"modules is {modules!r} in the {kind!r} transform, expected a list of module paths")
+    if not set(normalized) <= set(modules):
+        raise CheckpointError(
+            f"normalized is {normalized!r:.80} in the {kind!r} transform, expected some of its modules"
+        )
+
+
+def apply_conversion_(model: nn.Module, transform: Mapping[str, Any]) -> None:
+    """Apply a checked ``adder`` or ``plain`` transform to a model, in place.
+
+    Raises:
+        NoModuleMatchedError: A module does not exist or cannot be converted.
+        CheckpointError: The transform claims to have folded other weights than it does.
+    """
+    kind, modules = transform["kind"], transform["modules"]
+    expected = folding_paths(model, modules, kind) if kind == ADDER else []
+    if transform.get("folded", []) != expected:
+        raise CheckpointError(
+            f"folded is {transform.get('folded', [])!r:.80} in the {kind!r} transform, "
+            f"expected {expected!r:.80} for this base model"
+        )
+    change_classes_(model, modules, kind, transform.get("normalized", []))
+
+
+def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalized: Collection[str] = ()) -> list[str]:
+    """Change modules to adder layers or plain convolutions, in place; all are checked before the first is changed.
+
+    Args:
+        model: The model to change.
+        paths: Modules to change.
+        kind: ``adder`` or ``plain``.
+        normalized: Those of the paths that get a BatchNorm of their own.
+
+    Returns:
+        Those of the paths whose weights were folded.
+
+    Raises:
+        NoModuleMatchedError: A module does not exist or cannot be converted.
+    """
+    folded = folding_paths(model, paths, kind)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path in paths:
+        layer = modules[path]
+        converter = converter_of(type(layer))
+        assert isinstance(layer, nn.Conv2d)
+        assert isinstance(converter, ConvConverter)
+        same = converter.same(layer)
+        fold_weight_(layer, converter)
+        layer.__class__ = plain_class(same) if kind == PLAIN else adder_class(same, path in normalized)
+        if isinstance(layer, NormalizedAdderConv2d):
+            layer.insert_normalization_()
+    return folded
+
+
+def folding_paths(model: nn.Module, paths: Sequence[str], kind: str) -> list[str]:
+    """Return those of the paths whose weights the change would fold.
+
+    Raises:
+        NoModuleMatchedError: A module does not exist, is listed twice, or cannot be converted.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    seen: set[int] = set()
+    folded = []
+    for path in paths:
+        module = modules.get(path)
+        converter = None if module is None else converter_of(type(module))
+        if converter is None or id(module) in seen or (kind == PLAIN and not converter.folds_weight):
+            raise NoModuleMatchedError(
+                f"{path!r} {_found(module, id(module) in seen)}, expected a convolution that can be converted: "
+                "this plan is not for this model"
+            )
+        if converter.folds_weight:
+            folded.append(path)
+        seen.add(id(module))
+    return folded
+
+
+def _found(module: nn.Module | None, seen: bool) -> str:
+    if module is None:
+        return "does not exist"
+    return "is converted twice" if seen or isinstance(module, AdderConv2d) else f"is a {type(module).__name__}"
