@@ -11,9 +11,10 @@ from torch import nn
 
 import adderkit
 from adderkit import AdderConv2d, PruneConfig
+from adderkit.convert.checkpoint.replay import replay
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.files import sha256
-from adderkit.convert.pruning.surgery import Kept, narrow_, prune_step, replay_shapes_, shape_of, target_at
+from adderkit.convert.pruning.surgery import Kept, narrow_, prune_transform, shape_of, target_at
 
 
 class Mixed(nn.Module):
@@ -47,8 +48,8 @@ def test_each_kind_is_narrowed_to_what_stays():
     assert model.head.weight.equal(before.head.weight[:, outputs])
     model.depthwise(model.grouped(torch.randn(1, 4, 6, 6)))  # runs
 
-    fresh = Mixed()
-    replay_shapes_(fresh, json.loads(json.dumps(prune_step(model, [*parts, "depthwise", "norm", "act", "scale"], {}))))
+    transform = prune_transform(model, [*parts, "depthwise", "norm", "act", "scale"], {})
+    fresh = replay([json.loads(json.dumps(transform))], Mixed)
     fresh.load_state_dict(model.state_dict())
     assert [shape_of(target_at(fresh, path)) for path in ("grouped", "depthwise", "head")] == [
         shape_of(target_at(model, path)) for path in ("grouped", "depthwise", "head")
@@ -59,7 +60,7 @@ GOOD = {"kind": "prune", "version": 1}
 
 
 @pytest.mark.parametrize(
-    ("step", "message"),
+    ("transform", "message"),
     [
         ({"kind": "prune", "version": 2, "shapes": {}}, "version 2"),
         (GOOD, "shapes is None"),
@@ -84,11 +85,11 @@ GOOD = {"kind": "prune", "version": 1}
         ({**GOOD, "shapes": {"scale": [6, 1, 1]}}, "one size smaller"),
     ],
 )
-def test_hostile_records_are_refused(step, message):
+def test_hostile_records_are_refused(transform, message):
     model = Mixed()
     before = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        replay_shapes_(model, step)
+        replay([transform], lambda: model)
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == before
 
 
