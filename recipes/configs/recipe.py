@@ -201,25 +201,18 @@ class Recipe:
             )
         if self.task_loss_weight == 0 and self.distill_loss_weight == 0:
             raise RecipeError(
-                "task_loss_weight and distill_loss_weight are both 0, expected one above: nothing to learn"
-            )
-        if self.teacher_lr and not self.distill_loss_weight:
-            raise RecipeError(f"teacher_lr is {self.teacher_lr}, expected 0 where distill_loss_weight is 0: no teacher")
-        if self.block_loss_weight and (self.teacher_lr or self.bits or not self.distill_loss_weight):
-            raise RecipeError(
-                f"block_loss_weight is {self.block_loss_weight}, expected 0 where distill_loss_weight is 0, or "
-                "teacher_lr or bits is not: blocks of floats are compared with those of a frozen teacher"
-            )
-        if self.kernel_loss_weight and not self.teacher_lr:
-            raise RecipeError(
-                f"kernel_loss_weight is {self.kernel_loss_weight}, expected 0 where teacher_lr is 0: "
-                "features are compared with a teacher that trains alongside"
+                "task_loss_weight and distill_loss_weight are both 0, expected one above 0: nothing would train the "
+                "classifier"
             )
 
-    def scaled_lr(self, processes: int) -> float:
-        """The learning rate for the images that an optimizer step of that many processes has."""
+    def scaled(self, rate: float, processes: int) -> float:
+        """Scale a learning rate to the images that an optimizer step of that many processes has."""
         images = self.batch_size * processes * self.grad_accum_steps
-        return self.lr * images / self.lr_base_size if self.lr_base_size else self.lr
+        return rate * images / self.lr_base_size if self.lr_base_size else rate
+
+    def scaled_lr(self, processes: int) -> float:
+        """The student's learning rate for the images that an optimizer step of that many processes has."""
+        return self.scaled(self.lr, processes)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -1,1 +1,1 @@
-"""Losses: labels, the teacher's predictions, its blocks, and the teacher that trains alongside."""
+"""Losses: named terms on labels, the teacher's predictions and its features, and their weighted sum."""

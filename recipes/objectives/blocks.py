@@ -1,14 +1,13 @@
-"""Distillation block by block: behind each block of adder layers the student is to answer like the original CNN.
+"""Block distillation: match the outputs of the student's blocks of adder layers to those of the original CNN.
 
-A converted network's blocks correspond to its teacher's, channel by channel, so their outputs can be compared as they
-are, as calibration does (``convert/calibration/blockwise.py``);
-BRECQ (arXiv 2102.05426) matches blocks for the same reason.
+The blocks of a converted network correspond to its teacher's channel by channel, so their outputs can be compared
+without a projection, as calibration does (``convert/calibration/blockwise.py``); BRECQ (arXiv 2102.05426) matches
+blocks for the same reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from ...adder_layers.modules import adder_layers
@@ -18,19 +17,18 @@ from ...convert.graph.layers import trace_layers
 from ...convert.graph.modes import eval_mode
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig
-from .objective import Objective
-from .teacher import RenormalizedModel, to_float32
+from .term import Outputs, Term, to_float32
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """Blocks around adder layers that the teacher has too.
+    """Find the blocks around adder layers that the teacher has too.
 
     Args:
         student: The converted model.
         teacher: A CNN.
 
     Returns:
-        Module paths in order of execution, with the shapes of what student and teacher give there for one image.
+        Module paths in order of execution, with the shapes of the student's and the teacher's output for one image.
 
     Raises:
         ModelSourceError: The student has no adder layer, or the teacher none of its blocks.
@@ -39,24 +37,24 @@ def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[tor
     if not adders:
         raise ModelSourceError(
             "the model has no adder layer, so no block to compare with the teacher's; convert it first, or give that "
-            "loss the weight 0 (block_loss_weight, or kernel_loss_weight for pkkd)"
+            "loss the weight 0 (block_loss_weight, kernel_loss_weight)"
         )
     paths = block_paths(student, [layer for layer in trace_layers(student) if layer.path in adders])
     known = dict(teacher.named_modules())
-    ours = _shapes(student, paths)
-    theirs = _shapes(teacher, [path for path in paths if path in known])
+    ours = _output_shapes(student, paths)
+    theirs = _output_shapes(teacher, [path for path in paths if path in known])
     found = {path: (ours[path], theirs[path]) for path in paths if path in ours and path in theirs}
     if not found:
         raise ModelSourceError(
             f"the teacher has none of the modules that are compared, such as {paths[0]}; "
-            "give the CNN that was converted with --teacher NAME|DIR, or that loss the weight 0 (block_loss_weight, or "
-            "kernel_loss_weight for pkkd)"
+            "give the CNN that was converted with --teacher NAME|DIR, or give that loss the weight 0 "
+            "(block_loss_weight, kernel_loss_weight)"
         )
     return found
 
 
-def _shapes(model: nn.Module, paths: list[str]) -> dict[str, torch.Size]:
-    """Shapes of what modules give for one image, of those that give a tensor."""
+def _output_shapes(model: nn.Module, paths: list[str]) -> dict[str, torch.Size]:
+    """Shapes of the modules' outputs for one image; modules that do not return a tensor are left out."""
     first = next(model.parameters())
     image = first.new_zeros(1, *DataConfig.of(model).input_size)
     with torch.no_grad(), eval_mode(model), outputs_at(model, paths) as found:
@@ -71,59 +69,44 @@ def blocks_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Ten
     processes and steps.
 
     Args:
-        ours: What the student's blocks give, by path, images in the first dimension.
-        theirs: What the teacher's give.
-
-    Returns:
-        A scalar; 0 where there is no block.
+        ours: Outputs of the student's blocks by path, images in the first dimension.
+        theirs: Outputs of the teacher's blocks, likewise.
     """
     losses = []
     for path, value in ours.items():
         given, wanted = (to_float32(each).flatten(1) for each in (value, theirs[path]))
         losses.append(((given - wanted).square().mean(1) / wanted.var(1).clamp_min(1e-6)).mean())
-    return torch.stack(losses).mean() if losses else torch.zeros(())
+    return torch.stack(losses).mean()
 
 
-Answer = tuple[Tensor, dict[str, Tensor]]
+class BlockDistillation(Term):
+    """Squared error between the outputs of the student's blocks and the teacher's.
 
-
-def answers(model: nn.Module, teacher: RenormalizedModel, batch: Tensor, paths: Sequence[str]) -> tuple[Answer, Answer]:
-    """Logits ``[N, classes]`` of student and teacher, and what their modules at ``paths`` give.
-
-    Args:
-        model: The student, as accelerate prepared it.
-        teacher: The CNN.
-        batch: Images ``[N, C, H, W]``.
-        paths: Of modules that both have.
-    """
-    student = extract_model_from_parallel(model, keep_torch_compile=False)
-    with outputs_at(student, paths) as ours, outputs_at(teacher.model, paths) as theirs:
-        return (model(batch), ours), (teacher(batch), theirs)
-
-
-class BlockObjective(Objective):
-    """The loss of the predictions and, with the recipe's weight, that of the blocks' outputs.
-
-    Blocks of another shape than the teacher's, as pruning leaves behind, are not compared.
+    Blocks whose shape differs from the teacher's, as after pruning, are not compared.
 
     Args:
-        recipe: The weights and settings.
-        teacher: The CNN that was converted, frozen.
+        recipe: All settings.
         student: The model, not yet prepared by accelerate.
+        teacher: The CNN that was converted.
 
     Raises:
-        ModelSourceError: See ``common_blocks``.
+        ModelSourceError: The networks have no block in common.
     """
 
-    teacher: RenormalizedModel
+    name = "block"
+    switch = "block_loss_weight"
+    teacher = "frozen"
+    compares_modules = True
 
-    def __init__(self, recipe: Recipe, teacher: RenormalizedModel, student: nn.Module) -> None:
-        super().__init__(recipe, teacher)
-        shapes = common_blocks(student, teacher.model)
+    def __init__(self, recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> None:
+        super().__init__(recipe, student, teacher)
+        assert teacher is not None
+        shapes = common_blocks(student, teacher)
         self.paths = [path for path, (ours, theirs) in shapes.items() if ours == theirs]
 
-    def forward(self, model: nn.Module, batch: Tensor, targets: Tensor) -> Tensor:
-        """See ``Objective``; the model is the one that this was built for, as accelerate prepared it."""
-        (logits, ours), (expected, theirs) = answers(model, self.teacher, batch, self.paths)
-        loss = self.student_loss(logits, expected, targets)
-        return loss + self.recipe.block_loss_weight * blocks_loss(ours, theirs)
+    def forward(self, student: Outputs, teacher: Outputs | None, targets: Tensor) -> Tensor:
+        """Return the mean over blocks and images, a scalar; 0 where no block has the teacher's shape."""
+        assert teacher is not None
+        if not self.paths:
+            return student.logits.new_zeros((), dtype=torch.float32)
+        return blocks_loss({path: student.blocks[path] for path in self.paths}, teacher.blocks)

@@ -1,43 +1,22 @@
-"""Knowledge distillation from the original CNN, whatever normalization it was trained with."""
+"""The distillation teacher: a network that sees images normalized its own way, frozen or training alongside."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.datasets import DataConfig
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence between softened predictions, times T² (Hinton et al., arXiv 1503.02531, section 2).
+class DistillationTeacher(nn.Module):
+    """A network that is fed images normalized for the student, which it normalizes its own way.
 
-    Args:
-        student: Logits ``[N, classes]``; ``teacher`` likewise.
-        teacher: See ``student``.
-        temperature: T; 1 compares the predictions as they are.
-
-    Returns:
-        The mean over images, a scalar. T² keeps the gradient's size when T changes.
-    """
-    return (
-        F.kl_div(
-            F.log_softmax(to_float32(student) / temperature, dim=1),
-            F.log_softmax(to_float32(teacher) / temperature, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        * temperature**2
-    )
-
-
-class RenormalizedModel(nn.Module):
-    """A network that is given images as *it* expects them, though they were normalized for the student.
+    This one trains alongside the student; ``FrozenTeacher`` does not train.
 
     Args:
         model: The network.
-        student_data: How the images that arrive were normalized.
+        student_data: Normalization and channels of the images that arrive.
 
     Raises:
-        ValueError: Teacher and student take images of different channels.
+        ValueError: Teacher and student take images with different numbers of channels.
     """
 
     scale: Tensor
@@ -59,30 +38,30 @@ class RenormalizedModel(nn.Module):
         self.register_buffer("shift", (mean - teacher_mean) / teacher_std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` as the student takes them, to the network's logits ``[N, classes]``."""
+        """Return the logits ``[N, classes]`` for images ``[N, C, H, W]`` that are normalized for the student."""
         logits: Tensor = self.model(images if self.same else images * self.scale + self.shift)
         return logits
 
 
-class DistillationTeacher(RenormalizedModel):
-    """The original CNN, frozen; see ``RenormalizedModel``."""
+class FrozenTeacher(DistillationTeacher):
+    """A teacher without gradients that stays in evaluation mode.
+
+    Args:
+        model: The network, which is frozen in place.
+        student_data: Normalization and channels of the images that arrive.
+    """
 
     def __init__(self, model: nn.Module, student_data: DataConfig) -> None:
         super().__init__(model.eval().requires_grad_(False), student_data)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """See ``RenormalizedModel``; without a gradient."""
+        """Return the logits ``[N, classes]``, without a gradient."""
         return super().forward(images)
 
-    def train(self, mode: bool = True) -> "DistillationTeacher":
-        """Stays in evaluation mode."""
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stay in evaluation mode."""
         return super().train(False)
-
-
-def to_float32(values: Tensor) -> Tensor:
-    """Values for a loss: half precision becomes fp32, fp64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _channels(values: tuple[float, ...]) -> Tensor:

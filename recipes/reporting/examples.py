@@ -83,7 +83,7 @@ def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None
     Raises:
         AdderkitError: The data set cannot be had or has other classes, or the teacher that was named cannot be had.
     """
-    recipe = Recipe(dataset=dataset, data_dir=data_dir, distill_loss_weight=1.0)
+    recipe = Recipe(dataset=dataset, data_dir=data_dir)
     teacher, why = _teacher(job, recipe, model)
     split = open_split(recipe, model, training=False)
     names = _class_names(split, model)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import ProjectConfiguration, set_seed
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -24,10 +24,8 @@ from ..data.datasets import DataConfig, ImageSource, class_names, evaluation_tra
 from ..data.mixing import Mixing
 from ..distributed.sharding import check_sharding
 from ..distributed.sync_batchnorm import synchronize_batchnorm_
-from ..objectives.blocks import BlockObjective
 from ..objectives.objective import Objective
-from ..objectives.progressive import ProgressiveObjective, prepare_teacher
-from ..objectives.teacher import RenormalizedModel
+from ..objectives.terms import teacher_need
 from ..runs.plan import check_batches
 from ..runs.state import RunState
 from ..runs.trackers import tracker_names
@@ -62,7 +60,8 @@ class Run:
     @property
     def in_training(self) -> list[nn.Module]:
         """What has gradients: the model, and the objective where its teacher trains too."""
-        return [self.model, self.objective] if self.recipe.teacher_lr else [self.model]
+        learns = any(parameter.requires_grad for parameter in self.objective.parameters())
+        return [self.model, self.objective] if learns else [self.model]
 
     @property
     def updates_per_epoch(self) -> int:
@@ -106,13 +105,12 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     """
     check_norms(model)
     check_backend(recipe)
-    teacher = build_teacher(job, recipe, model)
+    objective = make_objective(job, recipe, model).to(accelerator.device)
     train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
     check_classes(train_set, eval_set)
     mixing = Mixing(recipe, model, train_set)
     # A data set of its own: its transform is not the training one.
     norm_images = open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None
-    objective = make_objective(recipe, teacher, model).to(accelerator.device)
     configure_layers(model, objective, recipe, accelerator.num_processes)
     if recipe.channels_last:
         for each in (model, objective):
@@ -124,8 +122,9 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
     train_loader = shard_loader(accelerator, train_loader)
     check_batches(len(train_loader), len(train_set), recipe.batch_size, accelerator.num_processes)
-    if recipe.teacher_lr:
-        objective = prepare_teacher(recipe, accelerator, objective, optimizer)
+    if objective.trains:
+        add_objective_groups(recipe, objective, optimizer, accelerator.num_processes)
+        objective = accelerator.prepare(objective)
     average = make_average(recipe, accelerator, accelerator.unwrap_model(model))
     run = Run(
         recipe=recipe,
@@ -143,17 +142,30 @@ def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module
     return dataclasses.replace(run, schedule=make_schedule(recipe, optimizer, run.updates_per_epoch))
 
 
-def make_objective(recipe: Recipe, teacher: RenormalizedModel | None, student: nn.Module) -> Objective:
-    """What a recipe trains a model for.
+def make_objective(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> Objective:
+    """Build the terms that a recipe turns on, and the teacher that they need.
 
     Raises:
-        ModelSourceError: The recipe compares parts of student and teacher that one of them lacks.
+        RecipeError: Settings exclude each other.
+        ModelSourceError: No teacher is named, or it does not fit the student.
     """
-    if teacher is None:
-        return Objective(recipe, None)
-    if recipe.teacher_lr:
-        return ProgressiveObjective(recipe, teacher, student)
-    return BlockObjective(recipe, teacher, student) if recipe.block_loss_weight else Objective(recipe, teacher)
+    need, teacher = teacher_need(recipe), None
+    if need is not None:
+        teacher = build_teacher(job, recipe, student, trains=need == "training", weights=weights)
+    return Objective(recipe, teacher, student)
+
+
+def add_objective_groups(
+    recipe: Recipe, objective: Objective, optimizer: torch.optim.Optimizer, processes: int
+) -> None:
+    """Let what the objective holds train too: the teacher, and the learned layers of its terms.
+
+    They join the student's optimizer, since a step that is skipped is then skipped for both, with the learning rate
+    ``teacher_lr``, or the student's where the teacher is frozen.
+    """
+    rate = recipe.scaled(recipe.teacher_lr or recipe.lr, processes)
+    for group in param_groups_weight_decay(objective, recipe.weight_decay):
+        optimizer.add_param_group({**group, "lr": rate})
 
 
 def configure_layers(model: nn.Module, objective: Objective, recipe: Recipe, processes: int) -> None:
@@ -166,7 +178,7 @@ def configure_layers(model: nn.Module, objective: Objective, recipe: Recipe, pro
         layer.sharpness = recipe.sharpness
     if recipe.sync_bn and processes > 1:
         synchronize_batchnorm_(model)
-        if recipe.teacher_lr:  # a frozen one computes as in evaluation
+        if objective.trains_teacher:  # a frozen one computes as in evaluation
             synchronize_batchnorm_(objective)
 
 

@@ -20,7 +20,7 @@ from ..runs.plan import RunPlan, batches_per_epoch, check_batches
 from ..runs.trackers import tracker_names
 from .assemble import check_backend, check_classes, configure_layers, make_objective, make_optimizer, make_schedule
 from .memory import Memory, estimate_memory
-from .models import Job, build_student, build_teacher, check_class_count, check_norms, draw_adder_weights, teacher_of
+from .models import Job, build_student, check_class_count, check_norms, draw_adder_weights, teacher_of
 
 # Images for training and evaluation, and classes, of the one data set whose size everybody knows.
 _IMAGENET = (1_281_167, 50_000, 1000)
@@ -111,13 +111,12 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
         draw_adder_weights(model)
     check_norms(model)
     check_backend(recipe)
-    teacher = build_teacher(job, recipe, model, weights=False)
+    objective = make_objective(job, recipe, model, weights=False)
     if splits is not None:
         for dataset in splits:
             check_class_count(dataset, recipe, model)
         check_classes(*splits)
         Mixing(recipe, model, splits[0])
-    objective = make_objective(recipe, teacher, model)
     optimizer = make_optimizer(recipe, model, processes)
     images, evaluation_images = _counts(recipe, splits, known=classes is not None)
     steps = _steps_per_epoch(recipe, images, processes, splits)
@@ -125,7 +124,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
     plan = RunPlan.of(
         model,
         model=job.model,
-        teacher=teacher_of(job) if teacher is not None else None,
+        teacher=teacher_of(job) if objective.teacher is not None else None,
         recipe=recipe,
         processes=processes,
         images=images,

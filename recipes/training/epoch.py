@@ -58,7 +58,7 @@ def train_epoch(run: Run, position: RunState, stop: StopRequest, journal: Journa
             batch, targets = run.mixing(position.epoch, batch, targets)
             with accelerator.accumulate(*run.in_training):
                 with accelerator.autocast():
-                    loss = run.objective(run.model, batch, targets)
+                    loss = run.objective(run.model, batch, targets)["loss"]
                 accelerator.backward(loss * (window / in_window))  # accelerate divides by the window
                 losses.append(loss.detach() * len(targets))
                 images += len(targets)

@@ -77,8 +77,7 @@ def estimate_memory(
     shape, precision, per_weight = (recipe.batch_size, *input_size), _PRECISIONS.get(recipe.amp), _values_kept(recipe)
     kept, largest = _activations(model, objective, shape, precision)
     taught = _module_bytes(objective)
-    if recipe.teacher_lr:
-        taught += round(taught * (1 + per_weight))
+    taught += round(sum(_bytes(each) for each in objective.parameters() if each.requires_grad) * (1 + per_weight))
     return Memory(
         weights=weights,
         gradients=parameters * (2 if processes > 1 else 1),

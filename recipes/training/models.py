@@ -14,7 +14,8 @@ from ...convert.errors import DatasetError, ModelSourceError, RecipeError
 from ...convert.model_source import build_model, is_folder
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
-from ..objectives.teacher import DistillationTeacher, RenormalizedModel
+from ..objectives.teacher import DistillationTeacher, FrozenTeacher
+from ..objectives.terms import active_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,38 +81,44 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
     return model
 
 
-def build_teacher(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> RenormalizedModel | None:
-    """The network to distil from, or ``None`` where the recipe distils nothing; ``weights`` as for ``build_student``.
+def build_teacher(
+    job: Job, recipe: Recipe, student: nn.Module, *, trains: bool = False, weights: bool = True
+) -> DistillationTeacher:
+    """Build the network to distil from.
+
+    Args:
+        job: What was named.
+        recipe: All settings.
+        student: The model that it teaches.
+        trains: Whether it trains alongside; else it is frozen.
+        weights: Whether its weights are wanted; without them nothing is fetched.
 
     Raises:
         ModelSourceError: No teacher is named, or it does not fit the student.
     """
-    if recipe.distill_loss_weight == 0:
-        return None
     name = teacher_of(job)
     if name is None:
-        taught = ("distill_loss_weight", "block_loss_weight", "teacher_lr", "kernel_loss_weight")
-        off = " ".join(f"--set {setting}=0" for setting in taught if getattr(recipe, setting))
+        off = " ".join(f"--set {term.switch}=0" for term in active_terms(recipe) if term.teacher)
         raise ModelSourceError(
             f"the recipe distils, but {job.model} names no teacher; give the original CNN with --teacher NAME|DIR, "
             f"or train on labels alone with {off} --set task_loss_weight=1"
         )
     try:
-        model = _teacher_model(name, job, recipe, student, weights)
+        model = _teacher_model(name, job, student, trains=trains, weights=weights)
     except ModelSourceError as error:
-        raise ModelSourceError(f"the teacher cannot be had: {error}; or name another with --teacher") from error
+        raise ModelSourceError(f"cannot build the teacher: {error}; or name another with --teacher") from error
     classes, own = (getattr(each, "num_classes", None) for each in (model, student))
     if classes != own:
         raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
     try:
-        return (RenormalizedModel if recipe.teacher_lr else DistillationTeacher)(model, DataConfig.of(student))
+        return (DistillationTeacher if trains else FrozenTeacher)(model, DataConfig.of(student))
     except ValueError as error:
         raise ModelSourceError(f"{name} cannot teach {job.model}: {error}") from error
 
 
-def _teacher_model(name: str, job: Job, recipe: Recipe, student: Any, weights: bool) -> nn.Module:
-    """With its weights; but a teacher that trains alongside may begin at random, as the student then does."""
-    if job.pretrained or not recipe.teacher_lr:
+def _teacher_model(name: str, job: Job, student: Any, *, trains: bool, weights: bool) -> nn.Module:
+    """Build it with its weights; but a teacher that trains alongside may begin at random, as the student then does."""
+    if job.pretrained or not trains:
         return build_model(name, pretrained=weights)
     if is_folder(name):
         return build_model(name, pretrained=False)

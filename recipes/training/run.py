@@ -24,6 +24,7 @@ from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, plain_batches
 from ..distributed.sync_batchnorm import each_process_alone
+from ..objectives.terms import teacher_need
 from ..runs.folder import RunFolder
 from ..runs.journal import Journal
 from ..runs.plan import device_name
@@ -60,7 +61,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     job = dataclasses.replace(
         job,
         model=absolute_source(job.model) or job.model,
-        teacher=absolute_source(teacher_of(job)) if recipe.distill_loss_weight else None,
+        teacher=absolute_source(teacher_of(job)) if teacher_need(recipe) else None,
         checkpoint=str(Path(job.checkpoint).resolve()) if job.checkpoint else None,
         command=command_line(),
     )

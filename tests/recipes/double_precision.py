@@ -7,8 +7,8 @@ Loaded by its path, since the scripts of this folder start as programs of their 
 def in_double(build):
     """What builds the same network in fp64, given images of fp32."""
 
-    def built(*arguments):
-        model = build(*arguments).double()
+    def built(*arguments, **options):
+        model = build(*arguments, **options).double()
         model.register_forward_pre_hook(lambda module, images: (images[0].double(),))
         return model
 

@@ -161,7 +161,7 @@ def test_wrong_type(key, value, message):
         ("smoothing", -0.1, "expected a number between 0 and 1"),
         ("kd_temperature", 0, "expected a positive number"),
         ("amp", "fp8", "amp is 'fp8', expected no, bf16 or fp16"),
-        ("task_loss_weight", 0, "nothing to learn"),
+        ("task_loss_weight", 0, "nothing would train the classifier"),
         ("version", 2, "the recipe has version 2, expected 1"),
     ],
 )

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from adderkit.recipes.configs.files import load_recipe
-from adderkit.recipes.objectives import progressive as progressive_distillation
+from adderkit.recipes.objectives import kernels
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import models as setup
 from adderkit.recipes.training import run as finetune
@@ -50,8 +50,8 @@ if __name__ == "__main__":
     finetune.build_student = lambda job, recipe: batch_independent(build_student(job, recipe))
     setup.build_model = lambda *args, **kwargs: batch_independent(build_model(*args, **kwargs))
     # These two look at the batch of a process as a whole, as BatchNorm does.
-    progressive_distillation._standard = lambda values: values
-    progressive_distillation._in_units = lambda values: values
+    kernels._standardize = lambda values: values
+    kernels._normalize = lambda values: values
     for kind, steps in (("step", 1), ("accumulated", 2)):
         recipe = load_recipe("pkkd").changed(
             {**SETTINGS, "batch_size": 16 // processes // steps, "grad_accum_steps": steps}

@@ -123,6 +123,7 @@ def test_names_and_tensors_stay():
 def test_what_trains_is_synchronized(processes, sync_bn, teacher_lr):
     """On several processes: the model, and a teacher that trains too; a frozen one is left as it is."""
     model, objective = (nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2))
+    objective.trains_teacher = teacher_lr > 0
     recipe = Recipe(sync_bn=sync_bn, teacher_lr=teacher_lr, distill_loss_weight=1.0)
     prepare.configure_layers(model, objective, recipe, processes)
     synced = processes > 1 and sync_bn

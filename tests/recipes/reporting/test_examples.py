@@ -97,9 +97,9 @@ def test_teacher_that_is_gone(adder_folder, tmp_path):
     report.write_text(report.read_text().replace('"teacher": "/', '"teacher": "/nowhere/'))
     model = adderkit.load(folder)
     found = find_examples(model, Job(str(folder)), "digits", None)
-    assert found.no_teacher.startswith("the teacher cannot be had: ")
+    assert found.no_teacher.startswith("cannot build the teacher: ")
     assert (found.agreeing, found.differing, found.first[0].teacher) == (None, (), ())
-    with pytest.raises(ModelSourceError, match="the teacher cannot be had: timm knows no model 'gone'"):
+    with pytest.raises(ModelSourceError, match="cannot build the teacher: timm knows no model 'gone'"):
         find_examples(model, Job(str(folder), "gone"), "digits", None)
 
 

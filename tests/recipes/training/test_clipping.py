@@ -7,7 +7,8 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
-from adderkit.recipes.objectives.teacher import DistillationTeacher, distillation_loss
+from adderkit.recipes.objectives.logits import distillation_loss
+from adderkit.recipes.objectives.teacher import FrozenTeacher
 from adderkit.recipes.training import assemble as prepare
 from adderkit.recipes.training.models import Job
 
@@ -36,7 +37,7 @@ def test_weights_whose_gradient_is_rescaled_do_not_count(eta, adder_folder, cnn_
     adders = [layer.weight for layer in adder_layers(model).values()]
     for layer in adder_layers(model).values():
         layer.sharpness = 1024.0
-    distillation_loss(model.train()(images), DistillationTeacher(teacher, DataConfig.of(model))(images), 2.0).backward()
+    distillation_loss(model.train()(images), FrozenTeacher(teacher, DataConfig.of(model))(images), 2.0).backward()
 
     others = [parameter for parameter in model.parameters() if not any(parameter is weight for weight in adders)]
     counted = others if eta else [*others, *adders]

@@ -17,12 +17,12 @@ from adderkit.recipes.configs.files import load_recipe, recipe_names
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
 from adderkit.recipes.objectives.objective import Objective
-from adderkit.recipes.objectives.teacher import DistillationTeacher, RenormalizedModel
+from adderkit.recipes.objectives.teacher import DistillationTeacher, FrozenTeacher
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.plan import batches_per_epoch
 from adderkit.recipes.training import dry_run as module
 from adderkit.recipes.training import run as finetune
-from adderkit.recipes.training.assemble import make_accelerator, make_objective, prepare
+from adderkit.recipes.training.assemble import make_accelerator, prepare
 from adderkit.recipes.training.dry_run import dry_run
 from adderkit.recipes.training.memory import estimate_memory
 from adderkit.recipes.training.models import Job, build_student
@@ -194,7 +194,7 @@ def test_command_line(adder_kit, tmp_path):
 def test_the_model_is_left_as_it_is():
     model = timm.create_model("cifar_resnet20").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    estimate_memory(model, Objective(Recipe(), None), Recipe(batch_size=4), (3, 32, 32), 1)
+    estimate_memory(model, Objective(Recipe(), None, model), Recipe(batch_size=4), (3, 32, 32), 1)
     assert not model.training
     assert all(before[name].equal(value) for name, value in model.state_dict().items())
 
@@ -202,11 +202,13 @@ def test_the_model_is_left_as_it_is():
 @pytest.mark.parametrize(("opt", "values"), [("sgd", 1), ("adamw", 2), ("lamb", 2), ("lookahead_momentum", 1)])
 def test_memory_of_what_goes_with_the_weights(opt, values):
     model = timm.create_model("cifar_resnet20")
+    teacher = FrozenTeacher(copy.deepcopy(model), DataConfig.of(model))
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     recipe = Recipe(opt=opt, batch_size=4, model_ema=True)
-    found = estimate_memory(model, Objective(recipe, model), recipe, (3, 32, 32), 2)
+    found = estimate_memory(model, Objective(recipe, teacher, model), recipe, (3, 32, 32), 2)
     assert (found.gradients, found.optimizer) == (2 * weights, values * weights)
-    assert found.average == found.teacher == found.weights
+    assert found.average == found.weights
+    assert found.teacher == found.weights + 2 * 3 * 4  # the change of normalization
     assert weights < found.weights < 1.01 * weights
 
 
@@ -216,9 +218,9 @@ def test_activations_of_a_network_by_hand():
 
     class Sum(Objective):
         def forward(self, model, batch, targets):
-            return model(batch).sum()
+            return {"loss": model(batch).sum()}
 
-    found = estimate_memory(model, Sum(Recipe(), None), Recipe(batch_size=8), (3, 10, 10), 1)
+    found = estimate_memory(model, Sum(Recipe(), None, model), Recipe(batch_size=8), (3, 10, 10), 1)
     assert found.activations == 4 * 8 * 100 * (3 + 4)
     assert found.passing == 2 * 4 * 8 * 100 * (4 + 4)
 
@@ -226,8 +228,8 @@ def test_activations_of_a_network_by_hand():
 def activations(pair, **changes):
     student, teacher = copy.deepcopy(pair)
     recipe = Recipe(batch_size=8, distill_loss_weight=1.0, **changes)
-    taught = (RenormalizedModel if recipe.teacher_lr else DistillationTeacher)(teacher, DataConfig.of(student))
-    return estimate_memory(student, make_objective(recipe, taught, student), recipe, (3, 16, 16), 1).activations
+    taught = (DistillationTeacher if recipe.teacher_lr else FrozenTeacher)(teacher, DataConfig.of(student))
+    return estimate_memory(student, Objective(recipe, taught, student), recipe, (3, 16, 16), 1).activations
 
 
 def test_what_comparing_blocks_keeps(pair):
@@ -248,9 +250,9 @@ def test_what_a_teacher_that_trains_and_its_kernels_keep(pair):
 MEASURE = """
 import timm, torch
 from adderkit import convert_
-from adderkit.recipes.memory import estimate_memory
+from adderkit.recipes.training.memory import estimate_memory
 from adderkit.recipes.objectives.objective import Objective
-from adderkit.recipes.recipe import Recipe
+from adderkit.recipes.configs.recipe import Recipe
 
 def peak(name):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
@@ -268,7 +270,7 @@ step(2)
 before = peak("VmRSS")
 step(128)
 recipe = Recipe(batch_size=128)
-print(peak("VmHWM") - before, estimate_memory(model, Objective(recipe, None), recipe, (3, 32, 32), 1).total)
+print(peak("VmHWM") - before, estimate_memory(model, Objective(recipe, None, model), recipe, (3, 32, 32), 1).total)
 """
 
 

@@ -88,9 +88,6 @@ def test_weights_from_a_checkpoint(cnn_folder):
 
 
 class TestTeacher:
-    def test_none_is_built_where_nothing_is_distilled(self, adder_folder):
-        assert build_teacher(Job(str(adder_folder)), DIGITS, adderkit.load(adder_folder)) is None
-
     def test_is_the_one_that_conversion_recorded(self, adder_folder, cnn_folder):
         job = Job(str(adder_folder))
         assert teacher_of(job) == str(cnn_folder.resolve())
@@ -112,7 +109,7 @@ class TestTeacher:
         moved = shutil.copytree(adder_folder, tmp_path / "moved")
         report = json.loads((moved / "adder_report.json").read_text())
         (moved / "adder_report.json").write_text(json.dumps({**report, "teacher": str(tmp_path / "gone")}))
-        with pytest.raises(ModelSourceError, match=r"the teacher cannot be had: .*gone.*--teacher"):
+        with pytest.raises(ModelSourceError, match=r"cannot build the teacher: .*gone.*--teacher"):
             build_teacher(Job(str(moved)), DISTIL, adderkit.load(moved))
 
     def test_that_is_damaged(self, adder_folder, cnn_folder, tmp_path):
