@@ -5,8 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from ..cost.count import Cost
-from ..cost.energy import PRECISIONS, arithmetic_energy
 from ..errors import AdderkitError
 from ..patterns import check_keys, compile_pattern
 
@@ -94,13 +92,3 @@ def parse_target(text: str) -> tuple[str, float]:
             f"target is {text!r}, expected mults=N%, adds=N%, params=N% or energy=N%, which is what is to be left"
         )
     return match[1], float(match[2]) / 100
-
-
-def price(cost: Cost) -> dict[str, float]:
-    """What a target may speak of: operations as they run, parameters, and pJ of the arithmetic in fp32."""
-    return {
-        "mults": cost.multiplications,
-        "adds": cost.additions,
-        "params": cost.parameters,
-        "energy": arithmetic_energy(cost.honest, PRECISIONS["fp32"]),
-    }

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from ..calibration.batchnorm import reestimate_batchnorm_
 from ..calibration.calibrate import batches_of
-from ..cost.count import cost
+from ..cost.count import Cost, cost
+from ..cost.energy import PRECISIONS, arithmetic_energy
 from ..errors import AdderkitError, NoModuleMatchedError
 from ..graph.layers import Layer, input_size, meta_copy, trace_layers
 from ..patterns import matching, nearest_names
 from ..record import record_, require_float
 from .channel_groups import ChannelGroup, channel_groups, kept_parts
-from .config import NEED_IMAGES, PruneConfig, parse_target, price
+from .config import NEED_IMAGES, PruneConfig, parse_target
 from .importance import (
     Scores,
     batchnorm_scores,
@@ -250,3 +251,13 @@ def _why_not(groups: Sequence[ChannelGroup], config: PruneConfig) -> str:
     if len(groups) > sum(group.reason is not None for group in groups):
         return f"{config.ratio or config.target} of the channels is less than one of any layer; remove more"
     return "; ".join(reasons[:3]) or "the model has no layers with channels"
+
+
+def price(counted: Cost) -> dict[str, float]:
+    """Return the costs that a target may name: operations as they run, parameters, and pJ of fp32 arithmetic."""
+    return {
+        "mults": counted.multiplications,
+        "adds": counted.additions,
+        "params": counted.parameters,
+        "energy": arithmetic_energy(counted.honest, PRECISIONS["fp32"]),
+    }

@@ -1,1 +1,1 @@
-"""What all verbs share on the command line: options, tables, errors."""
+"""Command-line support shared by the verbs: options, output and errors."""

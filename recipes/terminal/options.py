@@ -1,21 +1,32 @@
-"""Options that several verbs of the command line have, and the one way to answer ``--json``."""
+"""Options that several verbs share."""
 
-from json import dumps, loads
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Dataset = Annotated[str | None, typer.Option(help="digits, fashion-mnist, folder, or timm's hfds/…, wds/…, torch/….")]
-DataDir = Annotated[str | None, typer.Option(help="Where the data set's files are.")]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights to take instead of the Hub's: a file or a folder.")]
-Pretrained = Annotated[bool, typer.Option(help="Start from pretrained weights; --no-pretrained: random ones.")]
+from ..data.unlabeled import UnlabeledImages
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="digits, fashion-mnist, folder, or a timm reader: hfds/…, wds/…, torch/…."),
+]
+DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder with the files of the data set.")]
+CalibrationImages = Annotated[int, typer.Option(min=16, help="Number of unlabeled training images to use.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Load weights from this file or folder instead of the Hub.")
+]
+Pretrained = Annotated[bool, typer.Option(help="Start from pretrained weights rather than random ones.")]
 NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes.")]
-InChans = Annotated[int | None, typer.Option(min=1, help="Channels of the images.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", min=1, help="Images in a forward pass.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Loader processes.")]
+InChans = Annotated[int | None, typer.Option(min=1, help="Number of input channels.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per forward pass.")]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Number of data loader processes.")]
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object; JSON knows no NaN, so a loss that is one comes out as null."""
-    print(dumps(loads(dumps(value), parse_constant=lambda _: None)))
+def unlabeled_images(dataset: str | None, data_dir: str | None, count: int) -> UnlabeledImages | None:
+    """Return the images that ``--dataset``, ``--data-dir`` and ``--calibration-images`` name, if any."""
+    if dataset is not None:
+        return UnlabeledImages(dataset, data_dir, count)
+    if data_dir is not None:
+        raise typer.BadParameter("give --dataset as well", param_hint="--data-dir")
+    return None

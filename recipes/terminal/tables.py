@@ -1,62 +1,39 @@
-"""Results as tables for people; programs get the same by ``--json``."""
+"""Tables of results for people; programs read the same figures with ``--json``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...convert.calibration.calibrate import CalibrationReport
-from ...convert.conversion.plan import ConversionPlan
-from ..runs.state import Row
-from ..training.evaluate import Metrics
-from ..verbs.demo import DemoRow
+if TYPE_CHECKING:
+    from ...convert.cost.count import IntegerRow
+    from ..training.evaluate import Metrics
 
 
-def show(table: Table) -> None:
-    """Print a table on standard output, never cutting a cell where the output is not a terminal."""
+def show(*tables: Table) -> None:
+    """Print tables on standard output; where that is not a terminal, no cell is truncated."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    console.print(table)
+    for table in tables:
+        console.print(table)
 
 
-def plan_table(plan: ConversionPlan, fidelity: CalibrationReport | None = None) -> Table:
-    """A row for each convolution: decision, reason, and how faithful it is after calibration."""
-    found = {layer.path: layer for layer in fidelity.layers} if fidelity else {}
-    table = Table(title="conversion plan", title_justify="left")
-    for column in ("module", "decision", "reason"):
-        table.add_column(column)
-    for column in ("kernel", "stride", "groups", "channels", "parameters", "terms"):
-        table.add_column(column, justify="right")
-    if found:
-        table.add_column("fidelity", justify="right")
-        table.add_column("beyond range", justify="right")
-    for row in plan.rows:
-        cells = [
-            escape(row.path),
-            f"[green]{row.decision}[/]" if row.decision == "convert" else row.decision,
-            escape(row.reason),
-            f"{row.kernel[0]}x{row.kernel[1]}",
-            f"{row.stride[0]}x{row.stride[1]}",
-            str(row.groups),
-            f"{row.in_channels} -> {row.out_channels}",
-            f"{row.parameters:,}",
-            f"{row.terms:,}",
-        ]
-        if found:
-            layer = found.get(row.path)
-            cells += [f"{layer.correlation:.3f}", f"{layer.beyond_range:.1%}".replace("%", " %")] if layer else ["", ""]
-        table.add_row(*cells)
+def new_table(title: str | None, words: Iterable[str], numbers: Iterable[str] = ()) -> Table:
+    """Return an empty table with columns of words, aligned left, followed by columns of numbers, aligned right."""
+    table = Table(title=title, title_justify="left")
+    for name in words:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
     return table
 
 
-def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
-    """A row for each evaluated model."""
-    table = Table()
-    table.add_column("model")
-    for column in ("top-1 %", "top-5 %", "loss", "images", "images/s"):
-        table.add_column(column, justify="right")
+def metrics_table(rows: Sequence[tuple[str, "Metrics"]]) -> Table:
+    """Table of evaluation metrics with a row for each model."""
+    table = new_table(None, ("model",), ("top-1 %", "top-5 %", "loss", "images", "images/s"))
     for name, metrics in rows:
         table.add_row(
             escape(name),
@@ -69,16 +46,11 @@ def metrics_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
     return table
 
 
-def demo_table(rows: Sequence[DemoRow]) -> Table:
-    """The demo's result."""
-    return metrics_table([(row.model, row.metrics) for row in rows])
-
-
-def summary_table(rows: Sequence[Row]) -> Table:
-    """The rows of a run's ``summary.csv``."""
-    table = Table(title="run summary", title_justify="left")
-    for column in rows[0] if rows else ():
-        table.add_column(column.replace("_", " "), justify="right")
+def integer_table(rows: Iterable["IntegerRow"]) -> Table:
+    """Table of the steps of an integer network, with the range and width of what each step writes."""
+    numbers = ("bits", "channel groups", "from", "to", "bits of sums")
+    table = new_table("integers: what each step writes", ("layer", "kind"), numbers)
     for row in rows:
-        table.add_row(*(str(value) if key == "epoch" else f"{value:.4g}" for key, value in row.items()))
+        ends = ["" if end is None else f"{end:.3g}" for end in (row.low, row.high)]
+        table.add_row(escape(row.path), row.kind, str(row.bits), str(row.groups), *ends, str(row.sum_bits))
     return table

@@ -1,1 +1,1 @@
-"""The work of the command line's verbs, and what they share; training itself lies one folder up."""
+"""The verbs of the command line, one file each, named as the verb is typed."""

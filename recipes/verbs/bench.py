@@ -1,27 +1,43 @@
-"""``adderkit bench``: how long a forward pass takes, and of an integer network also each of its steps."""
+"""``adderkit bench``: time a model's forward pass, and each step of an integer network."""
 
 import dataclasses
-import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-from ...adder_layers.integer.cpu_engine import Engine, StepTime
-from ...adder_layers.integer.network import IntegerNetwork
-from ...convert.errors import AdderkitError
-from ...convert.graph.layers import input_size
-from ...convert.graph.modes import eval_mode
-from ...convert.model_source import build_model, is_folder
+from ..terminal.options import BatchSize, Json
+from ..terminal.output import print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor, nn
+
+    from ...adder_layers.integer.cpu_engine import StepTime
+    from ...adder_layers.integer.network import IntegerNetwork
 
 _LEAST_RUNS, _MOST_RUNS, _SECONDS = 5, 200, 10.0
 
 
+def bench(
+    model: Annotated[str, typer.Argument(help="Saved folder, or a timm model name (built without weights).")],
+    batch_size: BatchSize = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Also time each step of an integer network.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure how long a forward pass takes on this machine's CPU."""
+    from ..terminal.tables import show
+
+    result = run_bench(model, batch_size, profile=profile)
+    if json:
+        print_json(result.to_dict())
+    else:
+        show(*bench_tables(result))
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchResult:
-    """Latencies of forward passes of one batch in milliseconds: as fast as 20, 50 and 80 % of them.
+    """Latencies of forward passes of one batch in milliseconds: their 20th, 50th and 80th percentiles.
 
     ``steps`` is the profile of one pass of an integer network.
     """
@@ -34,52 +50,73 @@ class BenchResult:
     p50: float
     p80: float
     images_per_second: float
-    steps: tuple[StepTime, ...] = ()
+    steps: "tuple[StepTime, ...]" = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return dataclasses.asdict(self)
 
 
-@torch.no_grad()
 def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResult:
-    """Time forward passes on random images, on the CPU, with as many threads as torch has.
+    """Time forward passes on random images, on the CPU, with torch's current number of threads.
 
     Args:
         name: Saved folder, or a timm name, which is built without weights.
-        batch_size: Images in a pass.
+        batch_size: Images per forward pass.
         profile: Also time each step; only for integer networks.
 
     Raises:
-        AdderkitError: The model cannot be had, or has no steps to profile.
+        AdderkitError: The model cannot be loaded, or has no steps to profile.
     """
+    import statistics
+
+    import torch
+
+    from ...adder_layers.integer.network import IntegerNetwork
+    from ...convert.errors import AdderkitError
+    from ...convert.graph.layers import input_size
+    from ...convert.model_source import build_model, is_folder
+
     model = build_model(name, pretrained=is_folder(name))
     if profile and not isinstance(model, IntegerNetwork):
         raise AdderkitError(f"{name} is not quantized, expected an integer network for --profile: adderkit quantize")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, *input_size(model), generator=generator)
-    seconds: list[float] = []
-    with eval_mode(model):
-        model(images)  # engines and caches are made with the first
-        begun = time.perf_counter()
-        while len(seconds) < _LEAST_RUNS or (len(seconds) < _MOST_RUNS and time.perf_counter() - begun < _SECONDS):
-            started = time.perf_counter()
-            model(images)
-            seconds.append(time.perf_counter() - started)
-    steps: tuple[StepTime, ...] = ()
-    if profile and isinstance(model, IntegerNetwork):
-        steps = profiled(model, batch_size)
+    seconds = _latencies(model, images)
+    steps = profiled(model, batch_size) if profile and isinstance(model, IntegerNetwork) else ()
     p20, p50, p80 = (1e3 * statistics.quantiles(seconds, n=10, method="inclusive")[index] for index in (1, 4, 7))
     rate = 1e3 * batch_size / p50
     return BenchResult(name, batch_size, torch.get_num_threads(), len(seconds), p20, p50, p80, rate, steps)
 
 
-def profiled(model: IntegerNetwork, batch_size: int) -> tuple[StepTime, ...]:
-    """Seconds of each step in one pass over random bytes.
+def _latencies(model: "nn.Module", images: "Tensor") -> list[float]:
+    """Return the seconds of forward passes, repeated until enough of them or enough time have passed."""
+    import torch
+
+    from ...convert.graph.modes import eval_mode
+
+    seconds: list[float] = []
+    with torch.no_grad(), eval_mode(model):
+        model(images)  # the first pass creates engines and caches
+        begun = time.perf_counter()
+        while len(seconds) < _LEAST_RUNS or (len(seconds) < _MOST_RUNS and time.perf_counter() - begun < _SECONDS):
+            started = time.perf_counter()
+            model(images)
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def profiled(model: "IntegerNetwork", batch_size: int) -> "tuple[StepTime, ...]":
+    """Time each step in one pass over random bytes.
 
     Raises:
-        AdderkitError: The C++ engine is not there.
+        AdderkitError: The C++ engine is not available.
     """
+    import torch
+
+    from ...adder_layers.integer.cpu_engine import Engine
+    from ...convert.errors import AdderkitError
+
     first = model.plan.activations[0]
     size = (batch_size, first.height, first.width, first.channels)
     generator = torch.Generator().manual_seed(0)
@@ -89,22 +126,19 @@ def profiled(model: IntegerNetwork, batch_size: int) -> tuple[StepTime, ...]:
         raise AdderkitError(str(error)) from error
 
 
-def bench_tables(result: BenchResult) -> list[Table]:
-    """Latencies, and the profile where there is one."""
+def bench_tables(result: BenchResult) -> "list[Table]":
+    """Tables of the profile, if there is one, and of the latencies."""
+    from rich.markup import escape
+
+    from ..terminal.tables import new_table
+
     title = f"batch of {result.batch_size}, {result.threads} threads, {result.runs} passes"
-    table = Table(title=title, title_justify="left")
-    table.add_column("model")
-    for column in ("p20 ms", "p50 ms", "p80 ms", "images/s"):
-        table.add_column(column, justify="right")
+    table = new_table(title, ("model",), ("p20 ms", "p50 ms", "p80 ms", "images/s"))
     cells = (f"{each:.2f}" for each in (result.p20, result.p50, result.p80))
     table.add_row(escape(result.model), *cells, f"{result.images_per_second:,.1f}")
     if not result.steps:
         return [table]
-    steps = Table(title="one pass, step by step", title_justify="left")
-    for column in ("layer", "kind"):
-        steps.add_column(column)
-    for column in ("ms", "share", "giga-terms/s"):
-        steps.add_column(column, justify="right")
+    steps = new_table("one pass, step by step", ("layer", "kind"), ("ms", "share", "giga-terms/s"))
     total = sum(step.seconds for step in result.steps)
     for step in result.steps:
         rate = f"{step.giga_terms_per_second:.1f}" if step.giga_terms_per_second else ""

@@ -1,96 +1,174 @@
-"""The ``convert`` verb's work: build a model, convert it, calibrate it on unlabeled images, save it."""
+"""``adderkit convert``: convert a CNN to an adder network and calibrate it on unlabeled images."""
 
 import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from torch import Tensor, nn
+import typer
 
-from ...convert.calibration.calibrate import CalibrationReport, calibrate_
 from ...convert.calibration.config import CalibrationConfig, HybridPolicy, parse_budget
-from ...convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
-from ...convert.checkpoint.folder import read_report, save
 from ...convert.conversion.config import AdderConfig, Norm
-from ...convert.conversion.plan import ConversionPlan, plan
-from ...convert.conversion.rewrite import convert_, is_converted
-from ...convert.cost.count import cost
-from ...convert.errors import AdderkitError, ModelSourceError
-from ...convert.model_source import build_model, check_target, default_folder, is_folder
-from ...convert.record import require_float
-from ..data.datasets import unlabeled_images
-from ..runs.progress import calibration_progress
-from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+from ..data.unlabeled import UnlabeledImages
+from ..terminal.options import (
+    CalibrationImages,
+    Checkpoint,
+    DataDir,
+    Dataset,
+    InChans,
+    Json,
+    NumClasses,
+    Pretrained,
+    unlabeled_images,
+)
+from ..terminal.output import announce, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+    from ...convert.calibration.calibrate import CalibrationReport
+    from ...convert.conversion.plan import ConversionPlan
+
+_GB = 1 << 30
+
+
+def convert(
+    model: Annotated[str, typer.Option(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")],
+    to: Annotated[str, typer.Option(help="What convolutions become; 'adder' is the one target there is.")] = "adder",
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-adder"),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Modules to convert: path, glob or re:REGEX.", show_default="all"),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Modules to leave unchanged; overrides --include.")
+    ] = None,
+    skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = AdderConfig.skip_first,
+    skip_last: Annotated[bool, typer.Option(help="Keep the classifier.")] = AdderConfig.skip_last,
+    skip_depthwise: Annotated[bool, typer.Option(help="Keep depthwise convolutions.")] = AdderConfig.skip_depthwise,
+    skip_gates: Annotated[
+        bool, typer.Option(help="Keep unnormalized convolutions on 1x1 maps, as in squeeze-and-excite gates.")
+    ] = AdderConfig.skip_gates,
+    norm: Annotated[
+        Norm, typer.Option(help="What to do with a convolution that no normalization follows.")
+    ] = AdderConfig.norm,
+    min_fidelity: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Revert layers whose fidelity after calibration is lower.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="mults=N%", help="Revert the worst layers within this budget of multiplications."),
+    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    calibration_images: CalibrationImages = UnlabeledImages.count,
+    calibration_steps: Annotated[
+        int, typer.Option(min=0, help="Adam steps per layer; 0 only scales weights.")
+    ] = CalibrationConfig.steps,
+    matching_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the joint fit of all layers.")
+    ] = CalibrationConfig.matching_steps,
+    calibration_memory: Annotated[
+        float, typer.Option(min=0.1, help="Memory for calibration, in GB.")
+    ] = CalibrationConfig.memory / _GB,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed for the choice of images and samples.")
+    ] = CalibrationConfig.seed,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without writing anything.")] = False,
+    json: Json = False,
+) -> None:
+    """Convert a CNN to an adder network; with --dataset, also calibrate it on unlabeled training images."""
+    from ..terminal.tables import show
+
+    if to != "adder":
+        raise typer.BadParameter(f"'{to}' is unknown, expected 'adder'", param_hint="--to")
+    config = AdderConfig(
+        include=AdderConfig.include if include is None else tuple(include),
+        exclude=tuple(exclude or ()),
+        skip_first=skip_first,
+        skip_last=skip_last,
+        skip_depthwise=skip_depthwise,
+        skip_gates=skip_gates,
+        norm=norm,
+    )
+    calibration = CalibrationConfig(
+        steps=calibration_steps, matching_steps=matching_steps, memory=int(calibration_memory * _GB), seed=seed
+    )
+    job = ConversionJob(
+        model=model,
+        config=config,
+        calibration=calibration,
+        hybrid=HybridPolicy(min_fidelity, None if budget is None else parse_budget(budget)),
+        output=output,
+        images=unlabeled_images(dataset, data_dir, calibration_images),
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=in_chans,
+    )
+    result = run_conversion(job, dry_run=dry_run, announce=announce)
+    if json:
+        print_json(result.to_dict())
+        return
+    show(plan_table(result.plan, result.calibration))
+    print(result.summary())
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversionJob:
-    """What to convert and how; see the options of ``adderkit convert``."""
+    """Model to convert, and how to convert and calibrate it.
+
+    Args:
+        model: timm name, Hub repository or saved folder.
+        config: Choice of the convolutions to convert.
+        calibration: Settings of calibration; its seed also chooses the images.
+        hybrid: Rules for returning calibrated layers to convolutions.
+        output: Folder to write; by default ``<model>-adder`` in the current folder.
+        images: Images to calibrate on; ``None`` skips calibration.
+        checkpoint: File or folder of weights to use instead of the Hub's.
+        pretrained: Use pretrained weights rather than random ones.
+        num_classes: Number of classes; by default the model's own.
+        in_chans: Number of input channels; by default the model's own.
+    """
 
     model: str
+    config: AdderConfig = dataclasses.field(default_factory=AdderConfig)
+    calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
+    hybrid: HybridPolicy = dataclasses.field(default_factory=HybridPolicy)
     output: str | None = None
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    skip_first: bool = True
-    skip_last: bool = True
-    skip_depthwise: bool = False
-    skip_gates: bool = True
-    norm: Norm = "insert"
-    min_fidelity: float | None = None
-    budget: str | None = None
-    dataset: str | None = None
-    data_dir: str | None = None
-    images: int = 512
-    steps: int = 240
-    matching_steps: int = 120
-    memory: float = 2.0
-    seed: int = 0
+    images: UnlabeledImages | None = None
     checkpoint: str | None = None
     pretrained: bool = True
     num_classes: int | None = None
     in_chans: int | None = None
 
     @property
-    def config(self) -> AdderConfig:
-        """The part that decides which layers are converted."""
-        return AdderConfig(
-            include=self.include,
-            exclude=self.exclude,
-            skip_first=self.skip_first,
-            skip_last=self.skip_last,
-            skip_depthwise=self.skip_depthwise,
-            skip_gates=self.skip_gates,
-            norm=self.norm,
-        )
-
-    @property
-    def calibration(self) -> CalibrationConfig:
-        """The part that decides how the layers are fitted."""
-        memory = int(self.memory * (1 << 30))
-        return CalibrationConfig(steps=self.steps, matching_steps=self.matching_steps, memory=memory, seed=self.seed)
-
-    @property
-    def policy(self) -> HybridPolicy:
-        """The part that decides, after calibration, which layers go back."""
-        return HybridPolicy(self.min_fidelity, None if self.budget is None else parse_budget(self.budget))
-
-    @property
     def folder(self) -> Path:
-        """``--output``, or ``<model>-adder`` in the current folder."""
+        """The folder to write."""
+        from ...convert.model_source import default_folder
+
         return default_folder(self.model, "-adder") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversionResult:
-    """What was done; ``folder`` is ``None`` after a dry run."""
+    """Outcome of a conversion; ``folder`` is ``None`` after a dry run."""
 
-    plan: ConversionPlan
-    calibration: CalibrationReport | None
+    plan: "ConversionPlan"
+    calibration: "CalibrationReport | None"
     folder: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return {
             "plan": self.plan.to_dict(),
             "calibration": self.calibration.to_dict() if self.calibration else None,
@@ -98,10 +176,10 @@ class ConversionResult:
         }
 
     def summary(self) -> str:
-        """What a person wants to know last."""
+        """Return a one-line summary."""
         converted = f"{len(self.plan.paths('convert'))} of {len(self.plan.rows)} convolutions"
-        # The calibration also has the layers that went back.
-        back = len(self.calibration.layers) - len(self.plan.paths("convert")) if self.calibration else 0
+        # The calibration also lists the layers that were reverted.
+        reverted = len(self.calibration.layers) - len(self.plan.paths("convert")) if self.calibration else 0
         if self.folder is None:
             return f"{converted} would become adder layers; nothing was written (--dry-run)"
         if self.calibration is None:
@@ -109,79 +187,138 @@ class ConversionResult:
                 f"{converted} became adder layers in {self.folder}/, not calibrated: its accuracy is near chance. "
                 "Convert again with --dataset to calibrate, or fine-tune it"
             )
-        hybrid = f"; {back} went back to convolutions" if back else ""
+        hybrid = f"; {reverted} went back to convolutions" if reverted else ""
         images = self.calibration.images
         return f"{converted} became adder layers in {self.folder}/, calibrated on {images} images{hybrid}"
 
 
 def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str], None]) -> ConversionResult:
-    """Carry out a conversion.
+    """Convert a model, calibrate it if the job names images, and save it.
 
     Args:
-        job: What to convert and how.
+        job: Model to convert, and how.
         dry_run: Only plan; needs no weights and writes nothing.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The model, its weights or the data cannot be had, or nothing can be converted.
+        AdderkitError: The model, its weights or the data cannot be loaded, or nothing can be converted.
     """
+    from ...convert.checkpoint.folder import save
+    from ...convert.conversion.plan import plan
+    from ...convert.conversion.rewrite import convert_
+    from ...convert.errors import AdderkitError
+    from ...convert.model_source import check_target
+
     reason = ", which is needed as teacher"
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint, reason=reason)
-    if job.policy.acts and job.dataset is None:
+    if job.hybrid.acts and job.images is None:
         raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
-    wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-    pretrained = job.pretrained and (not dry_run or is_folder(job.model))
-    model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
-    require_float(model, "converted", "convert the CNN that it was made from")
-    if is_converted(model):
-        raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
+    model = _load_cnn(job, dry_run)
     if dry_run:
         return ConversionResult(plan(model, job.config), None, None)
     announce(f"converting {job.model}")
     student = copy.deepcopy(model)
     done = convert_(student, job.config)
     calibration = None
-    if job.dataset is not None:
-        announce(f"calibrating on {job.images} unlabeled images of {job.dataset}")
-        images = unlabeled_images(job.dataset, job.data_dir, student, job.images, seed=job.seed)
-        done, calibration = _calibrate(student, model, images, done, job, announce)
-    report = {
-        "plan": done.to_dict(),
-        "calibration": calibration.to_dict() if calibration else None,
-        "teacher": teacher_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
-        "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
-        "commands": commands_of(_report_of(job.model), command_line()),
-    }
-    save(student, job.folder, report)
+    if job.images is not None:
+        announce(f"calibrating on {job.images}")
+        done, calibration = _calibrate(student, model, job.images, done, job, announce)
+    save(student, job.folder, _report(job, model, done, calibration))
     return ConversionResult(done, calibration, job.folder)
 
 
+def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
+    from ...convert.conversion.rewrite import is_converted
+    from ...convert.errors import ModelSourceError
+    from ...convert.model_source import build_model, is_folder
+    from ...convert.record import require_float
+
+    wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
+    pretrained = job.pretrained and (not dry_run or is_folder(job.model))
+    model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
+    require_float(model, "converted", "convert the CNN that it was made from")
+    if is_converted(model):
+        raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
+    return model
+
+
 def _calibrate(
-    student: nn.Module,
-    teacher: nn.Module,
-    images: Tensor,
-    done: ConversionPlan,
+    student: "nn.Module",
+    teacher: "nn.Module",
+    chosen: UnlabeledImages,
+    done: "ConversionPlan",
     job: ConversionJob,
     announce: Callable[[str], None],
-) -> tuple[ConversionPlan, CalibrationReport]:
-    """Calibrate, with the layers that go back chosen between their own fit and that of all together."""
-    policy, config = job.policy, job.calibration
+) -> "tuple[ConversionPlan, CalibrationReport]":
+    """Calibrate the student and revert the layers that the hybrid policy chooses by their own fit.
+
+    If any may be reverted, all layers are fitted together only afterwards.
+    """
+    from ...convert.calibration.calibrate import calibrate_
+    from ...convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
+    from ...convert.cost.count import cost
+    from ..runs.progress import calibration_progress
+
+    config = job.calibration
+    images = chosen.load(student, config.seed)
     with calibration_progress() as progress:
         report = calibrate_(
             student,
             teacher,
             images,
-            dataclasses.replace(config, matching_steps=0) if policy.acts else config,
-            state=job.folder / ".calibration",  # not beside it, where perhaps nothing may be written
+            dataclasses.replace(config, matching_steps=0) if job.hybrid.acts else config,
+            state=job.folder / ".calibration",  # inside, since the folder's parent may not be writable
             progress=progress,
         )
-        if not policy.acts:
+        if not job.hybrid.acts:
             return done, report
-        kept = layers_to_keep(done, report, cost(teacher).multiplications, cost(student).multiplications, policy)
+        kept = layers_to_keep(done, report, cost(teacher).multiplications, cost(student).multiplications, job.hybrid)
         announce(f"{len(kept)} of {len(report.layers)} layers go back to convolutions")
         keep_convolutions_(student, teacher, kept, images, config, progress=progress)
     return kept_plan(done, kept), dataclasses.replace(report, config=config)
 
 
-def _report_of(name: str) -> dict[str, Any]:
-    return read_report(name.removeprefix("local-dir:")) if is_folder(name) else {}
+def _report(
+    job: ConversionJob, model: "nn.Module", plan: "ConversionPlan", calibration: "CalibrationReport | None"
+) -> dict[str, Any]:
+    from ...convert.checkpoint.folder import read_report
+    from ...convert.model_source import is_folder
+    from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+
+    before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
+    return {
+        "plan": plan.to_dict(),
+        "calibration": calibration.to_dict() if calibration else None,
+        "teacher": teacher_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
+        "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
+        "commands": commands_of(before, command_line()),
+    }
+
+
+def plan_table(plan: "ConversionPlan", fidelity: "CalibrationReport | None" = None) -> "Table":
+    """Table with a row for each convolution: decision, reason, and fidelity after calibration."""
+    from rich.markup import escape
+
+    from ..terminal.tables import new_table
+
+    found = {layer.path: layer for layer in fidelity.layers} if fidelity else {}
+    numbers = ("kernel", "stride", "groups", "channels", "parameters", "terms")
+    measured = ("fidelity", "beyond range") if found else ()
+    table = new_table("conversion plan", ("module", "decision", "reason"), (*numbers, *measured))
+    for row in plan.rows:
+        cells = [
+            escape(row.path),
+            f"[green]{row.decision}[/]" if row.decision == "convert" else row.decision,
+            escape(row.reason),
+            f"{row.kernel[0]}x{row.kernel[1]}",
+            f"{row.stride[0]}x{row.stride[1]}",
+            str(row.groups),
+            f"{row.in_channels} -> {row.out_channels}",
+            f"{row.parameters:,}",
+            f"{row.terms:,}",
+        ]
+        if found:
+            layer = found.get(row.path)
+            cells += [f"{layer.correlation:.3f}", f"{layer.beyond_range:.1%}".replace("%", " %")] if layer else ["", ""]
+        table.add_row(*cells)
+    return table

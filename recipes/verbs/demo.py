@@ -1,72 +1,87 @@
-"""The main job from end to end on a small real data set, in minutes on two cores."""
+"""``adderkit demo``: the whole workflow on a small real data set, in minutes on two cores."""
 
 import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ...convert.calibration.calibrate import calibrate_
-from ...convert.calibration.config import CalibrationConfig
-from ...convert.checkpoint.folder import load, save
-from ...convert.conversion.rewrite import convert_
-from ..configs.files import load_recipe
-from ..data.datasets import unlabeled_images
-from ..runs.folder import RunFolder
-from ..runs.progress import calibration_progress
-from ..training.evaluate import Metrics
-from ..training.models import Job
-from ..training.run import start
-from .evaluate import evaluate_split
+import typer
+
+from ..terminal.options import Json
+from ..terminal.output import announce, print_json
+
+if TYPE_CHECKING:
+    from ..training.evaluate import Metrics
 
 MODEL = "cifar_resnet20"
 DATASET = "digits"
 CALIBRATION_IMAGES = 512
+_SETTINGS = {"dataset": DATASET, "batch_size": 64, "hflip": 0.0, "crop_padding": 1, "workers": 0}
+
+
+def demo(
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to keep.", show_default="a temporary one"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train a CNN on scikit-learn's digits, convert, calibrate, fine-tune, save, reload and evaluate it."""
+    from ..terminal.tables import metrics_table, show
+
+    rows = run_demo(output, announce)
+    if json:
+        print_json({"rows": [{"model": row.model, **row.metrics.to_dict()} for row in rows]})
+    else:
+        show(metrics_table([(row.model, row.metrics) for row in rows]))
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoRow:
-    """One line of the demo's table."""
+    """One row of the demo's result."""
 
     model: str
-    metrics: Metrics
+    metrics: "Metrics"
 
 
 def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRow]:
     """Train a CNN teacher on scikit-learn's digits, convert, calibrate, fine-tune, save, reload and evaluate.
 
     Args:
-        output: Where to keep the folders; a temporary place by default.
+        output: Folder for the results; by default a temporary one that is removed.
         announce: Called with a line before each step.
 
     Returns:
-        Teacher, converted before any training, fine-tuned, and reloaded.
+        Rows for the teacher and for the adder network after calibration, fine-tuning and reloading.
     """
+    from ...convert.calibration.calibrate import calibrate_
+    from ...convert.calibration.config import CalibrationConfig
+    from ...convert.checkpoint.folder import load, save
+    from ...convert.conversion.rewrite import convert_
+    from ..configs.files import load_recipe
+    from ..data.datasets import unlabeled_images
+    from ..runs.folder import RunFolder
+    from ..runs.progress import calibration_progress
+    from ..training.models import Job
+    from ..training.run import start
+    from .evaluate import evaluate_split
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output or scratch)
         announce(f"1/5  train a CNN teacher: {MODEL} on {DATASET}")
-        recipe = load_recipe("cnn").changed(
-            {
-                "dataset": DATASET,
-                "epochs": 12,
-                "batch_size": 64,
-                "hflip": 0.0,
-                "crop_padding": 1,
-                "workers": 0,
-            }
-        )
+        recipe = load_recipe("cnn").changed({**_SETTINGS, "epochs": 12})
         start(Job(MODEL, pretrained=False), recipe, RunFolder(folder / "teacher"))
         teacher = load(folder / "teacher" / "best")
 
         announce(f"2/5  convert it and calibrate on {CALIBRATION_IMAGES} images without labels")
         student = copy.deepcopy(teacher)
         plan = convert_(student)
+        config = CalibrationConfig(steps=60, samples=4096)
         images = unlabeled_images(DATASET, None, student, CALIBRATION_IMAGES)
         with calibration_progress() as progress:
-            fidelity = calibrate_(
-                student, teacher, images, CalibrationConfig(steps=60, samples=4096), progress=progress
-            )
+            fidelity = calibrate_(student, teacher, images, config, progress=progress)
         facts: dict[str, Any] = {
             "plan": plan.to_dict(),
             "calibration": fidelity.to_dict(),
@@ -75,10 +90,8 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         save(student, folder / "converted", facts)
 
         announce("3/5  fine-tune it by distillation from the teacher")
-        distil = load_recipe("distill").changed(
-            {"dataset": DATASET, "epochs": 3, "batch_size": 64, "hflip": 0.0, "crop_padding": 1, "workers": 0}
-        )
-        start(Job(str(folder / "converted")), distil, RunFolder(folder / "student"))
+        distill = load_recipe("distill").changed({**_SETTINGS, "epochs": 3})
+        start(Job(str(folder / "converted")), distill, RunFolder(folder / "student"))
         tuned = load(folder / "student" / "best")
 
         announce("4/5  save and reload it")

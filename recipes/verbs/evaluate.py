@@ -1,19 +1,59 @@
-"""The ``evaluate`` verb's work: a model by name, a split by name, metrics."""
+"""``adderkit evaluate``: measure the accuracy of a model on a split of a data set."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from accelerate import Accelerator
-from torch import nn
+import typer
 
 from ..configs.recipe import Recipe
-from ..data.datasets import DataConfig, evaluation_transform, make_loader
-from ..reporting.evaluations import check_recordable, record_evaluation
-from ..training.evaluate import Metrics, evaluate
-from ..training.models import Job, build_student, open_split
+from ..terminal.options import (
+    BatchSize,
+    Checkpoint,
+    DataDir,
+    Dataset,
+    InChans,
+    Json,
+    NumClasses,
+    Pretrained,
+    Workers,
+)
+from ..terminal.output import print_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..training.evaluate import Metrics
+    from ..training.models import Job
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Saved folder or timm model name.")],
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = Recipe.val_split,
+    batch_size: BatchSize = Recipe.batch_size,
+    workers: Workers = Recipe.workers,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    record: Annotated[bool, typer.Option("--record", help="Add the result to the folder's report.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure top-1 and top-5 accuracy, loss and images per second."""
+    from ..terminal.tables import metrics_table, show
+    from ..training.models import Job
+
+    job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
+    metrics = evaluate_model(job, dataset, data_dir, split, batch_size, workers, record=record)
+    if json:
+        print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
+    else:
+        show(metrics_table([(model, metrics)]))
 
 
 def evaluate_model(
-    job: Job,
+    job: "Job",
     dataset: str | None,
     data_dir: str | None,
     split: str,
@@ -21,37 +61,46 @@ def evaluate_model(
     workers: int,
     *,
     record: bool = False,
-) -> Metrics:
+) -> "Metrics":
     """Evaluate a saved or named model on a split.
 
     Args:
-        job: The model.
+        job: Model to evaluate.
         dataset: Name of the data set.
-        data_dir: Where its files are.
-        split: Of the data set.
-        batch_size: Images in a forward pass.
-        workers: Loader processes.
-        record: Add the measurement to the saved folder's ``adder_report.json``; no other file of it changes.
+        data_dir: Folder with its files.
+        split: Name of the split.
+        batch_size: Images per forward pass.
+        workers: Number of data loader processes.
+        record: Add the measurement to the saved folder's ``adder_report.json``; its other files stay as they are.
 
     Raises:
-        AdderkitError: The model or the data set cannot be had, they do not fit, or nothing can be recorded.
+        AdderkitError: The model or the data set cannot be loaded, they do not fit, or nothing can be recorded.
     """
+    from ..reporting.evaluations import check_recordable, record_evaluation
+    from ..training import models
+
     folder = Path(job.model.removeprefix("local-dir:"))
     if record:
         check_recordable(folder, job.checkpoint)
     recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
-    metrics = evaluate_split(build_student(job, recipe), recipe)
+    metrics = evaluate_split(models.build_student(job, recipe), recipe)
     if record:
         record_evaluation(folder, recipe.dataset, split, metrics)
     return metrics
 
 
-def evaluate_split(model: nn.Module, recipe: Recipe) -> Metrics:
+def evaluate_split(model: "nn.Module", recipe: Recipe) -> "Metrics":
     """Evaluate a model on the recipe's evaluation split.
 
     Raises:
-        DatasetError: The data set cannot be had, or has other classes than the model.
+        DatasetError: The data set cannot be opened, or its classes are not the model's.
     """
+    from accelerate import Accelerator
+
+    from ..data.datasets import DataConfig, evaluation_transform, make_loader
+    from ..training.evaluate import evaluate
+    from ..training.models import open_split
+
     accelerator = Accelerator()
     images = open_split(recipe, model, training=False)
     transform = evaluation_transform(DataConfig.of(model))

@@ -1,36 +1,118 @@
-"""The ``prune`` verb's work: build a model, remove channels from it, save it with a record of what is left."""
+"""``adderkit prune``: remove channels from a model and save what is left."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
-from rich.table import Table
-from torch import Tensor, nn
+import typer
 
-from ...convert.checkpoint.folder import read_report, save
-from ...convert.errors import ModelSourceError
-from ...convert.model_source import build_model, check_target, default_folder, is_folder
-from ...convert.pruning.config import NEED_IMAGES, PruneConfig
-from ...convert.pruning.prune import PruningReport, prune_
-from ..data.datasets import unlabeled_images
-from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+from ...convert.pruning.config import NEED_IMAGES, Importance, PruneConfig
+from ..data.unlabeled import UnlabeledImages
+from ..terminal.options import (
+    CalibrationImages,
+    Checkpoint,
+    DataDir,
+    Dataset,
+    InChans,
+    Json,
+    NumClasses,
+    Pretrained,
+    unlabeled_images,
+)
+from ..terminal.output import announce, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+    from ...convert.pruning.prune import PruningReport
 
 _KEPT = ("plan", "calibration", "imported")
 _UNITS = {"mults": "multiplications", "adds": "additions", "params": "parameters", "energy": "energy, fp32, µJ"}
 
 
+def prune(
+    model: Annotated[str, typer.Argument(help="Saved folder (adder network or CNN) or timm model name.")],
+    ratio: Annotated[float | None, typer.Option(help="Fraction of the channels to remove, such as 0.3.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COST=N%", help="Share of the cost to keep; COST is mults, adds, params or energy."),
+    ] = None,
+    importance: Annotated[
+        Importance, typer.Option(help="Measure of a channel's importance; variance and taylor need --dataset.")
+    ] = PruneConfig.importance,
+    global_: Annotated[
+        bool, typer.Option("--global", help="Compare channels across layers.")
+    ] = PruneConfig.global_pruning,
+    round_to: Annotated[int, typer.Option(min=1, help="Keep a multiple of this many channels.")] = PruneConfig.round_to,
+    iterative: Annotated[
+        int, typer.Option(min=1, help="Number of rounds; importance is measured in each.")
+    ] = PruneConfig.iterative,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers that keep all channels: path, glob or re:REGEX."),
+    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    calibration_images: CalibrationImages = UnlabeledImages.count,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed for images, positions and random importance.")
+    ] = PruneConfig.seed,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-pruned"),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed without writing anything.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Remove whole channels from an adder network or a CNN."""
+    from ..terminal.tables import show
+
+    config = PruneConfig(ratio, target, importance, global_, round_to, iterative, tuple(ignore or ()), seed)
+    job = PruningJob(
+        model=model,
+        config=config,
+        output=output,
+        images=unlabeled_images(dataset, data_dir, calibration_images),
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=in_chans,
+    )
+    result = run_pruning(job, dry_run=dry_run, announce=announce)
+    if json:
+        print_json(result.to_dict())
+        return
+    show(*pruning_tables(result.report))
+    print(result.summary())
+
+
 @dataclasses.dataclass(frozen=True)
 class PruningJob:
-    """What to prune and how; see the options of ``adderkit prune``."""
+    """Model to prune, and how.
+
+    Args:
+        model: timm name, Hub repository or saved folder.
+        config: How much to prune, and by which importance.
+        output: Folder to write; by default ``<model>-pruned`` in the current folder.
+        images: Images to measure importance and BatchNorm statistics on.
+        checkpoint: File or folder of weights to use instead of the Hub's.
+        pretrained: Use pretrained weights rather than random ones.
+        num_classes: Number of classes; by default the model's own.
+        in_chans: Number of input channels; by default the model's own.
+    """
 
     model: str
     config: PruneConfig
     output: str | None = None
-    dataset: str | None = None
-    data_dir: str | None = None
-    images: int = 512
+    images: UnlabeledImages | None = None
     checkpoint: str | None = None
     pretrained: bool = True
     num_classes: int | None = None
@@ -38,23 +120,25 @@ class PruningJob:
 
     @property
     def folder(self) -> Path:
-        """``--output``, or ``<model>-pruned`` in the current folder."""
+        """The folder to write."""
+        from ...convert.model_source import default_folder
+
         return default_folder(self.model, "-pruned") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
 class PruningResult:
-    """What was done; ``folder`` is ``None`` after a dry run."""
+    """Outcome of pruning; ``folder`` is ``None`` after a dry run."""
 
-    report: PruningReport
+    report: "PruningReport"
     folder: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return {**self.report.to_dict(), "output": str(self.folder) if self.folder else None}
 
     def summary(self) -> str:
-        """What a person wants to know last."""
+        """Return a one-line summary."""
         before, after = (sum(getattr(row, when) for row in self.report.groups) for when in ("before", "after"))
         lines = [f"{before - after} of {before} channels removed"]
         if self.report.not_folded:
@@ -72,56 +156,46 @@ class PruningResult:
 
 
 def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], None]) -> PruningResult:
-    """Carry out a pruning.
+    """Prune a model and save it.
 
     Args:
-        job: What to prune and how.
+        job: Model to prune, and how.
         dry_run: Do everything but write.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The model, its weights or the data cannot be had, or nothing can be removed as asked.
+        AdderkitError: The model, its weights or the data cannot be loaded, or the channels cannot be removed as asked.
     """
+    from ...convert.checkpoint.folder import save
+    from ...convert.errors import ModelSourceError
+    from ...convert.model_source import build_model, check_target
+    from ...convert.pruning.prune import prune_
+
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
-    if job.config.importance in NEED_IMAGES and job.dataset is None:
+    if job.config.importance in NEED_IMAGES and job.images is None:
         raise ModelSourceError(
             f"importance {job.config.importance} is measured on unlabeled images: give --dataset, "
             "or --importance batchnorm|magnitude|random"
         )
     wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **wanted)
-    images: Tensor | None = None
-    if job.dataset is not None:
-        announce(f"pruning {job.model} by {job.config.importance} on {job.images} unlabeled images of {job.dataset}")
-        images = unlabeled_images(job.dataset, job.data_dir, model, job.images, seed=job.config.seed)
+    images = None
+    if job.images is not None:
+        announce(f"pruning {job.model} by {job.config.importance} on {job.images}")
+        images = job.images.load(model, job.config.seed)
     report = prune_(model, job.config, images)
     if dry_run:
         return PruningResult(report, None)
-    save(model, job.folder, _facts(job, model, report))
+    save(model, job.folder, _report(job, model, report))
     return PruningResult(report, job.folder)
 
 
-def pruning_tables(report: PruningReport) -> list[Table]:
-    """A row for each group of layers that share channels, then what the whole costs before and after."""
-    groups = Table(title="channels", title_justify="left")
-    for column, side in (("layers", "left"), ("before", "right"), ("after", "right"), ("stays because of", "left")):
-        groups.add_column(column, justify=side)  # type: ignore[arg-type]
-    for row in report.groups:
-        more = f" and {len(row.layers) - 1} more" if len(row.layers) > 1 else ""
-        groups.add_row(escape(row.layers[0]) + more, str(row.before), str(row.after), escape(row.reason or ""))
-    total = Table(title="for one image", title_justify="left")
-    for column in ("", "before", "after", "left"):
-        total.add_column(column, justify="right" if column else "left")
-    for name, title in _UNITS.items():
-        before, after = (values[name] / (1e6 if name == "energy" else 1) for values in (report.before, report.after))
-        form = ",.1f" if name == "energy" else ",.0f"
-        share = f"{after / before:.1%}".replace("%", " %") if before else ""
-        total.add_row(title, f"{before:{form}}", f"{after:{form}}", share)
-    return [groups, total]
+def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> dict[str, Any]:
+    """Return what ``adder_report.json`` records: what the model's folder recorded before, and the pruning."""
+    from ...convert.checkpoint.folder import read_report
+    from ...convert.model_source import is_folder
+    from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
 
-
-def _facts(job: PruningJob, model: nn.Module, report: PruningReport) -> dict[str, Any]:
-    """What ``adder_report.json`` is to know: what the folder said before, and the pruning."""
     known = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
     return {
         **{key: known[key] for key in _KEPT if key in known},
@@ -131,3 +205,23 @@ def _facts(job: PruningJob, model: nn.Module, report: PruningReport) -> dict[str
         "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
         "commands": commands_of(known, command_line()),
     }
+
+
+def pruning_tables(report: "PruningReport") -> "list[Table]":
+    """Tables of the groups of layers that share channels, and of the model's cost before and after."""
+    from rich.markup import escape
+
+    from ..terminal.tables import new_table
+
+    groups = new_table("channels", ("layers",), ("before", "after"))
+    groups.add_column("stays because of")
+    for row in report.groups:
+        more = f" and {len(row.layers) - 1} more" if len(row.layers) > 1 else ""
+        groups.add_row(escape(row.layers[0]) + more, str(row.before), str(row.after), escape(row.reason or ""))
+    total = new_table("for one image", ("",), ("before", "after", "left"))
+    for name, title in _UNITS.items():
+        before, after = (values[name] / (1e6 if name == "energy" else 1) for values in (report.before, report.after))
+        form = ",.1f" if name == "energy" else ",.0f"
+        share = f"{after / before:.1%}".replace("%", " %") if before else ""
+        total.add_row(title, f"{before:{form}}", f"{after:{form}}", share)
+    return [groups, total]

@@ -1,67 +1,132 @@
-"""The ``quantize`` verb's work: a saved model becomes an integer network beside it."""
+"""``adderkit quantize``: quantize a model to an integer network and save it."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-from ...convert.checkpoint.folder import read_report, save
-from ...convert.cost.count import IntegerRow
-from ...convert.cost.integer import integer_rows
-from ...convert.errors import ModelSourceError
-from ...convert.model_source import build_model, check_target, default_folder, is_folder
-from ...convert.quantization.config import QuantizeConfig
-from ...convert.quantization.quantize import quantize_with_ranges
-from ...convert.quantization.ranges import Range
-from ..data.datasets import unlabeled_images
-from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
-from .inspect import integer_table
+from ...convert.quantization.config import FirstLast, QuantizeConfig, Requant
+from ..data.unlabeled import UnlabeledImages
+from ..terminal.options import (
+    CalibrationImages,
+    Checkpoint,
+    DataDir,
+    Dataset,
+    Json,
+    Pretrained,
+    unlabeled_images,
+)
+from ..terminal.output import announce, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+    from ...convert.cost.count import IntegerRow
+    from ...convert.quantization.ranges import Range
 
 _KEPT = ("plan", "calibration", "pruning", "imported", "teacher")
 
 
+def quantize(
+    model: Annotated[str, typer.Argument(help="Saved folder (adder network or CNN) or timm model name.")],
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    bits: Annotated[
+        int, typer.Option(help="Bits of weights and activations between the first and the last layer.")
+    ] = QuantizeConfig.bits,
+    requant: Annotated[
+        Requant, typer.Option(help="Rescale sums to bytes by multiplying and shifting, or by shifts alone.")
+    ] = QuantizeConfig.requant,
+    first_last: Annotated[
+        FirstLast, typer.Option(help="Format of the first convolution and the classifier.")
+    ] = QuantizeConfig.first_last,
+    calibration_images: CalibrationImages = UnlabeledImages.count,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of images.")] = 0,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-int8"),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print ranges and steps without writing anything.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Quantize a model to an integer network, using unlabeled images."""
+    from ..terminal.tables import integer_table, show
+
+    job = QuantizationJob(
+        model=model,
+        config=QuantizeConfig(bits, requant, first_last),
+        output=output,
+        images=unlabeled_images(dataset, data_dir, calibration_images),
+        seed=seed,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+    )
+    result = run_quantization(job, dry_run=dry_run, announce=announce)
+    if json:
+        print_json(result.to_dict())
+        return
+    if result.ranges:
+        show(range_table(result.ranges))
+    show(integer_table(result.steps))
+    print(result.summary())
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizationJob:
-    """What to quantize and how; see the options of ``adderkit quantize``."""
+    """Model to quantize, and how.
+
+    Args:
+        model: timm name, Hub repository or saved folder.
+        config: Widths and formats of the integer network.
+        output: Folder to write; by default ``<model>-int<bits>`` in the current folder.
+        images: Images to measure ranges on.
+        seed: Seed for the choice of images.
+        checkpoint: File or folder of weights to use instead of the Hub's.
+        pretrained: Use pretrained weights rather than random ones.
+    """
 
     model: str
     config: QuantizeConfig
     output: str | None = None
-    dataset: str | None = None
-    data_dir: str | None = None
-    images: int = 512
+    images: UnlabeledImages | None = None
     seed: int = 0
     checkpoint: str | None = None
     pretrained: bool = True
 
     @property
     def folder(self) -> Path:
-        """``--output``, or ``<model>-int8`` in the current folder."""
+        """The folder to write."""
+        from ...convert.model_source import default_folder
+
         return default_folder(self.model, f"-int{self.config.bits}") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationResult:
-    """What was done; ``folder`` is ``None`` after a dry run."""
+    """Outcome of quantization; ``folder`` is ``None`` after a dry run."""
 
     config: QuantizeConfig
-    steps: tuple[IntegerRow, ...]
-    ranges: tuple[Range, ...]
+    steps: "tuple[IntegerRow, ...]"
+    ranges: "tuple[Range, ...]"
     images: int
     bytes_before: int
     bytes_after: int
     folder: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         known = {key: value for key, value in dataclasses.asdict(self).items() if key != "folder"}
         return {**known, "output": str(self.folder) if self.folder else None}
 
     def summary(self) -> str:
-        """What a person wants to know last."""
+        """Return a one-line summary."""
         sizes = f"{self.bytes_before / 1e3:,.0f} kB of weights became {self.bytes_after / 1e3:,.0f} kB"
         if self.folder is None:
             return f"{len(self.steps)} integer steps, {sizes}; nothing was written (--dry-run)"
@@ -69,57 +134,64 @@ class QuantizationResult:
 
 
 def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[[str], None]) -> QuantizationResult:
-    """Carry out a quantization.
+    """Quantize a model and save it.
 
     Args:
-        job: What to quantize and how.
+        job: Model to quantize, and how.
         dry_run: Do everything but write.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The model, its weights or the data cannot be had, or integers cannot express the model.
+        AdderkitError: The model, its weights or the data cannot be loaded, or integers cannot express the model.
     """
+    from ...convert.checkpoint.folder import save
+    from ...convert.cost.integer import integer_rows
+    from ...convert.errors import ModelSourceError
+    from ...convert.model_source import build_model, check_target
+    from ...convert.quantization.quantize import quantize_with_ranges
+
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
-    if job.dataset is None:
+    if job.images is None:
         raise ModelSourceError("ranges are measured on unlabeled images: give --dataset")
     model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)
-    images = unlabeled_images(job.dataset, job.data_dir, model, job.images, seed=job.seed)
-    announce(f"quantizing {job.model} on {len(images)} unlabeled images of {job.dataset}")
+    images = job.images.load(model, job.seed)
+    announce(f"quantizing {job.model} on {len(images)} unlabeled images of {job.images.dataset}")
     network, ranges = quantize_with_ranges(model, images, job.config)
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
     folder = None if dry_run else job.folder
-    result = QuantizationResult(
+    if folder is not None:
+        save(network, folder, _report(job, model, len(images), ranges))
+    return QuantizationResult(
         job.config, tuple(integer_rows(network.plan)), tuple(ranges), len(images), sizes[0], sizes[1], folder
     )
-    if folder is not None:
-        before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
-        known: dict[str, Any] = {"pretrained": job.pretrained, "checkpoint": job.checkpoint}
-        report = {
-            **{key: before[key] for key in _KEPT if key in before},
-            "quantization": {"config": job.config.to_dict(), "images": len(images), "ranges": _rows(ranges)},
-            "source": weights_source(job.model, model, **known),
-            "commands": commands_of(before, command_line()),
-        }
-        report.setdefault("teacher", teacher_source(job.model, model, **known))
-        save(network, folder, report)
-    return result
 
 
-def _rows(ranges: Sequence[Range]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(each) for each in ranges]
+def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> dict[str, Any]:
+    from ...convert.checkpoint.folder import read_report
+    from ...convert.model_source import is_folder
+    from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+
+    before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
+    known: dict[str, Any] = {"pretrained": job.pretrained, "checkpoint": job.checkpoint}
+    rows = [dataclasses.asdict(each) for each in ranges]
+    report = {
+        **{key: before[key] for key in _KEPT if key in before},
+        "quantization": {"config": job.config.to_dict(), "images": images, "ranges": rows},
+        "source": weights_source(job.model, model, **known),
+        "commands": commands_of(before, command_line()),
+    }
+    report.setdefault("teacher", teacher_source(job.model, model, **known))
+    return report
 
 
-def quantization_tables(result: QuantizationResult) -> list[Table]:
-    """The ranges that were chosen, and the steps."""
-    tables = []
-    if result.ranges:
-        table = Table(title="ranges of the activations", title_justify="left")
-        for column in ("written by", "rule"):
-            table.add_column(column)
-        for column in ("bits", "from", "to", "variance lost"):
-            table.add_column(column, justify="right")
-        for row in result.ranges:
-            cells = (str(row.bits), f"{row.low:.3g}", f"{row.high:.3g}", f"{100 * row.error:.2f} %")
-            table.add_row(escape(row.path) or "(image)", row.rule, *cells)
-        tables.append(table)
-    return [*tables, integer_table(result.steps)]
+def range_table(ranges: "Sequence[Range]") -> "Table":
+    """Table of the ranges that were chosen for the activations."""
+    from rich.markup import escape
+
+    from ..terminal.tables import new_table
+
+    table = new_table("ranges of the activations", ("written by", "rule"), ("bits", "from", "to", "variance lost"))
+    for row in ranges:
+        cells = (str(row.bits), f"{row.low:.3g}", f"{row.high:.3g}", f"{100 * row.error:.2f} %")
+        table.add_row(escape(row.path) or "(image)", row.rule, *cells)
+    return table

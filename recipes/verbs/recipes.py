@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..terminal.options import Json, print_json
+from ..terminal.options import Json
+from ..terminal.output import print_json
 
 recipes_app = typer.Typer(help="Recipes: settings of training runs.", no_args_is_help=True)
 

@@ -6,9 +6,10 @@ import timm
 from adderkit import AdderConfig, plan
 from adderkit.convert.calibration.calibrate import CalibrationReport, LayerFidelity
 from adderkit.convert.calibration.config import CalibrationConfig
-from adderkit.recipes.terminal.tables import demo_table, metrics_table, plan_table, show, summary_table
+from adderkit.recipes.terminal.tables import metrics_table, show
 from adderkit.recipes.training.evaluate import Metrics
-from adderkit.recipes.verbs.demo import DemoRow
+from adderkit.recipes.verbs.convert import plan_table
+from adderkit.recipes.verbs.finetune import summary_table
 
 METRICS = Metrics(top1=98.765, top5=99.999, loss=0.12345, images=360, images_per_second=1234.5)
 
@@ -59,12 +60,6 @@ def test_metrics(shown):
 @pytest.mark.parametrize("name", ["runs/net[best]/last", "[red]net", "n" * 80])
 def test_a_model_s_name_is_shown_as_it_is(shown, name):
     assert name in shown(metrics_table([(name, METRICS)]))
-
-
-def test_demo(shown):
-    text = shown(demo_table([DemoRow("CNN teacher", METRICS), DemoRow("reloaded", METRICS)]))
-    assert "CNN teacher" in text
-    assert "reloaded" in text
 
 
 def test_summary(shown):

@@ -6,6 +6,7 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.integer import cpu_engine as engine
+from adderkit.convert import model_source
 from adderkit.convert.errors import AdderkitError
 from adderkit.recipes.terminal.tables import show
 from adderkit.recipes.verbs import bench
@@ -58,7 +59,7 @@ def test_quantiles_of_known_latencies(monkeypatch):
             seen.append((tuple(x.shape), self.training, torch.is_grad_enabled()))
             return x
 
-    monkeypatch.setattr(bench, "build_model", lambda name, pretrained: Slow())
+    monkeypatch.setattr(model_source, "build_model", lambda name, pretrained: Slow())
     found = run_bench("slow", 3)
     assert (found.p20, found.p50, found.p80) == pytest.approx((3, 6, 9))
     assert found.images_per_second == pytest.approx(3 / 6e-3)
@@ -69,8 +70,10 @@ def test_quantiles_of_known_latencies(monkeypatch):
 
 def test_a_name_is_built_without_weights(monkeypatch):
     asked = []
-    build = bench.build_model
-    monkeypatch.setattr(bench, "build_model", lambda name, **how: asked.append((name, how)) or build(name, **how))
+    build = model_source.build_model
+    monkeypatch.setattr(
+        model_source, "build_model", lambda name, **how: asked.append((name, how)) or build(name, **how)
+    )
     assert run_bench("cifar_resnet20", 1).runs >= 5
     assert asked == [("cifar_resnet20", {"pretrained": False})]
 

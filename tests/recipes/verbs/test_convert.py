@@ -8,14 +8,18 @@ import timm
 import torch
 
 import adderkit
+from adderkit import AdderConfig
 from adderkit.adder_layers.modules import adder_layers
+from adderkit.convert import model_source
+from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
 from adderkit.convert.conversion.rewrite import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, NoModuleMatchedError
-from adderkit.recipes.verbs import convert as conversion
+from adderkit.recipes.data.unlabeled import UnlabeledImages
 from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 
 FILES = {"model.safetensors", "config.json", "adder_report.json", "README.md"}
 BLOCK = ("features.4.*",)
+DIGITS = UnlabeledImages("digits", count=32)
 
 
 @pytest.fixture
@@ -23,9 +27,10 @@ def convert(tmp_path, monkeypatch):
     """Run a conversion in an empty folder; the result and the lines that were announced."""
     monkeypatch.chdir(tmp_path)
 
-    def run(model, dry_run=False, **options):
+    def run(model, dry_run=False, include=AdderConfig.include, **options):
         lines = []
-        return run_conversion(ConversionJob(str(model), **options), dry_run=dry_run, announce=lines.append), lines
+        job = ConversionJob(str(model), AdderConfig(include=include), **options)
+        return run_conversion(job, dry_run=dry_run, announce=lines.append), lines
 
     return run
 
@@ -75,7 +80,7 @@ def test_converts_without_data_and_says_what_that_means(convert, tmp_path):
 
 
 def test_calibrates_on_unlabeled_images(convert, cnn_folder):
-    result, lines = convert(cnn_folder, include=BLOCK, dataset="digits", images=32, steps=1)
+    result, lines = convert(cnn_folder, include=BLOCK, images=DIGITS, calibration=CalibrationConfig(steps=1))
     assert result.calibration.images == 32
     assert {layer.path for layer in result.calibration.layers} == set(result.plan.paths("convert"))
     assert "calibrated on 32 images" in result.summary()
@@ -88,19 +93,20 @@ def test_calibrates_on_unlabeled_images(convert, cnn_folder):
 def test_into_the_current_folder(convert, cnn_folder, tmp_path, monkeypatch):
     (tmp_path / "net").mkdir()
     monkeypatch.chdir(tmp_path / "net")
-    convert(cnn_folder, include=BLOCK, dataset="digits", images=32, steps=1, matching_steps=0, output=".")
+    quick = CalibrationConfig(steps=1, matching_steps=0)
+    convert(cnn_folder, include=BLOCK, images=DIGITS, calibration=quick, output=".")
     assert {path.name for path in (tmp_path / "net").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     assert 'adderkit.load("net")' in Path("README.md").read_text()
 
 
-HYBRID = {"include": (*BLOCK, "features.5.conv1"), "dataset": "digits", "images": 32, "steps": 1}
+HYBRID = {"include": (*BLOCK, "features.5.conv1"), "images": DIGITS, "calibration": CalibrationConfig(steps=1)}
 
 
 def test_unfaithful_layers_go_back(convert, cnn_folder):
     measured = convert(cnn_folder, **HYBRID)[0].calibration.layers
     limit = sorted(layer.correlation for layer in measured)[1]
-    result, lines = convert(cnn_folder, **HYBRID, min_fidelity=limit, output="hybrid")
+    result, lines = convert(cnn_folder, **HYBRID, hybrid=HybridPolicy(limit), output="hybrid")
     worst = min(measured, key=lambda layer: layer.correlation).path
     assert result.plan.paths("convert") == [layer.path for layer in measured if layer.path != worst]
     assert "1 went back to convolutions" in result.summary()
@@ -114,17 +120,18 @@ def test_budget_is_kept(convert, cnn_folder):
     total = adderkit.cost(adderkit.load(cnn_folder)).multiplications
     everything = adderkit.cost(adderkit.load(convert(cnn_folder, **HYBRID)[0].folder)).multiplications
     share = round(100 * (total + everything) / 2 / total, 1)
-    result, _ = convert(cnn_folder, **HYBRID, budget=f"mults={share}%", output="hybrid")
+    result, _ = convert(cnn_folder, **HYBRID, hybrid=HybridPolicy(budget=share / 100), output="hybrid")
     found = adderkit.cost(adderkit.load(result.folder)).multiplications
     assert everything < found <= share / 100 * total
 
 
 def test_the_same_seed_calibrates_to_the_same_weights(convert, cnn_folder):
-    folders = [
-        convert(cnn_folder, include=BLOCK, dataset="digits", images=32, steps=1, output=name, seed=seed)[0].folder
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    first, second, other = (adderkit.load(folder).features[4].conv1.weight for folder in folders)
+    def weight(name, seed):
+        config = CalibrationConfig(steps=1, seed=seed)
+        result, _ = convert(cnn_folder, include=BLOCK, images=DIGITS, calibration=config, output=name)
+        return adderkit.load(result.folder).features[4].conv1.weight
+
+    first, second, other = (weight(name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
@@ -185,7 +192,7 @@ class TestTeacher:
         def build(name, **options):
             return timm.create_model(name.removeprefix("hf-hub:timm/"), pretrained=False)
 
-        monkeypatch.setattr(conversion, "build_model", build)
+        monkeypatch.setattr(model_source, "build_model", build)
         assert self.recorded(convert(name, include=("layer1.0.*",))[0]) == recorded
 
 
@@ -220,5 +227,5 @@ def test_missing_weights_write_nothing(convert, tmp_path):
 
 def test_unknown_data_writes_nothing(convert, cnn_folder, tmp_path):
     with pytest.raises(DatasetError):
-        convert(cnn_folder, dataset="mnist", include=BLOCK)
+        convert(cnn_folder, images=UnlabeledImages("mnist"), include=BLOCK)
     assert list(tmp_path.iterdir()) == []

@@ -8,15 +8,17 @@ import pytest
 import torch
 
 import adderkit
-from adderkit import PruneConfig
+from adderkit import AdderConfig, CalibrationConfig, PruneConfig
 from adderkit.convert.checkpoint.folder import read_report
 from adderkit.convert.record import transforms_of
+from adderkit.recipes.data.unlabeled import UnlabeledImages
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
 from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 from adderkit.recipes.verbs.prune import PruningJob, run_pruning
 
+DIGITS = UnlabeledImages("digits", count=32)
 BY_WEIGHT = PruneConfig(ratio=0.5, importance="magnitude")
 
 
@@ -29,7 +31,7 @@ def pruned(tmp_path):
     """Prune a folder by weight; the folder that comes of it."""
 
     def prune(folder, name="pruned", **more):
-        job = PruningJob(str(folder), BY_WEIGHT, str(tmp_path / name), **more)
+        job = PruningJob(str(folder), BY_WEIGHT, output=str(tmp_path / name), **more)
         return run_pruning(job, dry_run=False, announce=quiet).folder
 
     return prune
@@ -61,7 +63,6 @@ def test_a_dry_run_shows_the_tables_and_writes_nothing(adder_kit, cnn_folder, tm
     ("words", "message"),
     [
         (["--ratio", "0.5"], "give --dataset"),
-        (["--ratio", "0.5", "--importance", "l1"], "importance is 'l1'"),
         (["--importance", "random"], "either a ratio"),
         (["--target", "adds=nothing", "--importance", "random"], "target is 'adds=nothing'"),
     ],
@@ -71,6 +72,11 @@ def test_wrong_options_are_one_line(adder_kit, cnn_folder, words, message):
     assert (status, out) == (1, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_importance_is_a_choice(misused, cnn_folder):
+    error = misused("prune", cnn_folder, "--ratio", "0.5", "--importance", "l1")
+    assert "'l1' is not one of 'variance', 'batchnorm'" in error
 
 
 def test_the_model_itself_is_not_overwritten(adder_kit, cnn_folder):
@@ -110,11 +116,10 @@ def test_converted_tuned_pruned_tuned_and_resumed(
 
 
 def test_pruned_then_converted_and_calibrated(cnn_folder, pruned, tmp_path):
-    small = pruned(cnn_folder, dataset="digits", images=32)
-    job = ConversionJob(
-        str(small), str(tmp_path / "adder"), include=("features.4.*",), dataset="digits", images=32, steps=2,
-        matching_steps=2,
-    )  # fmt: skip
+    small = pruned(cnn_folder, images=DIGITS)
+    calibration = CalibrationConfig(steps=2, matching_steps=2)
+    config, output = AdderConfig(include=("features.4.*",)), str(tmp_path / "adder")
+    job = ConversionJob(str(small), config, output=output, images=DIGITS, calibration=calibration)
     with contextlib.redirect_stderr(io.StringIO()):
         folder = run_conversion(job, dry_run=False, announce=quiet).folder
     model = adderkit.load(folder)

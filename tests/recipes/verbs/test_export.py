@@ -15,12 +15,12 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.integer import reference
 from adderkit.adder_layers.modules import adder_layers
+from adderkit.convert import model_source
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.checkpoint.folder import save
 from adderkit.convert.quantization.config import QuantizeConfig
 from adderkit.convert.quantization.quantize import quantize
-from adderkit.recipes.verbs import exchange
-from adderkit.recipes.verbs.portable import recorded_images
+from adderkit.recipes.verbs.export import recorded_images
 
 _path = Path(__file__).parents[2] / "adder_layers" / "integer" / "random_plans.py"
 _spec = importlib.util.spec_from_file_location("random_plans", _path)
@@ -43,7 +43,7 @@ class Quantized(nn.Module):
 def quantized(monkeypatch):
     """Every name is this model's."""
     model = Quantized(random_plans.residual_network(size=(8, 8)))
-    monkeypatch.setattr(exchange, "build_model", lambda name: model)
+    monkeypatch.setattr(model_source, "build_model", lambda name: model)
     return model
 
 
@@ -89,7 +89,7 @@ def test_quantized_resnet20(config, adder_kit, tmp_path):
 
     network = adderkit.load(tmp_path / "net")
     first = network.plan.activations[0]
-    recorded = recorded_images(network.plan, network, "c", None, None)
+    recorded = recorded_images(network.plan, network, 4, None, None)
     real = (recorded.float() - first.zero.float()) * first.scale
     expected = re.findall(r"-?\d+", (tmp_path / "net-c" / "net_test.c").read_text().split("expected[IMAGES]")[1])
     logits = torch.tensor([int(number) for number in expected[: 4 * 10]]).view(4, 10) * network.plan.steps[-1].scale
@@ -109,20 +109,20 @@ def test_hex_has_what_its_manifest_names(quantized, adder_kit, tmp_path):
     assert result["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert result["adder_layers"] == 6
     words = (folder / "logits.hex").read_text().split()
-    image = recorded_images(quantized.plan, quantized, "hex", None, None)
+    image = recorded_images(quantized.plan, quantized, 1, None, None)
     expected = reference.run(quantized.plan, image)[0]
     assert [int(word, 16) for word in words] == [int(logit) % 2**32 for logit in expected]
 
 
 def test_images_of_a_data_set_are_recorded(quantized):
     """The network's bytes of real images, on the grid of its plan."""
-    images = recorded_images(quantized.plan, quantized, "c", "digits", None)
+    images = recorded_images(quantized.plan, quantized, 4, "digits", None)
     assert images.shape == (4, 8, 8, 3)
     zero = quantized.plan.activations[0].zero.double()
     real = 0.125 * (images.double() - zero)  # digits are 0 to 1: from -2 to 2 once they are normalized
     assert real.min() < -1.8
     assert -2.07 < real.min() <= real.max() < 2.07
-    assert torch.equal(images, recorded_images(quantized.plan, quantized, "c", "digits", None))
+    assert torch.equal(images, recorded_images(quantized.plan, quantized, 4, "digits", None))
 
 
 def test_files_of_others_in_the_folder_stay(quantized, adder_kit, tmp_path):
@@ -149,7 +149,7 @@ def test_layers_in_floating_point_are_refused(quantized, adder_kit, tmp_path):
     quantized.stem = nn.Conv2d(1, 3, 1)
     code, _, error = adder_kit("export", "net", "--format", "hex")
     expected = (
-        "error: net has its first layer and its classifier in fp32, which --format hex cannot have; "
+        "error: net has its first layer and its classifier in fp32, which --format hex does not support; "
         "quantize again with --first-last int8\n"
     )
     assert (code, error) == (1, expected)
@@ -159,12 +159,11 @@ def test_layers_in_floating_point_are_refused(quantized, adder_kit, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "cpp"], "format is 'cpp', expected one of onnx, torch-export, c, hex"),
         (["--format", "hex", "--opset", "18"], "--opset 18 goes with --format onnx, not with hex"),
         (["--dataset", "digits"], "--dataset digits goes with --format c or hex, not with onnx"),
         (["--format", "c", "--data-dir", "x"], "--data-dir x goes with --dataset, expected its name too"),
         (["--format", "c", "-o", "taken"], "--output taken is a file, expected a folder"),
-        (["--format", "hex", "-o", "taken/deep"], "--output taken/deep cannot be written: Not a directory"),
+        (["--format", "hex", "-o", "taken/deep"], "cannot write --output taken/deep: Not a directory"),
         (["--format", "c", "--dataset", "nothing"], "nothing"),
         (["--format", "c", "--dataset", "fashion-mnist", "--data-dir", "nowhere"], "nowhere"),
     ],
@@ -178,3 +177,7 @@ def test_wrong_input_is_one_line(words, message, quantized, adder_kit, tmp_path)
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+
+
+def test_format_is_a_choice(misused):
+    assert "'cpp' is not one of 'onnx', 'torch-export', 'c', 'hex'" in misused("export", "net", "--format", "cpp")

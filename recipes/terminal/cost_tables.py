@@ -1,0 +1,112 @@
+"""Tables of a model's cost: operations, bytes and energy, by layer and in total."""
+
+from collections.abc import Iterable
+
+from rich.markup import escape
+from rich.table import Table
+
+from ...convert.cost.count import Cost
+from ...convert.cost.energy import PRECISIONS, arithmetic_energy, memory_energy
+from ...convert.cost.formulas import Operations
+from .tables import integer_table, new_table
+
+_UJ = 1e6  # pJ
+_MB = 1e6  # bytes
+_COUNTS = ("multiplications before", "after", "additions before", "after")
+
+
+def cost_tables(cost: Cost) -> list[Table]:
+    """Operations by layer, bytes and energy by layer, then the totals: what a reader sees last."""
+    integers = [integer_table(cost.integers)] if cost.integers else []
+    return [*integers, _operations_table(cost), _energy_table(cost), _total_table(cost), _total_energy_table(cost)]
+
+
+def _operations_table(cost: Cost) -> Table:
+    shape = "x".join(map(str, cost.input_shape))
+    title = f"operations for one image of {shape}, before (as a CNN) and after"
+    table = new_table(title, ("layer", "kind"), ("output", *_COUNTS, "parameters"))
+    for row in cost.layers:
+        table.add_row(
+            escape(row.path) or "(model)",
+            row.kind,
+            "x".join(map(str, row.output_shape)),
+            *_before_after(row.before, row.operations),
+            f"{row.parameters:,}",
+        )
+    return table
+
+
+def _energy_table(cost: Cost) -> Table:
+    title = "bytes in fp32, and energy of the arithmetic in µJ before (as a CNN) and after, by format"
+    names = [name for each in PRECISIONS for name in (f"{each} before", "after")]
+    table = new_table(title, ("layer", "kind"), ("weights kB", "activations kB", *names))
+    fp32 = PRECISIONS["fp32"]
+    for row in cost.layers:
+        energies = [
+            arithmetic_energy(operations, precision) / _UJ
+            for precision in PRECISIONS.values()
+            for operations in (row.before, row.operations)
+        ]
+        sizes = (row.weight_bytes(fp32) / 1e3, row.activation_bytes(fp32) / 1e3)
+        cells = [*(f"{size:,.1f}" for size in sizes), *(f"{energy:,.2f}" for energy in energies)]
+        table.add_row(escape(row.path) or "(model)", row.kind, *cells)
+    return table
+
+
+def _total_table(cost: Cost) -> Table:
+    table = new_table("operations for one image, in total", ("count",), _COUNTS)
+    table.add_row("papers' headline", *_before_after(cost.headline_before, cost.headline))
+    table.add_row("honest", *_before_after(cost.honest_before, cost.honest), end_section=True)
+    kinds = dict.fromkeys(row.kind for row in cost.layers)
+    for kind in kinds:
+        rows = [row for row in cost.layers if row.kind == kind]
+        before, after = (_sum(getattr(row, name) for row in rows) for name in ("before", "operations"))
+        table.add_row(f"  {kind}", *_before_after(before, after))
+    notes = [
+        "papers' headline: weight layers alone, in an adder network the first and last taken for adder layers",
+        "honest: all that runs; a BatchNorm is folded behind a convolution, and cannot be behind an adder layer",
+    ]
+    if functions := cost.honest.functions:
+        notes.append(f"besides, before and after: {functions:,} exponentials, roots and divisions; no price, no energy")
+    if cost.uncounted:
+        notes.append(f"without a formula, not counted: {', '.join(cost.uncounted)}")
+    table.caption, table.caption_justify = escape("\n".join(notes)), "left"
+    return table
+
+
+def _total_energy_table(cost: Cost) -> Table:
+    """Table of the energy by number format: arithmetic before and after, and memory."""
+    title = "energy for one image in µJ (Horowitz, ISSCC 2014, 45 nm)"
+    arithmetic = ("arithmetic before", "after", "saved")
+    memory = ("weights MB", "activations MB", "memory: SRAM", "memory: DRAM")
+    table = new_table(title, ("format",), (*arithmetic, *memory))
+    for name, precision in PRECISIONS.items():
+        before, after = (arithmetic_energy(each, precision) for each in (cost.honest_before, cost.honest))
+        weights, activations = cost.weight_bytes(precision), cost.activation_bytes(precision)
+        moving = {level: energy / _UJ for level, energy in memory_energy(weights + activations).items()}
+        table.add_row(
+            f"{name}, sums in {precision.sums}",
+            f"{before / _UJ:,.1f}",
+            f"{after / _UJ:,.1f}",
+            f"{100 * (1 - after / before):.0f} %" if before else "",
+            f"{weights / _MB:,.2f}",
+            f"{activations / _MB:,.2f}",
+            f"{moving['sram_1mb']:,.0f}",
+            f"{moving['dram_least']:,.0f} to {moving['dram_most']:,.0f}",
+        )
+    table.caption_justify = "left"
+    table.caption = (
+        f"{cost.parameters:,} parameters. Memory, the same before and after: each weight read once, each activation\n"
+        "written and read once, all from a 1 MB SRAM or all from DRAM. On GPUs an addition in fp32 is no faster than\n"
+        "a multiplication: these figures are for hardware made for the purpose."
+    )
+    return table
+
+
+def _before_after(before: Operations, after: Operations) -> list[str]:
+    counts = (before.multiplications, after.multiplications, before.additions, after.additions)
+    return [f"{count:,}" for count in counts]
+
+
+def _sum(operations: Iterable[Operations]) -> Operations:
+    return sum(operations, Operations())

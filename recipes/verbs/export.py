@@ -1,0 +1,257 @@
+"""``adderkit export``: write a model for another program: ONNX, torch.export, C99 or memory images."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..terminal.options import DataDir, Dataset, Json
+from ..terminal.output import print_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ...adder_layers.integer.plan import IntegerPlan
+    from ...convert.export.portable.c_source import Memory
+    from ...convert.export.portable.folder import PortableForm
+
+Format = Literal["onnx", "torch-export", "c", "hex"]
+_SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "c": "-c", "hex": "-hex"}
+_OPSET = 18
+_RECORDED = {"c": 4, "hex": 1}  # images
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Saved folder or timm model name.")],
+    form: Annotated[
+        Format, typer.Option("--format", help="Format to write; c and hex (memory images) need a quantized model.")
+    ] = "onnx",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="File or folder to write.", show_default="MODEL.onnx, .pt2, -c, -hex"
+        ),
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset version.", show_default=str(_OPSET))] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Write a model as ONNX or a torch.export program, or a quantized one as C99 source or memory images.
+
+    C99 source and memory images come with test images: those of --dataset, or random ones.
+    """
+    result = run_export(ExportJob(model, form, output, opset, dataset, data_dir))
+    if json:
+        print_json(result.to_dict())
+    else:
+        print(result.summary())
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportJob:
+    """Model to export, and how.
+
+    Args:
+        model: Saved folder, timm name or Hub repository.
+        form: Format to write.
+        output: File to write, or folder for ``c`` and ``hex``; by default the model's name with a suffix for the
+            format, in the current folder.
+        opset: Version of ONNX's operators; by default 18.
+        dataset: Data set whose images ``c`` and ``hex`` record.
+        data_dir: Folder with its files.
+    """
+
+    model: str
+    form: Format = "onnx"
+    output: str | None = None
+    opset: int | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the model: the last part of its path."""
+        from ...convert.model_source import is_folder
+
+        path = Path(self.model.removeprefix("local-dir:"))
+        return path.resolve().name if is_folder(self.model) else path.name
+
+    @property
+    def target(self) -> Path:
+        """The file or folder to write."""
+        return Path(self.output or f"{self.name}{_SUFFIXES[self.form]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """File that was written."""
+
+    model: str
+    form: Format
+    adder_layers: int
+    file: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        size = self.file.stat().st_size
+        return {
+            "model": self.model,
+            "format": self.form,
+            "adder_layers": self.adder_layers,
+            "output": str(self.file),
+            "bytes": size,
+        }
+
+    def summary(self) -> str:
+        """Return a one-line summary."""
+        return f"{self.model} with {self.adder_layers} adder layers was written to {self.file}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PortableResult:
+    """Folder of C99 source or memory images that was written."""
+
+    model: str
+    form: "PortableForm"
+    adder_layers: int
+    folder: Path
+    files: tuple[Path, ...]
+    memory: "Memory"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return {
+            "model": self.model,
+            "format": self.form,
+            "adder_layers": self.adder_layers,
+            "output": str(self.folder),
+            "files": len(self.files),
+            "bytes": sum(file.stat().st_size for file in self.files),
+            "ram_bytes": self.memory.ram,
+            "rom_bytes": self.memory.rom,
+        }
+
+    def summary(self) -> str:
+        """Return a summary; of C99 source, also the memory that it needs and the command that tests it."""
+        what = f"{self.model} with {self.adder_layers} adder layers was written to {self.folder}/"
+        if self.form == "hex":
+            return f"{what}: {len(self.files)} files, described in manifest.json"
+        code = next(file.name for file in self.files if file.name.endswith("_test.c")).removesuffix("_test.c")
+        return (
+            f"{what}; it needs {self.memory.ram:,} bytes of RAM and {self.memory.rom:,} of ROM besides the code\n"
+            f"to test it there: cc -std=c99 {code}.c {code}_test.c && ./a.out"
+        )
+
+
+def run_export(job: ExportJob) -> ExportResult | PortableResult:
+    """Write a model for another program.
+
+    Args:
+        job: Model to export, and how.
+
+    Raises:
+        AdderkitError: The model cannot be loaded or exported, packages are missing, or the target cannot be written.
+    """
+    _check_options(job)
+    model = _load(job.model)
+    if job.form == "c" or job.form == "hex":
+        return _export_portable(model, job, job.form)
+    return _export_program(model, job)
+
+
+def _check_options(job: ExportJob) -> None:
+    from ...convert.errors import ExportError
+    from ...convert.files import check_file_target
+
+    portable = job.form in _RECORDED
+    if job.opset is not None and job.form != "onnx":
+        raise ExportError(f"--opset {job.opset} goes with --format onnx, not with {job.form}")
+    for option, value in (("--dataset", job.dataset), ("--data-dir", job.data_dir)):
+        if value is not None and not portable:
+            raise ExportError(f"{option} {value} goes with --format {' or '.join(_RECORDED)}, not with {job.form}")
+    if job.data_dir is not None and job.dataset is None:
+        raise ExportError(f"--data-dir {job.data_dir} goes with --dataset, expected its name too")
+    if not portable:
+        suffix = _SUFFIXES[job.form]
+        check_file_target(f"--output {job.target}", job.target, (suffix,), repr(suffix))
+
+
+def _load(name: str) -> "nn.Module":
+    from ...convert.errors import ModelSourceError
+    from ...convert.model_source import build_model, is_folder, lacks_weights
+
+    if not is_folder(name) and lacks_weights(name):
+        raise ModelSourceError(
+            f"timm has no pretrained weights for {name!r}, expected a network that has some: name the folder that "
+            "finetune or convert wrote"
+        )
+    return build_model(name)
+
+
+def _export_program(model: "nn.Module", job: ExportJob) -> ExportResult:
+    from ...adder_layers.modules import adder_layers
+    from ...convert.export.programs import export_onnx, export_program
+    from ...convert.record import require_float
+
+    remedy = "take --format c or hex once it is quantized, or export the network it was made from"
+    require_float(model, "exported as floats", remedy)
+    if job.form == "onnx":
+        export_onnx(model, job.target, job.opset or _OPSET)
+    else:
+        export_program(model, job.target)
+    return ExportResult(job.model, job.form, len(adder_layers(model)), job.target)
+
+
+def _export_portable(model: "nn.Module", job: ExportJob, form: "PortableForm") -> PortableResult:
+    from ...adder_layers.integer.plan import Adder
+    from ...convert.export.portable.c_source import memory
+    from ...convert.export.portable.folder import integer_plan, write_portable
+    from ...convert.export.portable.pixels import Normalization
+    from ..data.datasets import DataConfig
+
+    plan = integer_plan(model, job.model, form)
+    images = recorded_images(plan, model, _RECORDED[form], job.dataset, job.data_dir)
+    config = DataConfig.of(model)
+    files = write_portable(plan, job.name, form, job.target, images, Normalization(config.mean, config.std))
+    layers = sum(isinstance(step, Adder) for step in plan.steps)
+    return PortableResult(job.name, form, layers, job.target, tuple(files), memory(plan))
+
+
+def recorded_images(
+    plan: "IntegerPlan", model: "nn.Module", count: int, dataset: str | None, data_dir: str | None
+) -> "Tensor":
+    """Return validation images of a data set, the same ones every time, or random bytes.
+
+    Args:
+        plan: Plan of the network.
+        model: The network, whose configuration says how images are prepared.
+        count: Number of images.
+        dataset: Name of the data set; ``None`` for random bytes.
+        data_dir: Folder with its files.
+
+    Returns:
+        ``[count, H, W, C]`` uint8.
+
+    Raises:
+        DatasetError: The data set cannot be opened, or its classes are not the model's.
+    """
+    import torch
+    from torch.utils.data import IterableDataset
+
+    from ...adder_layers.integer.reference import quantize
+    from ..configs.recipe import Recipe
+    from ..data.datasets import DataConfig, evaluation_transform, make_loader, subset
+    from ..training.models import open_split
+
+    image = plan.activations[0]
+    if dataset is None:
+        shape = (count, image.height, image.width, image.channels)
+        return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    split = open_split(Recipe(dataset=dataset, data_dir=data_dir), model, training=False)
+    if not isinstance(split, IterableDataset):
+        split = subset(split, count, 0)
+    loader = make_loader(split, evaluation_transform(DataConfig.of(model)), count, 0, training=False)
+    images: Tensor = next(iter(loader))[0]
+    return quantize(images, image.scale, image.zero)

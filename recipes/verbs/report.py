@@ -1,0 +1,31 @@
+"""``adderkit report``: write an HTML page about a saved model."""
+
+from typing import Annotated
+
+import typer
+
+from ..terminal.options import DataDir, Dataset, Json
+from ..terminal.output import announce, print_json
+
+
+def report(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Saved folder, such as runs/mine/best.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="HTML file to write.", show_default="DIR-report.html"),
+    ] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="CNN to compare with.", show_default="the converted one")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write one HTML page about a saved model; with --dataset, also show predictions for a few images."""
+    from ..reporting.report import ReportJob, run_report
+
+    result = run_report(ReportJob(folder, output, dataset, data_dir, teacher), announce)
+    if json:
+        print_json(result.to_dict())
+    else:
+        print(result.summary())
