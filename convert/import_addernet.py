@@ -18,7 +18,7 @@ from .conversion.config import AdderConfig
 from .conversion.plan import ConversionPlan
 from .conversion.rewrite import convert_
 from .errors import CheckpointError, NoModuleMatchedError
-from .model_source import build_model, load_weights_
+from .model_source import ModelSource, load_weights_
 from .models.cifar import CIFAR_MEAN, BasicBlock, CifarNet
 
 _LOGITS_NORM = "bn2"
@@ -59,9 +59,9 @@ def import_checkpoint(path: str | Path, name: str, num_classes: int | None = Non
     if num_classes is not None and found is not None and found != num_classes:
         raise CheckpointError(f"{path} has {found} classes, expected the {num_classes} of --num-classes")
     images = _CIFAR_IMAGES if name.startswith("cifar_") else _IMAGENET_IMAGES
-    wanted: dict[str, Any] = {"num_classes": num_classes or found, "pretrained_cfg_overlay": {**images, **_FOREIGN}}
+    source = ModelSource(name, pretrained=False, num_classes=num_classes or found)
     with AllocationLimit(count_elements(weights), str(path)):
-        model = build_model(name, pretrained=False, **wanted)
+        model = source.build(pretrained_cfg_overlay={**images, **_FOREIGN})
     weights = _renamed(weights, model)
     adders = sorted(key.removesuffix(".adder") for key in weights if key.endswith(".adder"))
     if not adders:

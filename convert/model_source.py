@@ -1,5 +1,6 @@
-"""From what a user names (a timm model, a Hub repository, a folder, a file) to a model, or one clear line."""
+"""The model that a user names: a timm model, a Hub repository, a saved folder or a file of weights."""
 
+import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,173 +10,224 @@ from timm.models import create_model, is_model, is_model_pretrained, list_models
 from torch import Tensor, nn
 
 from .checkpoint import registry as registry  # so that timm knows our names
-from .checkpoint.folder import CONFIG, WEIGHTS, base_architecture, load
+from .checkpoint.folder import CONFIG, WEIGHTS, base_architecture, load, read_report
 from .checkpoint.foreign_weights import state_dict_from
 from .errors import CheckpointError, ModelSourceError
 from .files import check_folder_target
-from .hub import quiet_hub
+from .hub import PREFIX, quiet_hub
+
+_LOCAL = "local-dir:"
 
 
-def is_folder(name: str) -> bool:
-    """Whether a model is named by a folder with a ``config.json`` rather than by its architecture."""
-    return name.startswith("local-dir:") or ((Path(name) / CONFIG).is_file() and not is_model(name))
-
-
-def build_model(
-    name: str,
-    *,
-    pretrained: bool = True,
-    checkpoint: str | Path | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    """Build a model with the weights asked for; never quietly with random ones.
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model as it is named on the command line.
 
     Args:
-        name: A timm name (``resnet50``, ``resnet50.a1_in1k``), ``hf-hub:…``, ``local-dir:…`` or a folder.
-        pretrained: Whether weights are wanted; without a checkpoint they come from the Hub.
-        checkpoint: A folder or a file of weights to use instead.
-        **kwargs: Model arguments, such as ``num_classes``; ``None`` means the default.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        ModelSourceError: The name is unknown, or the weights cannot be had; the message names the remedies.
-        CheckpointError: The checkpoint is damaged or does not fit.
+        name: A timm name (``resnet50``, ``resnet50.a1_in1k``), ``hf-hub:user/name``, or a saved folder, also written
+            ``local-dir:folder``.
+        pretrained: Start from pretrained weights.
+        checkpoint: Folder or file of weights to load instead of the pretrained ones.
+        num_classes: Number of classes, for a model that is not a saved folder; by default the model's own.
+        in_chans: Number of image channels, for a model that is not a saved folder; by default the model's own.
     """
-    arguments = {key: value for key, value in kwargs.items() if value is not None}
-    if is_folder(name):
-        if checkpoint is not None:
-            raise ModelSourceError(f"{name} has weights of its own; give either the folder or --checkpoint, not both")
-        _refuse(arguments, name)
-        return load(name, pretrained)
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        _refuse(arguments, str(checkpoint))
-        return _from_folder(name, checkpoint)
-    if not name.startswith("hf-hub:"):
-        _check_name(name)
-    if checkpoint is not None:
-        model = _create(name, False, arguments)
-        load_weights_(model, name, state_dict_from(checkpoint), checkpoint)
+
+    name: str
+    pretrained: bool = True
+    checkpoint: str | None = None
+    num_classes: int | None = None
+    in_chans: int | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The saved folder that the name means; ``None`` for a name of timm or the Hub."""
+        if self.name.startswith(_LOCAL):
+            return Path(self.name.removeprefix(_LOCAL))
+        return Path(self.name) if (Path(self.name) / CONFIG).is_file() and not is_model(self.name) else None
+
+    @property
+    def checkpoint_folder(self) -> Path | None:
+        """The checkpoint, if it is a folder."""
+        return Path(self.checkpoint) if self.checkpoint is not None and Path(self.checkpoint).is_dir() else None
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name, without a revision of the Hub."""
+        if self.name.startswith(PREFIX):
+            return self.name.split("/")[-1].split("@")[0]
+        return (self.folder or Path(self.name)).resolve().name
+
+    @property
+    def has_pretrained_weights(self) -> bool:
+        """Whether pretrained weights exist; for a Hub repository or an unknown name, whether they might."""
+        return self.name.startswith(PREFIX) or not is_model(self.name) or is_model_pretrained(self.name)
+
+    def absolute(self) -> "ModelSource":
+        """Return the source with absolute paths, so that it can be built from any working directory."""
+        name = self.name if self.folder is None else str(self.folder.resolve())
+        checkpoint = None if self.checkpoint is None else str(Path(self.checkpoint).resolve())
+        return dataclasses.replace(self, name=name, checkpoint=checkpoint)
+
+    def report(self) -> dict[str, Any]:
+        """Read ``adder_report.json`` of a saved folder; empty for anything else."""
+        return {} if self.folder is None else read_report(self.folder)
+
+    def default_output(self, suffix: str) -> Path:
+        """Return the default folder for the result of a verb: the short name and a suffix, in the working directory."""
+        return Path(self.short_name + suffix)
+
+    def refuse_target(self, folder: Path, reason: str = "") -> None:
+        """Refuse an output folder in which the result would overwrite the model it is made from.
+
+        Args:
+            folder: Folder to be written.
+            reason: Why the model is kept, for the message; starts with a comma.
+
+        Raises:
+            ModelSourceError: The folder is the model's own, or writing it would replace the checkpoint.
+        """
+        if self.folder is not None and self.folder.resolve() == folder.resolve():
+            raise ModelSourceError(f"--output {folder} is the model itself{reason}; give another folder")
+        replaced = (folder.resolve(), (folder / WEIGHTS).resolve())
+        if self.checkpoint is not None and Path(self.checkpoint).resolve() in replaced:
+            raise ModelSourceError(
+                f"--output {folder} would replace the weights in {self.checkpoint}{reason}; give another folder"
+            )
+
+    def build(self, *, weights: bool = True, **overlay: Any) -> nn.Module:
+        """Build the model with the weights that were asked for, never silently with random ones.
+
+        Args:
+            weights: Load pretrained weights; with ``False`` nothing is downloaded. A checkpoint is always loaded.
+            **overlay: Model arguments in addition to ``num_classes`` and ``in_chans``, or in place of them; ``None``
+                means the default.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ModelSourceError: The name is unknown, or the weights cannot be loaded; the message names the remedies.
+            CheckpointError: The checkpoint is damaged or does not fit.
+        """
+        fields = {"num_classes": self.num_classes, "in_chans": self.in_chans, **overlay}
+        arguments = {key: value for key, value in fields.items() if value is not None}
+        pretrained = self.pretrained and weights
+        if self.folder is not None:
+            if self.checkpoint is not None:
+                raise ModelSourceError(
+                    f"{self.name} has its own weights; give either the folder or --checkpoint, not both"
+                )
+            _refuse(arguments, self.name)
+            return load(self.folder, pretrained)
+        if self.checkpoint_folder is not None:
+            _refuse(arguments, str(self.checkpoint))
+            return _from_folder(self.name, self.checkpoint_folder)
+        if not self.name.startswith(PREFIX):
+            _check_name(self.name)
+        if self.checkpoint is None:
+            return self._create(pretrained, arguments)
+        model = self._create(False, arguments)
+        load_weights_(model, self.name, state_dict_from(self.checkpoint), self.checkpoint)
         return model
-    return _create(name, pretrained, arguments)
+
+    def _create(self, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
+        remedy = "give your own with --checkpoint FILE|DIR, or start from random ones with --no-pretrained"
+        if pretrained and not self.has_pretrained_weights:
+            raise ModelSourceError(f"timm has no pretrained weights for {self.name!r}; {remedy}")
+        try:
+            with quiet_hub():
+                model: nn.Module = create_model(self.name, pretrained=pretrained, **arguments)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            if not pretrained:
+                raise ModelSourceError(f"cannot build {self.name}: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelSourceError(
+                f"cannot load pretrained weights for {self.name!r} ({type(error).__name__}: {reason}); {remedy}"
+            ) from error
+        return model.eval()
 
 
-def default_folder(name: str, ending: str) -> Path:
-    """Where the result of a verb goes when nobody says: ``<name of the model><ending>`` in the current folder."""
-    if name.startswith("hf-hub:"):
-        return Path(name.split("/")[-1].split("@")[0] + ending)
-    return Path(Path(name.removeprefix("local-dir:")).resolve().name + ending)
-
-
-def check_target(name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = "") -> None:
-    """Find out before the work whether what is made of a model may go to a folder.
+def load_weights_(model: nn.Module, name: str, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load all weights of a model; names and shapes are compared before the first tensor is written.
 
     Args:
-        name: The model, a saved folder or a timm name.
-        folder: Where the result is to go.
-        write: Whether it will be written; not in a dry run.
-        checkpoint: Folder or file that the model's weights come from, where they are not its own.
-        reason: Why the model's own folder is kept, for the message.
+        model: Model to load them into.
+        name: Name of the model in an error message.
+        weights: Tensors by their names in the model.
+        path: File that the tensors were read from, for the message.
 
     Raises:
-        ModelSourceError: The folder is the model's own, or what is written would replace the checkpoint.
-        AdderkitError: It cannot be written to.
+        CheckpointError: Names or shapes differ from the model's.
     """
-    if is_folder(name) and Path(name.removeprefix("local-dir:")).resolve() == folder.resolve():
-        raise ModelSourceError(f"--output {folder} is the model itself{reason}; name another folder")
-    replaced = (folder.resolve(), (folder / WEIGHTS).resolve())
-    if checkpoint is not None and Path(checkpoint).resolve() in replaced:
-        raise ModelSourceError(
-            f"--output {folder} would replace the weights in {checkpoint}{reason}: name another folder"
+    own = model.state_dict()
+    # Files of old PyTorch versions lack the counters.
+    state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | dict(weights)
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    different = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or different:
+        found = (("missing", missing), ("unexpected", unexpected), ("of a different shape", different))
+        parts = [f"{len(keys)} {what} (such as {keys[0]})" for what, keys in found if keys]
+        raise CheckpointError(
+            f"{path} does not fit {name}: tensors {', '.join(parts)}; "
+            "check the architecture, --num-classes and --in-chans"
         )
-    if write:
-        check_folder_target(f"--output {folder}", folder)
-
-
-def lacks_weights(name: str) -> bool:
-    """Whether timm knows a network by this name, but no pretrained weights for it."""
-    return not name.startswith("hf-hub:") and is_model(name) and not is_model_pretrained(name)
+    model.load_state_dict(state)
 
 
 def _refuse(arguments: Mapping[str, Any], folder: str) -> None:
     if arguments:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise ModelSourceError(f"{folder} is saved with arguments of its own, so {given} cannot be given")
+        raise ModelSourceError(f"{folder} has its own model arguments, expected none beside it, but got {given}")
 
 
-def _from_folder(name: str, folder: str | Path) -> nn.Module:
+def _from_folder(name: str, folder: Path) -> nn.Module:
     model = load(folder)
     found = base_architecture(model)
     if found != split_model_name_tag(name)[0]:
-        raise ModelSourceError(f"{folder} holds a {found}, expected a {name}: name the architecture it holds")
+        raise ModelSourceError(f"{folder} contains a {found}, expected a {name}; give the architecture it contains")
     return model
-
-
-def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
-    if pretrained and lacks_weights(name):
-        raise ModelSourceError(
-            f"timm has no pretrained weights for {name!r}; give yours with --checkpoint FILE|DIR, "
-            "or take random ones with --no-pretrained"
-        )
-    try:
-        with quiet_hub():
-            model: nn.Module = create_model(name, pretrained=pretrained, **arguments)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        if not pretrained:
-            raise ModelSourceError(f"{name} cannot be built: {error}") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelSourceError(
-            f"the pretrained weights of {name!r} cannot be had ({type(error).__name__}: {reason}); "
-            "give yours with --checkpoint FILE|DIR, or take random ones with --no-pretrained"
-        ) from error
-    return model.eval()
 
 
 def _check_name(name: str) -> None:
     architecture = split_model_name_tag(name)[0]
     if architecture == "adder":
-        raise ModelSourceError("'adder' is what saved adder networks are called; name a CNN or a saved folder")
+        raise ModelSourceError("'adder' is reserved for saved adder networks, expected a CNN or a saved folder")
     if is_model(architecture):
         return
     if "/" in name or name.startswith(".") or Path(name).exists():
         raise ModelSourceError(f"{name} is neither a timm model nor a folder with a {CONFIG}")
     near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
-    raise ModelSourceError(f"timm knows no model {name!r}{hint}")
+    raise ModelSourceError(f"timm has no model {name!r}{hint}")
 
 
-def load_weights_(model: nn.Module, name: str, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load weights whole: shapes and names are compared before the first tensor is written.
+# For the verbs until they hold a ModelSource.
 
-    Args:
-        model: The model to load them into.
-        name: What an error calls it.
-        weights: Tensors by their names in the model.
-        path: The file they are from.
 
-    Raises:
-        CheckpointError: Names or shapes are not the model's.
-    """
-    own = model.state_dict()
-    # Counters, which files from old versions of PyTorch lack.
-    state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | dict(weights)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    differing = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unexpected or differing:
-        parts = [
-            f"{len(keys)} {what} (such as {keys[0]})"
-            for what, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", differing),
-            )
-            if keys
-        ]
-        raise CheckpointError(
-            f"{path} does not fit {name}: tensors {', '.join(parts)}; "
-            "check the architecture, --num-classes and --in-chans"
-        )
-    model.load_state_dict(state)
+def is_folder(name: str) -> bool:
+    """Stand in for ``ModelSource``."""
+    return ModelSource(name).folder is not None
+
+
+def build_model(name: str, *, pretrained: bool = True, checkpoint: str | None = None, **kwargs: Any) -> nn.Module:
+    """Stand in for ``ModelSource``."""
+    return ModelSource(name, pretrained, checkpoint).build(**kwargs)
+
+
+def default_folder(name: str, ending: str) -> Path:
+    """Stand in for ``ModelSource``."""
+    return ModelSource(name).default_output(ending)
+
+
+def check_target(name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = "") -> None:
+    """Stand in for ``ModelSource``."""
+    ModelSource(name, checkpoint=checkpoint).refuse_target(folder, reason)
+    if write:
+        check_folder_target(f"--output {folder}", folder)
+
+
+def lacks_weights(name: str) -> bool:
+    """Stand in for ``ModelSource``."""
+    return not ModelSource(name).has_pretrained_weights

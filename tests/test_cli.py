@@ -86,7 +86,7 @@ class TestRoot:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stdout == ""
-        assert "timm knows no model 'no_such_net'" in done.stderr
+        assert "timm has no model 'no_such_net'" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_convert_has_a_name_of_its_own(self, monkeypatch, capsys):
@@ -187,7 +187,7 @@ class TestConvert:
             (["--model", "resnet5O"], "did you mean"),
             (["--model", "cifar_resnet20"], "--no-pretrained"),
             (["--model", "no/such/folder"], "neither a timm model nor a folder"),
-            (["--model", "resnet50.a1_in1k"], "cannot be had"),
+            (["--model", "resnet50.a1_in1k"], "cannot load pretrained weights"),
             (["--model", "cifar_resnet20", "--checkpoint", "no.safetensors"], "no.safetensors does not exist"),
             (["--model", "vit_tiny_patch16_224", "--dry-run"], "none of 1 convolutions can become an adder layer"),
             (["--model", "resnet18", "--dry-run", "--include", "layer1.0.convv1"], "nearest: layer1.0.conv1"),

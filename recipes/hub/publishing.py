@@ -17,6 +17,7 @@ from ...convert.conversion.rewrite import is_converted
 from ...convert.cost.count import Cost, cost
 from ...convert.errors import PublishError
 from ...convert.files import atomic_path, read_json_object, sha256, write_json, write_text
+from ...convert.model_source import ModelSource
 from ...convert.record import transforms_of
 from ..reporting.cost_chart import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
@@ -44,7 +45,7 @@ class PublishJob:
     @property
     def source(self) -> Path:
         """The saved folder."""
-        return Path(self.folder.removeprefix("local-dir:"))
+        return ModelSource(self.folder).folder or Path(self.folder)
 
     @property
     def built(self) -> Path:

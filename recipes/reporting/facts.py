@@ -20,7 +20,7 @@ from ...convert.conversion.rewrite import is_converted
 from ...convert.cost.count import Cost, cost
 from ...convert.errors import AdderkitError
 from ...convert.files import sha256
-from ...convert.model_source import is_folder
+from ...convert.model_source import ModelSource
 from ...convert.record import transforms_of
 from ..configs.files import read_text
 from ..runs.provenance import command_without_local_paths, commands_of, part_of, without_local_paths
@@ -111,7 +111,7 @@ def gather(
     Raises:
         AdderkitError: The folder is no whole checkpoint, or the data set or a teacher that was named cannot be had.
     """
-    source = Path(job.model.removeprefix("local-dir:"))
+    source = job.source.folder or Path(job.source.name)
     model, saved = load(source), read_report(source)
     pruning = part_of(saved, "pruning")
     digest, examples = sha256(source / WEIGHTS), None
@@ -190,9 +190,9 @@ def _flat(values: Mapping[str, Any]) -> dict[str, str | float]:
 def _evaluations_of_teacher(name: str | None) -> list[Evaluation]:
     """What was measured on the teacher, where it is a folder on this machine."""
     try:
-        if name is None or not is_folder(name):
+        folder = None if name is None else ModelSource(name).folder
+        if folder is None:
             return []
-        folder = Path(name.removeprefix("local-dir:"))
         return evaluations_of(read_report(folder), sha256(folder / WEIGHTS))[:_ENTRIES]
     except (AdderkitError, OSError, ValueError):  # it moved, or its name is none
         return []

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...convert.errors import AdderkitError
 from ...convert.files import check_file_target, write_text
+from ...convert.model_source import ModelSource
 from ..training.models import Job
 from .facts import ReportFacts, gather
 from .page import page
@@ -25,7 +26,7 @@ class ReportJob:
     @property
     def source(self) -> Path:
         """The saved folder."""
-        return Path(self.folder.removeprefix("local-dir:"))
+        return ModelSource(self.folder).folder or Path(self.folder)
 
     @property
     def target(self) -> Path:
@@ -82,7 +83,7 @@ def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
             page cannot be written.
     """
     _check_places(job)
-    facts = gather(Job(job.folder, job.teacher), job.dataset, job.data_dir, announce=announce)
+    facts = gather(Job(ModelSource(job.folder), job.teacher), job.dataset, job.data_dir, announce=announce)
     try:
         write_text(job.target, page(facts))
     except OSError as error:

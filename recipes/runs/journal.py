@@ -130,7 +130,7 @@ class Journal:
         eval_set: Any = run.eval_loader.dataset
         plan = RunPlan.of(
             run.bare_model,
-            model=job["model"],
+            model=job["source"]["name"],
             teacher=job["teacher"],
             recipe=run.recipe,
             processes=self.accelerator.num_processes,

@@ -11,8 +11,7 @@ from torch import nn
 
 from ...convert.checkpoint.folder import base_architecture, read_report
 from ...convert.hub import PREFIX
-from ...convert.model_source import is_folder
-from ..training.models import absolute_source
+from ...convert.model_source import ModelSource
 
 _PROGRAMS = ("adderkit", "convert")
 _LONGEST_COMMAND = 10_000  # characters
@@ -33,44 +32,40 @@ def commands_of(report: Mapping[str, Any], last: str | None) -> list[str]:
     return [*before, last] if last is not None else before
 
 
-def weights_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint: str | None) -> str | None:
-    """What a model's weights came from: a timm name with its tag, a Hub repository or a folder.
+def weights_origin(source: ModelSource, model: nn.Module) -> str | None:
+    """Return where a model's weights came from: a timm name with its tag, a Hub repository or a folder.
 
-    A folder that knows where its own weights came from passes that on.
+    A folder that records where its own weights came from passes that on.
 
     Args:
-        name: As the model was named.
-        model: As it was built.
-        pretrained: Whether it has pretrained weights.
-        checkpoint: File or folder of weights that was given.
+        source: The model as it was named.
+        model: The model as it was built.
 
     Returns:
-        The source, or ``None`` where it is random numbers or a file of unknown origin.
+        The origin, or ``None`` for random weights or a file of unknown origin.
     """
-    place = checkpoint if checkpoint is not None else name
-    if is_folder(place):
-        folder = Path(place.removeprefix("local-dir:")).resolve()
+    folder = source.folder if source.checkpoint is None else source.checkpoint_folder
+    if folder is not None:
         report = read_report(folder)
-        return report["source"] if "source" in report else str(folder)
-    if checkpoint is not None or not pretrained:
+        return report["source"] if "source" in report else str(folder.resolve())
+    if source.checkpoint is not None or not source.pretrained:
         return None
-    return _tagged(name, model)
+    return _tagged(source.name, model)
 
 
-def teacher_source(name: str, model: nn.Module, *, pretrained: bool, checkpoint: str | None) -> str | None:
-    """What distillation can build a CNN from that a model was made of; ``None`` where only a file of weights was given.
+def default_teacher(source: ModelSource, model: nn.Module) -> str | None:
+    """Return the name of the CNN that a converted model can later be distilled from; ``None`` without a usable one.
 
     Args:
-        name: As the CNN was named.
-        model: As it was built.
-        pretrained: Whether it has pretrained weights.
-        checkpoint: File or folder of weights that was given.
+        source: The CNN as it was named.
+        model: The CNN as it was built.
     """
-    if checkpoint is not None:
-        return absolute_source(checkpoint) if is_folder(checkpoint) else None
-    if not pretrained:
+    absolute = source.absolute()
+    if source.checkpoint is not None:
+        return None if source.checkpoint_folder is None else absolute.checkpoint
+    if not source.pretrained:
         return None
-    return absolute_source(name) if is_folder(name) else _tagged(name, model)
+    return absolute.name if source.folder is not None else _tagged(source.name, model)
 
 
 def _tagged(name: str, model: nn.Module) -> str:

@@ -9,9 +9,8 @@ import yaml
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch.utils.data import IterableDataset
 
-from ...convert.checkpoint.folder import read_report
 from ...convert.errors import DatasetError
-from ...convert.model_source import is_folder
+from ...convert.model_source import ModelSource
 from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, check_name, loader_workers, open_dataset, subset
@@ -103,8 +102,9 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
     tracker_names(recipe.log_with)
     check_name(recipe.dataset, recipe.data_dir)
     splits, note, classes = _open_splits(recipe)
-    if splits is None and not is_folder(job.model) and job.num_classes is None:
-        job = dataclasses.replace(job, num_classes=classes or _default_classes(job.model))
+    if splits is None and job.source.folder is None and job.source.num_classes is None:
+        num_classes = classes or _default_classes(job.source.name)
+        job = dataclasses.replace(job, source=dataclasses.replace(job.source, num_classes=num_classes))
     model = build_student(job, recipe, weights=False)
     require_float_weights(model, "trained", "train the network that it was made from, with --recipe int8-qat")
     if recipe.adder_init == "normal":
@@ -123,7 +123,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
     make_schedule(recipe, optimizer, steps or 1)
     plan = RunPlan.of(
         model,
-        model=job.model,
+        model=job.source.name,
         teacher=teacher_of(job) if objective.teacher is not None else None,
         recipe=recipe,
         processes=processes,
@@ -133,7 +133,7 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
     )
     memory = estimate_memory(model, objective, recipe, DataConfig.of(model).input_size, processes)
     configure_layers(model, objective, recipe, processes)  # at the end: with synchronized BatchNorms it cannot run here
-    return DryRun(plan, memory, note, _measured_rate(job.model))
+    return DryRun(plan, memory, note, _measured_rate(job.source))
 
 
 def _open_splits(recipe: Recipe) -> tuple[Splits | None, str | None, int | None]:
@@ -179,9 +179,9 @@ def _default_classes(name: str) -> int | None:
     return config.num_classes if config else None
 
 
-def _measured_rate(model: str) -> tuple[float, str] | None:
+def _measured_rate(source: ModelSource) -> tuple[float, str] | None:
     """Images per second of the training that made a saved folder, and on what."""
-    training = read_report(model.removeprefix("local-dir:")).get("training") if is_folder(model) else None
+    training = source.report().get("training")
     if not isinstance(training, dict) or not isinstance(training.get("images_per_second"), int | float):
         return None
     return float(training["images_per_second"]), f"{training.get('processes', 1)} x {training.get('device', 'unknown')}"

@@ -1,17 +1,16 @@
 """From names to things: the model to train, its teacher, and the data, checked against each other before any step."""
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import get_model_input_config
 from torch import nn
 
 from ...adder_layers.modules import adder_layers
-from ...convert.checkpoint.folder import read_report
 from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import DatasetError, ModelSourceError, RecipeError
-from ...convert.model_source import build_model, is_folder
+from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
 from ..objectives.teacher import DistillationTeacher, FrozenTeacher
@@ -20,25 +19,31 @@ from ..objectives.terms import active_terms
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a run works on, as it was named on the command line; kept in ``args.yaml``.
+    """The models of a run, as they were named on the command line; kept in ``args.yaml``.
 
     Args:
-        model: timm name, Hub repository or folder.
-        teacher: The same, for distillation; by default what the converted folder's report names.
-        pretrained: Whether a model named by architecture starts from pretrained weights.
-        checkpoint: File or folder of weights to start from instead.
-        num_classes: For a model named by architecture; by default what the data set has.
-        in_chans: Likewise.
-        command: The command line that began the run, for the record.
+        source: Model to train. Without ``num_classes`` and ``in_chans`` a timm model gets those of the data set.
+        teacher: Teacher for distillation, named like a model; by default the one that the converted folder records.
+        command: Command line that began the run, for the record.
     """
 
-    model: str
+    source: ModelSource
     teacher: str | None = None
-    pretrained: bool = True
-    checkpoint: str | None = None
-    num_classes: int | None = None
-    in_chans: int | None = None
     command: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Job":
+        """Read what ``dataclasses.asdict`` wrote.
+
+        Raises:
+            TypeError: It has other fields.
+        """
+        if not isinstance(values, Mapping) or not isinstance(values.get("source"), Mapping):
+            raise TypeError("expected a mapping with a source")
+        job = cls(**{**values, "source": ModelSource(**values["source"])})
+        if dataclasses.asdict(job) != values:
+            raise TypeError("expected all fields")
+        return job
 
 
 def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Module:
@@ -50,23 +55,22 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
         weights: Whether its weights are wanted; without them nothing is fetched.
 
     Raises:
-        ModelSourceError: See ``source.build_model``; or a saved model's classes do not fit the data set.
+        ModelSourceError: See ``ModelSource.build``; or a saved model's classes do not fit the data set.
     """
-    known = small_dataset(recipe.dataset)
-    if is_folder(job.model):
-        wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-        model = build_model(job.model, pretrained=job.pretrained and weights, checkpoint=job.checkpoint, **wanted)
+    source, known = job.source, small_dataset(recipe.dataset)
+    if source.folder is not None:
+        model = source.build(weights=weights)
         _set_image_size(model, recipe.img_size)
         return model
-    arguments: dict[str, Any] = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-    saved = job.checkpoint is not None and Path(job.checkpoint).is_dir()  # it knows its own arguments
+    arguments: dict[str, Any] = {}
+    saved = source.checkpoint_folder is not None  # it has its own model arguments
     if known is not None and not saved:
-        arguments["num_classes"] = job.num_classes or len(known.classes)
-        arguments["in_chans"] = job.in_chans or known.input_size[0]
-    elif job.num_classes is None and not saved:
+        arguments["num_classes"] = source.num_classes or len(known.classes)
+        arguments["in_chans"] = source.in_chans or known.input_size[0]
+    elif source.num_classes is None and not saved:
         names = class_names(open_dataset(recipe.dataset, recipe.data_dir, recipe.train_split))
         arguments["num_classes"] = len(names) if names else None
-    from_hub = job.pretrained and job.checkpoint is None
+    from_hub = source.pretrained and source.checkpoint is None
     if known is not None and not saved and not from_hub:
         size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
         # Whole, as training sees them: ImageNet's center crop of 0.875 would enlarge what is evaluated.
@@ -74,9 +78,9 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
         if arguments["in_chans"] == known.input_size[0]:
             overlay |= {"mean": known.mean, "std": known.std}
         arguments["pretrained_cfg_overlay"] = overlay
-        if _has_fixed_size(job.model):
+        if _has_fixed_size(source.name):
             arguments["img_size"] = size
-    model = build_model(job.model, pretrained=job.pretrained and weights, checkpoint=job.checkpoint, **arguments)
+    model = source.build(weights=weights, **arguments)
     _set_image_size(model, recipe.img_size)
     return model
 
@@ -100,8 +104,8 @@ def build_teacher(
     if name is None:
         off = " ".join(f"--set {term.switch}=0" for term in active_terms(recipe) if term.teacher)
         raise ModelSourceError(
-            f"the recipe distils, but {job.model} names no teacher; give the original CNN with --teacher NAME|DIR, "
-            f"or train on labels alone with {off} --set task_loss_weight=1"
+            f"the recipe distils, but {job.source.name} names no teacher; give the original CNN with "
+            f"--teacher NAME|DIR, or train on labels alone with {off} --set task_loss_weight=1"
         )
     try:
         model = _teacher_model(name, job, student, trains=trains, weights=weights)
@@ -113,26 +117,27 @@ def build_teacher(
     try:
         return (DistillationTeacher if trains else FrozenTeacher)(model, DataConfig.of(student))
     except ValueError as error:
-        raise ModelSourceError(f"{name} cannot teach {job.model}: {error}") from error
+        raise ModelSourceError(f"{name} cannot teach {job.source.name}: {error}") from error
 
 
 def _teacher_model(name: str, job: Job, student: Any, *, trains: bool, weights: bool) -> nn.Module:
     """Build it with its weights; but a teacher that trains alongside may begin at random, as the student then does."""
-    if job.pretrained or not trains:
-        return build_model(name, pretrained=weights)
-    if is_folder(name):
-        return build_model(name, pretrained=False)
+    source = ModelSource(name)
+    if job.source.pretrained or not trains:
+        return source.build(weights=weights)
+    if source.folder is not None:
+        return source.build(weights=False)
     data = DataConfig.of(student)
     overlay = {"input_size": data.input_size, "mean": data.mean, "std": data.std}
     arguments = {"num_classes": student.num_classes, "in_chans": data.input_size[0]}
-    return build_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
+    return source.build(weights=False, pretrained_cfg_overlay=overlay, **arguments)
 
 
 def teacher_of(job: Job) -> str | None:
     """The teacher that was given, else the one that the converted folder remembers."""
-    if job.teacher is not None or not is_folder(job.model):
+    if job.teacher is not None:
         return job.teacher
-    name = read_report(job.model.removeprefix("local-dir:")).get("teacher")
+    name = job.source.report().get("teacher")
     return name if isinstance(name, str) else None
 
 
@@ -163,10 +168,9 @@ def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) ->
         )
 
 
-def default_recipe(model: str) -> str:
+def default_recipe(source: ModelSource) -> str:
     """``distill`` for a converted folder, ``cnn`` for anything else."""
-    converted = is_folder(model) and bool(read_report(model.removeprefix("local-dir:")).get("plan"))
-    return "distill" if converted else "cnn"
+    return "distill" if source.report().get("plan") else "cnn"
 
 
 def check_norms(model: nn.Module) -> None:
@@ -192,13 +196,6 @@ def draw_adder_weights(model: nn.Module) -> None:
         raise RecipeError("adder_init is normal, but the model has no adder layer; convert it first, or set it to keep")
     for layer in layers.values():
         nn.init.normal_(layer.weight)
-
-
-def absolute_source(name: str | None) -> str | None:
-    """A folder's name as an absolute path, so that a run can be resumed from anywhere; other names unchanged."""
-    if name is None or not is_folder(name):
-        return name
-    return str(Path(name.removeprefix("local-dir:")).resolve())
 
 
 def _set_image_size(model: nn.Module, size: int | None) -> None:

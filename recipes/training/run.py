@@ -17,9 +17,9 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from ...convert.calibration.batchnorm import batch_norms, reestimate_batchnorm_
-from ...convert.checkpoint.folder import load, read_report
+from ...convert.checkpoint.folder import load
 from ...convert.errors import RecipeError
-from ...convert.model_source import is_folder
+from ...convert.model_source import ModelSource
 from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, plain_batches
@@ -28,13 +28,13 @@ from ..objectives.terms import teacher_need
 from ..runs.folder import RunFolder
 from ..runs.journal import Journal
 from ..runs.plan import device_name
-from ..runs.provenance import command_line, commands_of, weights_source
+from ..runs.provenance import command_line, commands_of, weights_origin
 from ..runs.signals import Interrupted, StopRequest, any_process
 from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums
 from .assemble import Run, make_accelerator, prepare
 from .epoch import not_finite, train_epoch
 from .evaluate import Metrics, evaluate
-from .models import Job, absolute_source, build_student, draw_adder_weights, teacher_of
+from .models import Job, build_student, draw_adder_weights, teacher_of
 from .qat import imitate_integers_
 from .recovery import LoaderError, begun_before
 
@@ -58,11 +58,10 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     # Each process named the folder by its own clock.
     folder = RunFolder(broadcast_object_list([str(folder.path)])[0])
     model = _first_model(job, recipe)
-    job = dataclasses.replace(
-        job,
-        model=absolute_source(job.model) or job.model,
-        teacher=absolute_source(teacher_of(job)) if teacher_need(recipe) else None,
-        checkpoint=str(Path(job.checkpoint).resolve()) if job.checkpoint else None,
+    teacher = teacher_of(job) if teacher_need(recipe) else None
+    job = Job(
+        source=job.source.absolute(),
+        teacher=None if teacher is None else ModelSource(teacher).absolute().name,
         command=command_line(),
     )
     if recipe.data_dir and Path(recipe.data_dir).exists():  # it may be an address
@@ -123,10 +122,13 @@ def _say(line: str) -> None:
 def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
     arguments = folder.arguments()
     job, recipe = arguments.get("job"), arguments.get("recipe")
-    fields = {field.name for field in dataclasses.fields(Job)}
-    if not isinstance(job, dict) or not isinstance(recipe, dict) or set(job) != fields:
-        raise RecipeError(f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them")
-    return Job(**job), Recipe().changed(recipe)
+    damaged = f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them"
+    if not isinstance(recipe, dict):
+        raise RecipeError(damaged)
+    try:
+        return Job.from_dict(job), Recipe().changed(recipe)
+    except TypeError as error:
+        raise RecipeError(damaged) from error
 
 
 def _train(run: Run, job: Job, folder: RunFolder, position: RunState) -> list[Row]:
@@ -225,10 +227,10 @@ def _refresh_batchnorm(run: Run, model: nn.Module, *, reduce: bool = True) -> No
 
 def _report(run: Run, job: Job, position: RunState, metrics: Metrics | None) -> dict[str, Any]:
     """Facts for ``adder_report.json``: what the converted folder said, and what this run measured."""
-    before = read_report(job.model) if is_folder(job.model) else {}
+    before = job.source.report()
     known = ("plan", "calibration", "pruning", "teacher", "imported")
     kept: dict[str, Any] = {key: before[key] for key in known if key in before}
-    kept["source"] = weights_source(job.model, run.bare_model, pretrained=job.pretrained, checkpoint=job.checkpoint)
+    kept["source"] = weights_origin(job.source, run.bare_model)
     kept["commands"] = commands_of(before, job.command)
     if job.teacher is not None:
         kept["teacher"] = job.teacher

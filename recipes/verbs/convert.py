@@ -282,15 +282,16 @@ def _report(
     job: ConversionJob, model: "nn.Module", plan: "ConversionPlan", calibration: "CalibrationReport | None"
 ) -> dict[str, Any]:
     from ...convert.checkpoint.folder import read_report
-    from ...convert.model_source import is_folder
-    from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+    from ...convert.model_source import ModelSource, is_folder
+    from ..runs.provenance import command_line, commands_of, default_teacher, weights_origin
 
+    source = ModelSource(job.model, job.pretrained, job.checkpoint)
     before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
     return {
         "plan": plan.to_dict(),
         "calibration": calibration.to_dict() if calibration else None,
-        "teacher": teacher_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
-        "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
+        "teacher": default_teacher(source, model),
+        "source": weights_origin(source, model),
         "commands": commands_of(before, command_line()),
     }
 

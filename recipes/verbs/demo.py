@@ -60,6 +60,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
     from ...convert.calibration.config import CalibrationConfig
     from ...convert.checkpoint.folder import load, save
     from ...convert.conversion.rewrite import convert_
+    from ...convert.model_source import ModelSource
     from ..configs.files import load_recipe
     from ..data.datasets import unlabeled_images
     from ..runs.folder import RunFolder
@@ -72,7 +73,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         folder = Path(output or scratch)
         announce(f"1/5  train a CNN teacher: {MODEL} on {DATASET}")
         recipe = load_recipe("cnn").changed({**_SETTINGS, "epochs": 12})
-        start(Job(MODEL, pretrained=False), recipe, RunFolder(folder / "teacher"))
+        start(Job(ModelSource(MODEL, pretrained=False)), recipe, RunFolder(folder / "teacher"))
         teacher = load(folder / "teacher" / "best")
 
         announce(f"2/5  convert it and calibrate on {CALIBRATION_IMAGES} images without labels")
@@ -91,7 +92,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
 
         announce("3/5  fine-tune it by distillation from the teacher")
         distill = load_recipe("distill").changed({**_SETTINGS, "epochs": 3})
-        start(Job(str(folder / "converted")), distill, RunFolder(folder / "student"))
+        start(Job(ModelSource(str(folder / "converted"))), distill, RunFolder(folder / "student"))
         tuned = load(folder / "student" / "best")
 
         announce("4/5  save and reload it")

@@ -41,10 +41,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy, loss and images per second."""
+    from ...convert.model_source import ModelSource
     from ..terminal.tables import metrics_table, show
     from ..training.models import Job
 
-    job = Job(model, None, pretrained, checkpoint, num_classes, in_chans)
+    job = Job(ModelSource(model, pretrained, checkpoint, num_classes, in_chans))
     metrics = evaluate_model(job, dataset, data_dir, split, batch_size, workers, record=record)
     if json:
         print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
@@ -79,9 +80,9 @@ def evaluate_model(
     from ..reporting.evaluations import check_recordable, record_evaluation
     from ..training import models
 
-    folder = Path(job.model.removeprefix("local-dir:"))
+    folder = job.source.folder or Path(job.source.name)
     if record:
-        check_recordable(folder, job.checkpoint)
+        check_recordable(folder, job.source.checkpoint)
     recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
     metrics = evaluate_split(models.build_student(job, recipe), recipe)
     if record:

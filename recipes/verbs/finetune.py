@@ -13,6 +13,7 @@ from ..terminal.output import print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ...convert.model_source import ModelSource
     from ..configs.recipe import Recipe
     from ..runs.folder import RunFolder
     from ..runs.state import Row
@@ -70,10 +71,12 @@ def finetune(
             raise typer.BadParameter("a run continues as it was begun; give no other option", param_hint="--resume")
         folder, rows = _resume(str(resume))
     else:
+        from ...convert.model_source import ModelSource
         from ..training.models import Job
 
-        job = Job(model, teacher, pretrained, checkpoint, num_classes, in_chans)
-        settings = _settings(model, recipe, given, set_ or ())
+        source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
+        job = Job(source, teacher)
+        settings = _settings(source, recipe, given, set_ or ())
         if dry_run:
             _print_plan(job, settings, num_processes or 1, json)
             return
@@ -81,12 +84,12 @@ def finetune(
     _print_result(folder, rows, json)
 
 
-def _settings(model: str, recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":
+def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":
     """Return the recipe with the settings of the command line: first the options, then each ``--set``."""
     from ..configs.files import load_recipe, parse_settings
     from ..training.models import default_recipe
 
-    return load_recipe(recipe or default_recipe(model)).changed({**given, **parse_settings(changes)})
+    return load_recipe(recipe or default_recipe(source)).changed({**given, **parse_settings(changes)})
 
 
 def _start(job: "Job", settings: "Recipe", output: str | None) -> "tuple[RunFolder, list[Row]]":
@@ -94,7 +97,7 @@ def _start(job: "Job", settings: "Recipe", output: str | None) -> "tuple[RunFold
     from ..training import run
     from ..training.recovery import run_with_recovery
 
-    folder = new_run_folder(output, job.model, settings)
+    folder = new_run_folder(output, job.source.name, settings)
     return folder, run_with_recovery(partial(run.start, job, settings, folder), folder)
 
 

@@ -193,16 +193,16 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
 def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> dict[str, Any]:
     """Return what ``adder_report.json`` records: what the model's folder recorded before, and the pruning."""
     from ...convert.checkpoint.folder import read_report
-    from ...convert.model_source import is_folder
-    from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+    from ...convert.model_source import ModelSource, is_folder
+    from ..runs.provenance import command_line, commands_of, default_teacher, weights_origin
 
+    source = ModelSource(job.model, job.pretrained, job.checkpoint)
     known = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
     return {
         **{key: known[key] for key in _KEPT if key in known},
         "pruning": report.to_dict(),
-        "teacher": known.get("teacher")
-        or teacher_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
-        "source": weights_source(job.model, model, pretrained=job.pretrained, checkpoint=job.checkpoint),
+        "teacher": known.get("teacher") or default_teacher(source, model),
+        "source": weights_origin(source, model),
         "commands": commands_of(known, command_line()),
     }
 

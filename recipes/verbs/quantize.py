@@ -168,19 +168,19 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
 
 def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> dict[str, Any]:
     from ...convert.checkpoint.folder import read_report
-    from ...convert.model_source import is_folder
-    from ..runs.provenance import command_line, commands_of, teacher_source, weights_source
+    from ...convert.model_source import ModelSource, is_folder
+    from ..runs.provenance import command_line, commands_of, default_teacher, weights_origin
 
+    source = ModelSource(job.model, job.pretrained, job.checkpoint)
     before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
-    known: dict[str, Any] = {"pretrained": job.pretrained, "checkpoint": job.checkpoint}
     rows = [dataclasses.asdict(each) for each in ranges]
     report = {
         **{key: before[key] for key in _KEPT if key in before},
         "quantization": {"config": job.config.to_dict(), "images": images, "ranges": rows},
-        "source": weights_source(job.model, model, **known),
+        "source": weights_origin(source, model),
         "commands": commands_of(before, command_line()),
     }
-    report.setdefault("teacher", teacher_source(job.model, model, **known))
+    report.setdefault("teacher", default_teacher(source, model))
     return report
 
 

@@ -13,6 +13,7 @@ import adderkit
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.errors import CheckpointError, ModelSourceError
 from adderkit.convert.import_addernet import import_checkpoint
+from adderkit.convert.model_source import ModelSource
 
 _spec = importlib.util.spec_from_file_location("published_networks", Path(__file__).with_name("published_networks.py"))
 _module = importlib.util.module_from_spec(_spec)
@@ -74,7 +75,7 @@ def test_logits_without_a_norm_and_a_classifier_that_is_linear(tmp_path):
 
 
 def test_names_of_our_own_with_only_the_parameter_renamed(tmp_path):
-    model = adderkit.convert.model_source.build_model("cifar_vgg_small", pretrained=False, num_classes=4)
+    model = ModelSource("cifar_vgg_small", pretrained=False, num_classes=4).build()
     adderkit.convert_(model)
     renames = {f"{path}.weight": f"{path}.adder" for path in adder_layers(model)}
     torch.save({renames.get(key, key): value for key, value in model.state_dict().items()}, tmp_path / "vgg.pth")
@@ -111,9 +112,7 @@ def test_saved_and_loaded(published, tmp_path, adder_kit):
 
 
 def test_weights_of_a_cnn(tmp_path):
-    torch.save(
-        adderkit.convert.model_source.build_model("cifar_resnet20", pretrained=False).state_dict(), tmp_path / "a.pth"
-    )
+    torch.save(ModelSource("cifar_resnet20", pretrained=False).build().state_dict(), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"no parameter called 'adder'.*adderkit convert --model cifar_resnet20"):
         import_checkpoint(tmp_path / "a.pth", "cifar_resnet20")
 
@@ -131,7 +130,7 @@ def test_other_classes_than_asked_for(published):
 
 
 def test_unknown_model(published):
-    with pytest.raises(ModelSourceError, match="timm knows no model"):
+    with pytest.raises(ModelSourceError, match="timm has no model"):
         import_checkpoint(published[2], "resnet21")
 
 

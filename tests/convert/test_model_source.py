@@ -1,4 +1,4 @@
-"""From a name to a model with the weights asked for, or one clear line; never random ones unasked."""
+"""A model source: the model with the weights that were asked for, or one clear line; never random ones unasked."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import adderkit
 from adderkit.convert.conversion.rewrite import is_converted
 from adderkit.convert.errors import CheckpointError, ModelSourceError
-from adderkit.convert.model_source import build_model, default_folder, is_folder
+from adderkit.convert.model_source import ModelSource
 
 NAME = "cifar_resnet20"
 
@@ -32,7 +32,7 @@ def equal(first, second):
 
 
 def test_random_weights_where_they_are_asked_for():
-    model = build_model(NAME, pretrained=False, num_classes=3, in_chans=None)
+    model = ModelSource(NAME, pretrained=False, num_classes=3, in_chans=None).build()
     assert model.num_classes == 3
     assert model.in_chans == 3
     assert not model.training
@@ -40,43 +40,45 @@ def test_random_weights_where_they_are_asked_for():
 
 def test_unknown_name_suggests_near_ones():
     with pytest.raises(ModelSourceError, match=r"no model 'resnet81'; did you mean .*resnet18"):
-        build_model("resnet81")
+        ModelSource("resnet81").build()
 
 
 def test_unknown_name_far_from_any():
     with pytest.raises(ModelSourceError, match=r"timm\.list_models"):
-        build_model("qqqqqqqqqq")
+        ModelSource("qqqqqqqqqq").build()
 
 
 def test_adder_is_no_model_to_begin_with():
-    with pytest.raises(ModelSourceError, match="'adder' is what saved adder networks are called"):
-        build_model("adder", pretrained=False)
+    with pytest.raises(ModelSourceError, match="'adder' is reserved for saved adder networks"):
+        ModelSource("adder", pretrained=False).build()
 
 
 @pytest.mark.parametrize("name", ["user/repository", "./folder", "/no/such/folder"])
 def test_path_without_a_configuration(name):
     with pytest.raises(ModelSourceError, match=r"neither a timm model nor a folder with a config\.json"):
-        build_model(name)
+        ModelSource(name).build()
 
 
 def test_arguments_that_do_not_fit():
-    with pytest.raises(ModelSourceError, match=f"{NAME} cannot be built.*nonsense"):
-        build_model(NAME, pretrained=False, nonsense=1)
+    with pytest.raises(ModelSourceError, match=f"cannot build {NAME}: .*nonsense"):
+        ModelSource(NAME, pretrained=False).build(nonsense=1)
 
 
-# Weights that cannot be had
+# Weights that cannot be loaded
 
 
 @pytest.mark.parametrize("name", [NAME, "resnet18.no_such_tag"])
 def test_no_pretrained_weights_names_the_remedies(name):
     with pytest.raises(ModelSourceError, match=r"(?s)pretrained.*--checkpoint FILE\|DIR.*--no-pretrained"):
-        build_model(name)
+        ModelSource(name).build()
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_resnet.r160_in1k", "hf-hub:nobody/nothing"])
 def test_hub_that_cannot_be_reached_names_the_remedies(name, tmp_path):
-    with pytest.raises(ModelSourceError, match=r"cannot be had.*--checkpoint FILE\|DIR.*--no-pretrained") as caught:
-        build_model(name, cache_dir=tmp_path)
+    with pytest.raises(
+        ModelSourceError, match=r"cannot load pretrained weights.*--checkpoint FILE\|DIR.*--no-pretrained"
+    ) as caught:
+        ModelSource(name).build(cache_dir=tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -86,12 +88,12 @@ def test_hub_that_cannot_be_reached_names_the_remedies(name, tmp_path):
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_weights_of_a_file(weights, pretrained):
     path, model = weights
-    assert equal(build_model(NAME, pretrained=pretrained, checkpoint=path), model)
+    assert equal(ModelSource(NAME, pretrained=pretrained, checkpoint=str(path)).build(), model)
 
 
 def test_weights_of_a_pytorch_file(weights, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in weights[1].state_dict().items()}}, tmp_path / "w.pth")
-    assert equal(build_model(NAME, checkpoint=str(tmp_path / "w.pth")), weights[1])
+    assert equal(ModelSource(NAME, checkpoint=str(tmp_path / "w.pth")).build(), weights[1])
 
 
 def rename(state):
@@ -106,7 +108,7 @@ def reshape(state):
     ("change", "message"),
     [
         (rename, r"1 missing \(such as fc\.weight\), 1 unexpected \(such as fc\.wait\)"),
-        (reshape, r"1 of another shape \(such as fc\.weight\)"),
+        (reshape, r"1 of a different shape \(such as fc\.weight\)"),
     ],
     ids=["names", "shape"],
 )
@@ -115,12 +117,12 @@ def test_file_that_does_not_fit_lists_what_differs(weights, tmp_path, change, me
     change(state)
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=rf"does not fit {NAME}: tensors {message}.*--num-classes"):
-        build_model(NAME, checkpoint=tmp_path / "other.safetensors")
+        ModelSource(NAME, checkpoint=str(tmp_path / "other.safetensors")).build()
 
 
 def test_file_that_is_missing(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
-        build_model(NAME, checkpoint=tmp_path / "nowhere.safetensors")
+        ModelSource(NAME, checkpoint=str(tmp_path / "nowhere.safetensors")).build()
 
 
 # A folder
@@ -135,40 +137,63 @@ def folder(resnet20, tmp_path):
 
 def test_folder_by_name_or_as_a_checkpoint(folder):
     path, model = folder
-    for loaded in (build_model(str(path)), build_model(f"local-dir:{path}"), build_model(NAME, checkpoint=path)):
+    for loaded in (
+        ModelSource(str(path)).build(),
+        ModelSource(f"local-dir:{path}").build(),
+        ModelSource(NAME, checkpoint=str(path)).build(),
+    ):
         assert is_converted(loaded)
         assert equal(loaded, model)
 
 
 def test_folder_with_another_architecture(folder):
-    with pytest.raises(ModelSourceError, match=rf"holds a {NAME}, expected a resnet18"):
-        build_model("resnet18", checkpoint=folder[0])
+    with pytest.raises(ModelSourceError, match=rf"contains a {NAME}, expected a resnet18"):
+        ModelSource("resnet18", checkpoint=str(folder[0])).build()
 
 
 def test_folder_and_a_checkpoint(folder, weights):
-    with pytest.raises(ModelSourceError, match="weights of its own"):
-        build_model(str(folder[0]), checkpoint=weights[0])
+    with pytest.raises(ModelSourceError, match="has its own weights"):
+        ModelSource(str(folder[0]), checkpoint=str(weights[0])).build()
 
 
 @pytest.mark.parametrize("by_name", [True, False], ids=["name", "checkpoint"])
 def test_model_arguments_are_refused_with_a_folder(folder, by_name):
     path, _ = folder
-    named = {"name": str(path)} if by_name else {"name": NAME, "checkpoint": path}
+    named = {"name": str(path)} if by_name else {"name": NAME, "checkpoint": str(path)}
     with pytest.raises(ModelSourceError, match="num_classes=3"):
-        build_model(**named, num_classes=3)
+        ModelSource(**named, num_classes=3).build()
 
 
 def test_folder_that_is_damaged(folder):
     (folder[0] / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError):
-        build_model(str(folder[0]))
+        ModelSource(str(folder[0])).build()
 
 
-def test_is_folder(folder, tmp_path):
-    assert is_folder(str(folder[0]))
-    assert is_folder("local-dir:anything")
-    assert not is_folder(str(tmp_path))
-    assert not is_folder("resnet18")
+def test_folder_of_a_name(folder, tmp_path):
+    assert ModelSource(str(folder[0])).folder == folder[0]
+    assert ModelSource("local-dir:anything").folder == Path("anything")
+    assert ModelSource(str(tmp_path)).folder is None
+    assert ModelSource("resnet18").folder is None
+
+
+def test_report_is_that_of_the_folder(folder):
+    assert ModelSource(str(folder[0])).report()["base"] == NAME
+    assert ModelSource(NAME).report() == {}
+
+
+def test_absolute_paths(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = folder[0]
+    assert ModelSource("saved").absolute() == ModelSource(str(path))
+    assert ModelSource("local-dir:saved", num_classes=3).absolute() == ModelSource(str(path), num_classes=3)
+    for checkpoint in ("saved", "weights.pth"):
+        source = ModelSource(NAME, checkpoint=checkpoint).absolute()
+        assert source == ModelSource(NAME, checkpoint=str(tmp_path / checkpoint))
+    assert ModelSource("hf-hub:user/net").absolute() == ModelSource("hf-hub:user/net")
+
+
+# The result
 
 
 @pytest.mark.parametrize(
@@ -180,5 +205,16 @@ def test_is_folder(folder, tmp_path):
         ("some/net/", "net-adder"),
     ],
 )
-def test_default_folder_lies_here_and_is_called_as_the_model(name, folder):
-    assert default_folder(name, "-adder") == Path(folder)
+def test_default_output_lies_here_and_is_called_as_the_model(name, folder):
+    assert ModelSource(name).default_output("-adder") == Path(folder)
+
+
+def test_result_does_not_overwrite_what_it_is_made_from(folder, weights, tmp_path):
+    path, file = folder[0], weights[0]
+    with pytest.raises(ModelSourceError, match="is the model itself, which is kept; give another folder"):
+        ModelSource(str(path)).refuse_target(tmp_path / "x" / ".." / "saved", ", which is kept")
+    for checkpoint, target in ((path, path), (path / "model.safetensors", path)):
+        with pytest.raises(ModelSourceError, match="would replace the weights in"):
+            ModelSource(NAME, checkpoint=str(checkpoint)).refuse_target(target)
+    ModelSource(NAME, checkpoint=str(file)).refuse_target(tmp_path)
+    ModelSource("saved").refuse_target(tmp_path / "saved")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import adderkit
 from adderkit.convert.checkpoint.folder import read_report
 from adderkit.convert.errors import CheckpointError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.training.models import Job, teacher_of
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
@@ -93,7 +94,7 @@ def test_changed_report(data, changed, damaged, saved, folder, survives):
     text = json.dumps(data.draw(changed(valid, KEYS, VALUES))).encode()
     (folder / "adder_report.json").write_bytes(data.draw(st.just(text) | damaged(text)))
     survives(lambda: read_report(folder))
-    teacher = survives(lambda: teacher_of(Job(str(folder))))
+    teacher = survives(lambda: teacher_of(Job(ModelSource(str(folder)))))
     assert teacher is None or isinstance(teacher, str)
 
 

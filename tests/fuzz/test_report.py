@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import adderkit
 from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.hub import publishing
 from adderkit.recipes.hub.upload import Target
 from adderkit.recipes.reporting import facts as reader
@@ -115,7 +116,7 @@ def folder(run, place, monkeypatch):
 
 
 def shown(folder):
-    return page(reader.gather(Job(str(folder)), announce=lambda line: None))
+    return page(reader.gather(Job(ModelSource(str(folder))), announce=lambda line: None))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from adderkit.convert.checkpoint.foreign_weights import state_dict_from
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.import_addernet import import_checkpoint
-from adderkit.convert.model_source import build_model
+from adderkit.convert.model_source import ModelSource
 
 fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 
@@ -101,7 +101,7 @@ def test_damaged_pickle_runs_nothing(data, protocol, inside, damaged, place, sur
 
 PUBLISHED = {
     key.replace("weight", "adder") if ".conv" in key else key: value
-    for key, value in build_model("cifar_resnet20", pretrained=False).state_dict().items()
+    for key, value in ModelSource("cifar_resnet20", pretrained=False).build().state_dict().items()
 }
 NAMES = st.sampled_from(["fc.weight", "bn2.weight", "layer1.0.conv1.adder", "layer1.0.conv1.b", "*.adder", ".adder"])
 TENSOR = st.builds(

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 import adderkit
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.progress import ProgressBar
@@ -79,7 +80,7 @@ def train(tmp_path, quick_recipe):
 
     def run(recipe="cnn", folder="run", job=None, **changes):
         place = RunFolder(tmp_path / folder)
-        job = job or Job(CNN, pretrained=False)
+        job = job or Job(ModelSource(CNN, pretrained=False))
         return finetune.start(job, quick_recipe(recipe, **changes), place), place
 
     return run
@@ -122,7 +123,7 @@ class StraightRuns:
     def arguments(self, kind, **more):
         changes = {"epochs": 3, "hflip": 0.5, "crop_padding": 1, **RUNS[kind], **more}
         name = changes.pop("recipe")
-        job = Job(str(self.adder_folder)) if name == "distill" else Job(CNN, pretrained=False)
+        job = Job(ModelSource(str(self.adder_folder))) if name == "distill" else Job(ModelSource(CNN, pretrained=False))
         return job, self.quick_recipe(name, **changes)
 
     def __call__(self, kind):

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from adderkit.convert.errors import DatasetError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data import datasets as data
 from adderkit.recipes.data.datasets import make_loader, open_dataset
 from adderkit.recipes.runs.folder import RunFolder
@@ -50,7 +51,7 @@ def pictures(tmp_path_factory):
 def job_and_recipe(pictures, quick_recipe, tmp_path):
     def make(reader, **changes):
         fixed = {"dataset": f"{reader}/{pictures}", "data_dir": str(tmp_path / "cache"), "train_images": 0}
-        job = Job("cifar_resnet20", pretrained=False, num_classes=3)
+        job = Job(ModelSource("cifar_resnet20", pretrained=False, num_classes=3))
         return job, quick_recipe("cnn", **fixed, batch_size=8, img_size=12, **changes)
 
     return make

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from adderkit.convert.errors import DatasetError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data import datasets as data
 from adderkit.recipes.data.datasets import make_loader, open_dataset
 from adderkit.recipes.runs.folder import RunFolder
@@ -50,7 +51,7 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def streamed(shards, quick_recipe):
     """A CNN and a recipe for the stream."""
-    job = Job("cifar_resnet20", pretrained=False, num_classes=3)
+    job = Job(ModelSource("cifar_resnet20", pretrained=False, num_classes=3))
 
     def recipe(**changes):
         fixed = {"dataset": "wds/tiny", "data_dir": str(shards), "train_images": 0, "batch_size": 8, "img_size": 12}
@@ -107,7 +108,7 @@ def test_a_model_is_evaluated_on_a_stream(streamed, shards, tmp_path):
     job, recipe = streamed()
     folder = RunFolder(tmp_path / "run")
     rows = finetune.start(job, recipe, folder)
-    metrics = evaluate_model(Job(str(folder.last)), "wds/tiny", str(shards), "validation", 8, 0)
+    metrics = evaluate_model(Job(ModelSource(str(folder.last))), "wds/tiny", str(shards), "validation", 8, 0)
     assert metrics.images == 22
     assert metrics.top1 == rows[-1]["eval_top1"]
 

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.objectives import kernels
 from adderkit.recipes.runs.folder import RunFolder
-from adderkit.recipes.training import models as setup
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
 
@@ -46,9 +46,9 @@ if __name__ == "__main__":
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     Accelerator.end_training = lambda self: None
-    build_student, build_model = finetune.build_student, setup.build_model
+    build_student, build_model = finetune.build_student, ModelSource.build
     finetune.build_student = lambda job, recipe: batch_independent(build_student(job, recipe))
-    setup.build_model = lambda *args, **kwargs: batch_independent(build_model(*args, **kwargs))
+    ModelSource.build = lambda *args, **kwargs: batch_independent(build_model(*args, **kwargs))
     # These two look at the batch of a process as a whole, as BatchNorm does.
     kernels._standardize = lambda values: values
     kernels._normalize = lambda values: values
@@ -56,4 +56,4 @@ if __name__ == "__main__":
         recipe = load_recipe("pkkd").changed(
             {**SETTINGS, "batch_size": 16 // processes // steps, "grad_accum_steps": steps}
         )
-        finetune.start(Job(adder), recipe, RunFolder(Path(place) / kind))
+        finetune.start(Job(ModelSource(adder)), recipe, RunFolder(Path(place) / kind))

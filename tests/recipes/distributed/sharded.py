@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from adderkit import AdaptiveRate, AdderConv2d
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import assemble as prepare
@@ -110,7 +111,7 @@ def runs(place, adder, processes, sharded):
         sharding_on_the_cpu()
         os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_CPU_RAM_EFFICIENT_LOADING="false")
     Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
-    finetune.start(Job(adder), recipe, RunFolder(Path(place) / name))
+    finetune.start(Job(ModelSource(adder)), recipe, RunFolder(Path(place) / name))
     if not sharded:
         return
     folder = RunFolder(Path(place) / "resumed")
@@ -121,7 +122,7 @@ def runs(place, adder, processes, sharded):
 
     finetune._finish_epoch = stopping
     try:
-        finetune.start(Job(adder), recipe.changed({"save_every": 2}), folder)
+        finetune.start(Job(ModelSource(adder)), recipe.changed({"save_every": 2}), folder)
     except KeyboardInterrupt:
         finetune._finish_epoch = finish
     finetune.resume(folder)

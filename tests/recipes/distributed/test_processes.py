@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from adderkit.convert.errors import RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.distributed import launch
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.terminal import errors as failure
@@ -111,7 +112,7 @@ def test_killed_and_resumed_on_two_processes(runs):
 def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):
     """Evaluated afresh by one process, the saved CNN has the loss that two recorded."""
     _, two = runs
-    metrics = evaluate_model(Job(str(two / "batchnorm" / "last")), "digits", None, "validation", 32, 0)
+    metrics = evaluate_model(Job(ModelSource(str(two / "batchnorm" / "last"))), "digits", None, "validation", 32, 0)
     _, loss, top1 = losses(two / "batchnorm")[0]
     assert metrics.top1 == pytest.approx(top1)
     assert metrics.loss == pytest.approx(loss, rel=1e-5)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.progress import ProgressBar
@@ -61,7 +62,7 @@ def train(kind, adder, place, processes, build=batch_independent, **more):
     recipe = load_recipe("distill").changed({**SETTINGS, "batch_size": 16 // processes, **more})
     finetune.build_student, prepare.build_teacher = in_double(build), in_double(build_teacher)
     prepare.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
-    finetune.start(Job(adder), recipe, RunFolder(Path(place) / kind))
+    finetune.start(Job(ModelSource(adder)), recipe, RunFolder(Path(place) / kind))
 
 
 AdaptiveRate, build_teacher = prepare.AdaptiveRate, prepare.build_teacher
@@ -83,7 +84,7 @@ def killed_and_resumed(adder, place, processes):
         ProgressBar.step = step
     # The saved model has GroupNorm, which a saved configuration does not tell.
     finetune.load = lambda folder: in_double(batch_independent)(
-        Job(adder), load_recipe("distill").changed({**SETTINGS, **FAR})
+        Job(ModelSource(adder)), load_recipe("distill").changed({**SETTINGS, **FAR})
     )
     finetune.resume(RunFolder(Path(place) / "resumed"))
 
@@ -107,7 +108,8 @@ def main(environment, adder, place):
         finetune.build_student = build_student
         prepare.build_teacher = build_teacher
         recipe = load_recipe("cnn").changed({**SETTINGS, **FAR, "train_images": 64, "batch_size": 16})
-        finetune.start(Job("cifar_resnet20", pretrained=False), recipe, RunFolder(Path(place) / "batchnorm"))
+        job = Job(ModelSource("cifar_resnet20", pretrained=False))
+        finetune.start(job, recipe, RunFolder(Path(place) / "batchnorm"))
 
 
 if __name__ == "process":

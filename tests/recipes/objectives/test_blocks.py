@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import adderkit
 from adderkit.convert.errors import ModelSourceError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
 from adderkit.recipes.objectives.blocks import BlockDistillation, common_blocks
@@ -90,7 +91,7 @@ def test_a_run_learns_the_blocks(adder_folder, cnn_folder, train):
     errors = {}
     for weight in (0.0, 10.0):
         settings = {"epochs": 3, "train_images": 256, "lr": 0.02, "block_loss_weight": weight}
-        _, folder = train("distill", f"run{weight}", Job(str(adder_folder)), **settings)
+        _, folder = train("distill", f"run{weight}", Job(ModelSource(str(adder_folder))), **settings)
         model, teacher = adderkit.load(folder.last), adderkit.load(cnn_folder)
         with torch.no_grad():
             ours, theirs = (blocks_of(each, images)[0] for each in (model, teacher))

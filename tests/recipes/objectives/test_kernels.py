@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import adderkit
 from adderkit.convert.errors import ModelSourceError, RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
 from adderkit.recipes.objectives.kernels import gaussian_kernel, laplacian_kernel, stage_ends
@@ -120,7 +121,7 @@ def test_the_teacher_steps_at_its_own_rate_unclipped(adder_folder, cnn_folder, t
     """One step of plain SGD, written out for the teacher; the student's gradient is clipped to nearly nothing."""
     monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
     changes = {"momentum": 0.0, "weight_decay": 0.0, "teacher_lr": 0.05, "clip_grad": 1e-9, "eta": 0.0}
-    _, folder = train("pkkd", job=Job(str(adder_folder)), batch_size=64, **{**FINE, **changes})
+    _, folder = train("pkkd", job=Job(ModelSource(str(adder_folder))), batch_size=64, **{**FINE, **changes})
     teacher = adderkit.load(cnn_folder).train()
     dataset = subset(open_dataset("digits", None, "train", 1), 64, seed=0)
     dataset.transform = evaluation_transform(DataConfig.of(teacher))
@@ -137,7 +138,7 @@ def test_the_teacher_steps_at_its_own_rate_unclipped(adder_folder, cnn_folder, t
 
 
 def test_stopped_and_resumed_is_never_stopped(adder_folder, train, same_run, stop_at, monkeypatch):
-    changes = {"epochs": 2, "hflip": 0.5, "job": Job(str(adder_folder)), **FINE}
+    changes = {"epochs": 2, "hflip": 0.5, "job": Job(ModelSource(str(adder_folder))), **FINE}
     rows, through = train("pkkd", folder="through", **changes)
     stop_at("epoch 1/1", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -156,7 +157,7 @@ def test_a_step_is_skipped_where_only_the_teacher_gradient_is_not_finite(
 ):
     forward = DistillationTeacher.forward
     monkeypatch.setattr(DistillationTeacher, "forward", lambda self, images: steep(forward(self, images)))
-    _, folder = train("pkkd", job=Job(str(adder_folder)), **FINE)
+    _, folder = train("pkkd", job=Job(ModelSource(str(adder_folder))), **FINE)
     assert json.loads((folder.last / "adder_report.json").read_text())["training"]["skipped_steps"] == 2
     weight = adderkit.load(cnn_folder).fc.weight
     assert progress(folder)["teacher.model.fc.weight"].equal(weight)
@@ -165,13 +166,13 @@ def test_a_step_is_skipped_where_only_the_teacher_gradient_is_not_finite(
 @pytest.mark.parametrize("named", [True, False])
 def test_the_teacher_begins_at_random_where_the_student_does(adder_folder, cnn_folder, quick_recipe, named):
     student = adderkit.load(adder_folder)
-    job = Job(str(adder_folder), teacher="cifar_resnet20" if named else None, pretrained=False)
+    job = Job(ModelSource(str(adder_folder), pretrained=False), teacher="cifar_resnet20" if named else None)
     teacher = build_teacher(job, quick_recipe("pkkd"), student, trains=True)
     assert teacher.same
     assert teacher.model.num_classes == 10
     assert not teacher.model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
     assert all(parameter.requires_grad for parameter in teacher.parameters())
-    frozen = build_teacher(Job(str(adder_folder), pretrained=False), quick_recipe("distill"), student)
+    frozen = build_teacher(Job(ModelSource(str(adder_folder), pretrained=False)), quick_recipe("distill"), student)
     assert frozen.model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
 
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from adderkit.convert.errors import RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
 from adderkit.recipes.objectives.objective import Objective
@@ -125,7 +126,7 @@ def test_the_table_names_each_term_and_each_key_once():
 
 def test_all_terms_train_and_resume_exactly(adder_folder, train, same_run, stop_at, monkeypatch):
     """Labels, logits, blocks and kernels, with a teacher that trains; one process is stopped within an epoch."""
-    changes = {"epochs": 2, "hflip": 0.5, "job": Job(str(adder_folder)), "adder_init": "keep", "lr": 0.01}
+    changes = {"epochs": 2, "hflip": 0.5, "job": Job(ModelSource(str(adder_folder))), "adder_init": "keep", "lr": 0.01}
     changes |= {"eta": 0.05, "sharpness": 1024.0, "teacher_lr": 0.01, "block_loss_weight": 1.0}
     rows, through = train("pkkd", folder="through", **changes)
     stop_at("epoch 1/1", 1)

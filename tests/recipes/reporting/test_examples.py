@@ -11,6 +11,7 @@ from PIL import Image
 import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import DatasetError, ModelSourceError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset, unlabeled_images
 from adderkit.recipes.reporting.examples import find_examples
 from adderkit.recipes.training.models import Job
@@ -33,7 +34,7 @@ def found(folders):
     model = adderkit.load(student)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    examples = find_examples(model, Job(str(student), str(teacher)), "digits", None)
+    examples = find_examples(model, Job(ModelSource(str(student)), str(teacher)), "digits", None)
     assert model.training
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     return examples
@@ -79,7 +80,7 @@ def test_pictures_are_small_and_bare(image_folder, tmp_path):
     for path in root.rglob("*.png"):
         Image.open(path).save(path, icc_profile=b"where it was taken")
     assert "icc_profile" in Image.open(path).info
-    found = find_examples(adderkit.load(folder), Job(str(folder)), "folder", str(root))
+    found = find_examples(adderkit.load(folder), Job(ModelSource(str(folder))), "folder", str(root))
     assert (found.images, found.agreeing) == (8, None)
     assert "names no teacher; give one with --teacher" in found.no_teacher
     for each in found.first:
@@ -96,13 +97,13 @@ def test_teacher_that_is_gone(adder_folder, tmp_path):
     report = folder / "adder_report.json"
     report.write_text(report.read_text().replace('"teacher": "/', '"teacher": "/nowhere/'))
     model = adderkit.load(folder)
-    found = find_examples(model, Job(str(folder)), "digits", None)
+    found = find_examples(model, Job(ModelSource(str(folder))), "digits", None)
     assert found.no_teacher.startswith("cannot build the teacher: ")
     assert (found.agreeing, found.differing, found.first[0].teacher) == (None, (), ())
-    with pytest.raises(ModelSourceError, match="cannot build the teacher: timm knows no model 'gone'"):
-        find_examples(model, Job(str(folder), "gone"), "digits", None)
+    with pytest.raises(ModelSourceError, match="cannot build the teacher: timm has no model 'gone'"):
+        find_examples(model, Job(ModelSource(str(folder)), "gone"), "digits", None)
 
 
 def test_another_data_set(adder_folder, image_folder):
     with pytest.raises(DatasetError, match="has 2 classes, expected 10"):
-        find_examples(adderkit.load(adder_folder), Job(str(adder_folder)), "folder", str(image_folder()))
+        find_examples(adderkit.load(adder_folder), Job(ModelSource(str(adder_folder))), "folder", str(image_folder()))

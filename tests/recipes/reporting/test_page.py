@@ -12,6 +12,7 @@ import torch
 
 import adderkit
 from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.quantize import quantize
 from adderkit.recipes.reporting.facts import gather
 from adderkit.recipes.reporting.page import page
@@ -77,7 +78,7 @@ def report():
     """Gather and take apart the page that comes of it; facts and page."""
 
     def make(folder, **options):
-        facts = gather(Job(str(folder)), **options, announce=lambda line: None)
+        facts = gather(Job(ModelSource(str(folder))), **options, announce=lambda line: None)
         return facts, Page(page(facts))
 
     return make

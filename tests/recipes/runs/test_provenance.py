@@ -9,12 +9,13 @@ import timm
 import adderkit
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.files import sha256
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.reporting.evaluations import check_recordable, eval_results, evaluations_of, record_evaluation
 from adderkit.recipes.runs.provenance import (
     command_line,
     command_without_local_paths,
     commands_of,
-    weights_source,
+    weights_origin,
     without_local_paths,
 )
 from adderkit.recipes.training.evaluate import Metrics
@@ -30,7 +31,7 @@ def test_source_of_weights(cnn_folder, tmp_path):
     cnn = timm.create_model("cifar_resnet20")
 
     def source(name, **more):
-        return weights_source(name, cnn, **{"pretrained": True, "checkpoint": None, **more})
+        return weights_origin(ModelSource(name, **more), cnn)
 
     assert source("cifar_resnet20.a1_in1k") == "cifar_resnet20.a1_in1k"
     assert source("hf-hub:ann/net@v1") == "hf-hub:ann/net@v1"
@@ -51,7 +52,7 @@ def test_conversion_says_what_it_came_from(adder_folder, cnn_folder):
 
 def test_run_says_what_it_came_from(train, adder_folder, cnn_folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["adderkit", "finetune", "net-adder"])
-    _, folder = train("distill", job=Job(str(adder_folder)))
+    _, folder = train("distill", job=Job(ModelSource(str(adder_folder))))
     monkeypatch.setattr(sys, "argv", ["adderkit", "evaluate"])
     report = adderkit.convert.checkpoint.folder.read_report(folder.best)
     assert report["source"] == str(cnn_folder)

@@ -6,6 +6,7 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.modules import adder_layers
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
 from adderkit.recipes.objectives.logits import distillation_loss
 from adderkit.recipes.objectives.teacher import FrozenTeacher
@@ -28,7 +29,7 @@ def test_weights_whose_gradient_is_rescaled_do_not_count(eta, adder_folder, cnn_
         "eta": eta,
         "bn_images": 0,
     }
-    _, folder = train("distill", job=Job(str(adder_folder)), batch_size=64, **settings)
+    _, folder = train("distill", job=Job(ModelSource(str(adder_folder))), batch_size=64, **settings)
 
     model, teacher = adderkit.load(adder_folder), adderkit.load(cnn_folder)
     dataset = subset(open_dataset("digits", None, "train", 1), 64, seed=0)

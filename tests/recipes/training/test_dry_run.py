@@ -13,6 +13,7 @@ import yaml
 
 import adderkit
 from adderkit.convert.errors import DatasetError, ModelSourceError, RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe, recipe_names
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
@@ -27,7 +28,7 @@ from adderkit.recipes.training.dry_run import dry_run
 from adderkit.recipes.training.memory import estimate_memory
 from adderkit.recipes.training.models import Job, build_student
 
-CNN = Job("cifar_resnet20", pretrained=False)
+CNN = Job(ModelSource("cifar_resnet20", pretrained=False))
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -36,7 +37,7 @@ def test_every_shipped_recipe_can_be_carried_out(name, adder_folder, cnn_folder,
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name).changed({"dataset": "digits", "workers": 0})
     recipe = recipe.changed({"batch_size": min(64, recipe.batch_size)})
-    job = Job(str(adder_folder), teacher=str(cnn_folder) if recipe.distill_loss_weight else None)
+    job = Job(ModelSource(str(adder_folder)), teacher=str(cnn_folder) if recipe.distill_loss_weight else None)
     planned = dry_run(job, recipe, 8)
     assert planned.plan.steps_per_epoch > 0
     assert planned.plan.effective_batch == recipe.batch_size * 8 * recipe.grad_accum_steps
@@ -88,7 +89,7 @@ def test_a_run_takes_the_rate_that_was_planned(train):
 
 
 def test_counts_of_a_converted_model(adder_folder, quick_recipe):
-    plan = dry_run(Job(str(adder_folder)), quick_recipe("distill"), 1).plan
+    plan = dry_run(Job(ModelSource(str(adder_folder))), quick_recipe("distill"), 1).plan
     assert (plan.adder_layers, plan.convolutions) == (3, 19)
     assert plan.teacher.endswith("net")
 
@@ -107,7 +108,7 @@ def test_a_data_set_that_is_not_here(tmp_path, quick_recipe):
 @pytest.mark.parametrize(("dataset", "data_dir"), [("folder", "here/ImageNet"), ("hfds/ILSVRC/imagenet-1k", None)])
 def test_imagenet_is_known_without_its_images(quick_recipe, dataset, data_dir):
     recipe = quick_recipe(**{**MISSING, "dataset": dataset}, data_dir=data_dir, batch_size=256, img_size=32)
-    planned = dry_run(Job("resnet18"), recipe, 4)
+    planned = dry_run(Job(ModelSource("resnet18")), recipe, 4)
     assert (planned.plan.images, planned.plan.evaluation_images) == (1_281_167, 50_000)
     assert planned.plan.steps_per_epoch == 1_281_167 // 256 // 4
     assert "the numbers are ImageNet's" in planned.text()
@@ -125,8 +126,8 @@ def test_imagenet_is_known_without_its_images(quick_recipe, dataset, data_dir):
         ({"adder_init": "normal"}, CNN, RecipeError),
         ({"mixup": 1.0, "train_images": 31}, CNN, RecipeError),
         ({"distill_loss_weight": 1.0}, CNN, ModelSourceError),
-        ({}, Job("resnet999"), ModelSourceError),
-        ({}, Job("cifar_resnet20", pretrained=False, num_classes=7), DatasetError),
+        ({}, Job(ModelSource("resnet999")), ModelSourceError),
+        ({}, Job(ModelSource("cifar_resnet20", pretrained=False, num_classes=7)), DatasetError),
     ],
     ids=str,
 )
@@ -141,7 +142,7 @@ def test_a_teacher_that_cannot_be_compared_stops_the_plan(recipe, quick_recipe, 
     other = timm.create_model("test_resnet", num_classes=10, in_chans=1, pretrained_cfg_overlay=overlay)
     adderkit.save(other, tmp_path / "other")
     with pytest.raises(ModelSourceError, match="the teacher has none of the modules that are compared"):
-        dry_run(Job(str(adder_folder), teacher=str(tmp_path / "other")), quick_recipe(recipe), 1)
+        dry_run(Job(ModelSource(str(adder_folder)), teacher=str(tmp_path / "other")), quick_recipe(recipe), 1)
 
 
 def test_splits_of_other_classes_stop_the_plan(quick_recipe, image_folder):
@@ -162,14 +163,14 @@ def test_a_batchnorm_that_cannot_be_synchronized_stops_the_plan(quick_recipe, ad
 
     monkeypatch.setattr(module, "build_student", build)
     recipe = quick_recipe("distill", sync_bn=True, batch_size=16)
-    assert dry_run(Job(str(adder_folder)), recipe, 1)
+    assert dry_run(Job(ModelSource(str(adder_folder))), recipe, 1)
     with pytest.raises(RecipeError, match=r"features.0.1 is a Own, expected a BatchNorm"):
-        dry_run(Job(str(adder_folder)), recipe, 2)
+        dry_run(Job(ModelSource(str(adder_folder))), recipe, 2)
 
 
 def test_a_measured_rate_gives_hours(train, quick_recipe):
     _, folder = train()
-    planned = dry_run(Job(str(folder.last)), quick_recipe(epochs=50, train_images=128), 1)
+    planned = dry_run(Job(ModelSource(str(folder.last))), quick_recipe(epochs=50, train_images=128), 1)
     rate, where = planned.rate
     assert where == "1 x cpu"
     assert rate > 0

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data.datasets import DataConfig, open_dataset, plain_batches, subset
 from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.runs.state import AVERAGE_COLUMNS, COLUMNS
@@ -71,7 +72,7 @@ def test_the_best_is_the_best_average(train):
     assert (folder.path / "summary.csv").read_text().splitlines()[0] == ",".join((*COLUMNS, *AVERAGE_COLUMNS))
     best = max(rows, key=lambda row: row["eval_top1_ema"])
     for place, row, suffix in ((folder.best, best, "_ema"), (folder.last, rows[-1], "")):
-        metrics = evaluate_model(Job(str(place)), "digits", None, "validation", 32, 0)
+        metrics = evaluate_model(Job(ModelSource(str(place))), "digits", None, "validation", 32, 0)
         found = (metrics.loss, metrics.top1, metrics.top5)
         assert found == pytest.approx([row[f"eval_{name}{suffix}"] for name in ("loss", "top1", "top5")])
         report = json.loads((place / "adder_report.json").read_text())
@@ -80,7 +81,9 @@ def test_the_best_is_the_best_average(train):
 
 
 def test_statistics_of_the_average_are_measured_afresh(train, adder_folder):
-    _, folder = train("distill", job=Job(str(adder_folder)), lr=0.1, batch_size=16, model_ema=True, model_ema_decay=0.5)
+    _, folder = train(
+        "distill", job=Job(ModelSource(str(adder_folder))), lr=0.1, batch_size=16, model_ema=True, model_ema_decay=0.5
+    )
     best, measured = adderkit.load(folder.best), adderkit.load(folder.best)
     images = subset(open_dataset("digits", None, "train", 1), 64, 0)  # as the run has chosen them
     reestimate_batchnorm_(measured, plain_batches(images, DataConfig.of(measured), 64, 0, 16))

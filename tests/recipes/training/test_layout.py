@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import adderkit
 from adderkit.convert.errors import RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import assemble as prepare
 from adderkit.recipes.training import run as finetune
@@ -42,7 +43,7 @@ def test_compiled_is_the_same(train, adder_folder, monkeypatch):
         return compile_model(model, **how)
 
     monkeypatch.setattr(torch, "compile", noted)
-    job = Job(str(adder_folder))
+    job = Job(ModelSource(str(adder_folder)))
     rows, folder = train("distill", folder="compiled", job=job, torchcompile="eager", **EXACT)
     expected, plain = train("distill", folder="plain", job=job, **EXACT)
     assert asked == [{"backend": "eager"}]
@@ -81,7 +82,7 @@ def test_channels_last_is_the_same(recipe, train, adder_folder, monkeypatch):
     monkeypatch.setattr(finetune, "build_student", in_double(finetune.build_student))
     if recipe == "distill":
         monkeypatch.setattr(prepare, "build_teacher", in_double(prepare.build_teacher))
-    job = Job(str(adder_folder)) if recipe == "distill" else None
+    job = Job(ModelSource(str(adder_folder))) if recipe == "distill" else None
     rows, folder = train(recipe, folder="last", job=job, channels_last=True, **EXACT)
     expected, plain = train(recipe, folder="first", job=job, **EXACT)
     assert layouts[0] == {True}

@@ -13,11 +13,11 @@ from torchvision.ops import FrozenBatchNorm2d
 import adderkit
 from adderkit.convert.conversion.rewrite import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform
 from adderkit.recipes.training.models import (
     Job,
-    absolute_source,
     build_student,
     build_teacher,
     check_norms,
@@ -31,7 +31,7 @@ DISTIL = Recipe(dataset="digits", distill_loss_weight=1.0)
 
 
 def test_a_fresh_model_takes_the_data_set_s_facts():
-    model = build_student(Job("cifar_resnet20", pretrained=False), DIGITS)
+    model = build_student(Job(ModelSource("cifar_resnet20", pretrained=False)), DIGITS)
     data = DataConfig.of(model)
     assert model.num_classes == 10
     assert (data.input_size, data.mean, data.std) == ((1, 8, 8), (0.3053,), (0.3761,))
@@ -39,7 +39,7 @@ def test_a_fresh_model_takes_the_data_set_s_facts():
 
 def test_small_images_are_evaluated_whole():
     """As they are trained on; timm's settings of this network would cut 4 of 32 pixels away and enlarge the rest."""
-    model = build_student(Job("mobilenetv2_035", pretrained=False), Recipe(dataset="digits", img_size=32))
+    model = build_student(Job(ModelSource("mobilenetv2_035", pretrained=False)), Recipe(dataset="digits", img_size=32))
     frame = np.pad(np.full((30, 30), 255, np.uint8), 1)
     found = evaluation_transform(DataConfig.of(model))(Image.fromarray(frame))
     assert float(found[:, [0, -1]].max()) < 0 < float(found[:, 1:-1, 1:-1].min())
@@ -47,86 +47,86 @@ def test_small_images_are_evaluated_whole():
 
 def test_a_fresh_model_for_class_folders(image_folder):
     recipe = Recipe(dataset="folder", data_dir=str(image_folder(classes=("a", "b", "c"))))
-    assert build_student(Job("cifar_resnet20", pretrained=False), recipe).num_classes == 3
+    assert build_student(Job(ModelSource("cifar_resnet20", pretrained=False)), recipe).num_classes == 3
 
 
 def test_image_size_and_numbers_given_win():
-    job = Job("cifar_resnet20", pretrained=False, num_classes=12, in_chans=3)
+    job = Job(ModelSource("cifar_resnet20", pretrained=False, num_classes=12, in_chans=3))
     model = build_student(job, Recipe(dataset="digits", img_size=16))
     assert model.num_classes == 12
     assert DataConfig.of(model).input_size == (3, 16, 16)
 
 
 def test_a_network_of_fixed_size_is_built_for_it():
-    model = build_student(Job("cifar_vgg_small", pretrained=False), DIGITS)
+    model = build_student(Job(ModelSource("cifar_vgg_small", pretrained=False)), DIGITS)
     assert DataConfig.of(model).input_size == (1, 8, 8)
 
 
 def test_a_fixed_size_cannot_be_changed(tmp_path):
     folder = adderkit.save(timm.create_model("cifar_vgg_small"), tmp_path / "vgg")
     with pytest.raises(RecipeError, match="img_size is 16, expected 32: the model's image size is fixed"):
-        build_student(Job(str(folder)), Recipe(dataset="digits", img_size=16))
+        build_student(Job(ModelSource(str(folder))), Recipe(dataset="digits", img_size=16))
 
 
 def test_a_folder_is_loaded_as_it_is(adder_folder):
-    assert is_converted(build_student(Job(str(adder_folder)), DIGITS))
+    assert is_converted(build_student(Job(ModelSource(str(adder_folder))), DIGITS))
 
 
 def test_a_folder_and_a_checkpoint_are_too_much(cnn_folder, tmp_path):
     with pytest.raises(ModelSourceError, match="not both"):
-        build_student(Job(str(cnn_folder), checkpoint=str(tmp_path / "other.safetensors")), DIGITS)
+        build_student(Job(ModelSource(str(cnn_folder), checkpoint=str(tmp_path / "other.safetensors"))), DIGITS)
 
 
 def test_missing_weights_name_the_remedies():
     with pytest.raises(ModelSourceError, match=r"no pretrained weights.*--checkpoint.*--no-pretrained"):
-        build_student(Job("cifar_resnet20"), DIGITS)
+        build_student(Job(ModelSource("cifar_resnet20")), DIGITS)
 
 
 def test_weights_from_a_checkpoint(cnn_folder):
-    model = build_student(Job("cifar_resnet20", checkpoint=str(cnn_folder)), DIGITS)
+    model = build_student(Job(ModelSource("cifar_resnet20", checkpoint=str(cnn_folder))), DIGITS)
     assert model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
 
 
 class TestTeacher:
     def test_is_the_one_that_conversion_recorded(self, adder_folder, cnn_folder):
-        job = Job(str(adder_folder))
+        job = Job(ModelSource(str(adder_folder)))
         assert teacher_of(job) == str(cnn_folder.resolve())
         teacher = build_teacher(job, DISTIL, adderkit.load(adder_folder))
         assert not is_converted(teacher.model)
         assert teacher.model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
 
     def test_that_is_given_wins(self, adder_folder):
-        assert teacher_of(Job(str(adder_folder), teacher="resnet18")) == "resnet18"
+        assert teacher_of(Job(ModelSource(str(adder_folder)), teacher="resnet18")) == "resnet18"
 
     def test_of_a_name_is_none(self):
-        assert teacher_of(Job("resnet18")) is None
+        assert teacher_of(Job(ModelSource("resnet18"))) is None
 
     def test_that_is_not_named(self, cnn_folder):
         with pytest.raises(ModelSourceError, match=r"names no teacher; give the original CNN with --teacher"):
-            build_teacher(Job(str(cnn_folder)), DISTIL, adderkit.load(cnn_folder))
+            build_teacher(Job(ModelSource(str(cnn_folder))), DISTIL, adderkit.load(cnn_folder))
 
     def test_that_is_gone(self, adder_folder, tmp_path):
         moved = shutil.copytree(adder_folder, tmp_path / "moved")
         report = json.loads((moved / "adder_report.json").read_text())
         (moved / "adder_report.json").write_text(json.dumps({**report, "teacher": str(tmp_path / "gone")}))
         with pytest.raises(ModelSourceError, match=r"cannot build the teacher: .*gone.*--teacher"):
-            build_teacher(Job(str(moved)), DISTIL, adderkit.load(moved))
+            build_teacher(Job(ModelSource(str(moved))), DISTIL, adderkit.load(moved))
 
     def test_that_is_damaged(self, adder_folder, cnn_folder, tmp_path):
         damaged = shutil.copytree(cnn_folder, tmp_path / "damaged")
         (damaged / "model.safetensors").write_bytes(b"nothing")
         with pytest.raises(AdderkitError, match="damaged"):
-            build_teacher(Job(str(adder_folder), str(damaged)), DISTIL, adderkit.load(adder_folder))
+            build_teacher(Job(ModelSource(str(adder_folder)), str(damaged)), DISTIL, adderkit.load(adder_folder))
 
     def test_of_other_classes(self, adder_folder, tmp_path):
         other = adderkit.save(timm.create_model("cifar_resnet20", num_classes=3, in_chans=1), tmp_path / "other")
         with pytest.raises(ModelSourceError, match="has 3 classes, expected 10 as the student has"):
-            build_teacher(Job(str(adder_folder), str(other)), DISTIL, adderkit.load(adder_folder))
+            build_teacher(Job(ModelSource(str(adder_folder)), str(other)), DISTIL, adderkit.load(adder_folder))
 
     def test_of_other_channels(self, adder_folder, tmp_path):
         other = adderkit.save(timm.create_model("cifar_resnet20"), tmp_path / "other")
         with pytest.raises(ModelSourceError, match=r"cannot teach .*takes 3 channels, expected 1"):
-            build_teacher(Job(str(adder_folder), str(other)), DISTIL, adderkit.load(adder_folder))
+            build_teacher(Job(ModelSource(str(adder_folder)), str(other)), DISTIL, adderkit.load(adder_folder))
 
 
 def test_no_data_set(cnn_folder):
@@ -148,10 +148,10 @@ def test_only_the_training_split_is_cut(cnn_folder):
 
 
 def test_default_recipe(adder_folder, cnn_folder):
-    assert default_recipe(str(adder_folder)) == "distill"
-    assert default_recipe(f"local-dir:{adder_folder}") == "distill"
-    assert default_recipe(str(cnn_folder)) == "cnn"
-    assert default_recipe("resnet18") == "cnn"
+    assert default_recipe(ModelSource(str(adder_folder))) == "distill"
+    assert default_recipe(ModelSource(f"local-dir:{adder_folder}")) == "distill"
+    assert default_recipe(ModelSource(str(cnn_folder))) == "cnn"
+    assert default_recipe(ModelSource("resnet18")) == "cnn"
 
 
 @pytest.mark.parametrize("frozen", [FrozenBatchNorm2d, FrozenBatchNormAct2d])
@@ -168,12 +168,3 @@ def test_frozen_batchnorm_is_no_matter_in_a_cnn(cnn_folder):
     model.features[4].bn1 = FrozenBatchNorm2d(16)
     check_norms(model)
     assert not is_converted(model)
-
-
-def test_absolute_source(cnn_folder, monkeypatch):
-    monkeypatch.chdir(cnn_folder.parent)
-    assert absolute_source("net") == str(cnn_folder.resolve())
-    assert absolute_source("local-dir:net") == str(cnn_folder.resolve())
-    assert absolute_source("resnet18") == "resnet18"
-    assert absolute_source("hf-hub:timm/resnet18") == "hf-hub:timm/resnet18"
-    assert absolute_source(None) is None

@@ -6,6 +6,7 @@ import torch
 import adderkit
 from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.convert.errors import AdderkitError, RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.fake_quantize import FakeQuantized
 from adderkit.convert.record import transforms_of
 from adderkit.recipes.data.datasets import unlabeled_images
@@ -17,7 +18,7 @@ FEW = {"train_images": 96, "bn_images": 64}
 
 
 def test_trained_ranges_are_the_integers(train, adder_folder):
-    _, folder = train("int8-qat", job=Job(str(adder_folder)), bits=4, **FEW)
+    _, folder = train("int8-qat", job=Job(ModelSource(str(adder_folder))), bits=4, **FEW)
     model = adderkit.load(folder.best)
     assert isinstance(model, FakeQuantized)
     assert transforms_of(model)[-1]["config"]["bits"] == 4
@@ -33,7 +34,7 @@ def test_trained_ranges_are_the_integers(train, adder_folder):
 
 
 def test_stopped_and_resumed_is_the_same(quick_recipe, adder_folder, same_run, tmp_path, stop_at, monkeypatch):
-    job, recipe = Job(str(adder_folder)), quick_recipe("int8-qat", epochs=2, **FEW)
+    job, recipe = Job(ModelSource(str(adder_folder))), quick_recipe("int8-qat", epochs=2, **FEW)
     through, folder = RunFolder(tmp_path / "through"), RunFolder(tmp_path / "run")
     rows = finetune.start(job, recipe, through)
     stop_at("epoch 1/1", 1)
@@ -45,9 +46,9 @@ def test_stopped_and_resumed_is_the_same(quick_recipe, adder_folder, same_run, t
 
 
 def test_other_bits_than_it_was_trained_with(train, adder_folder):
-    _, folder = train("int8-qat", job=Job(str(adder_folder)), **FEW)
+    _, folder = train("int8-qat", job=Job(ModelSource(str(adder_folder))), **FEW)
     with pytest.raises(RecipeError, match="bits is 4 and requant fixed, expected 8 and fixed"):
-        train("int8-qat", job=Job(str(folder.best)), folder="again", bits=4, **FEW)
+        train("int8-qat", job=Job(ModelSource(str(folder.best))), folder="again", bits=4, **FEW)
 
 
 def test_integers_are_not_trained(adder_folder, train, tmp_path):
@@ -55,7 +56,7 @@ def test_integers_are_not_trained(adder_folder, train, tmp_path):
     network = adderkit.quantize(model, unlabeled_images("digits", None, model, 32))
     folder = adderkit.save(network, tmp_path / "int8")
     with pytest.raises(AdderkitError, match="is quantized and cannot be trained"):
-        train("distill", job=Job(str(folder)), **FEW)
+        train("distill", job=Job(ModelSource(str(folder))), **FEW)
 
 
 def test_bits_that_do_not_exist(quick_recipe):

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from adderkit.convert.errors import RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.reproducible import EpochImages, EpochOrder
 from adderkit.recipes.runs.folder import RunFolder
@@ -218,7 +219,7 @@ def test_relative_paths_are_good_from_another_directory(tmp_path, cnn_folder, ad
     recipe = Recipe(
         dataset="folder", data_dir="images", distill_loss_weight=1.0, epochs=2, batch_size=4, workers=0, bn_images=8
     )
-    job = Job("student", teacher="original")
+    job = Job(ModelSource("student"), teacher="original")
 
     def stopping(*args):
         raise KeyboardInterrupt

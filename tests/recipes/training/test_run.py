@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import adderkit
 from adderkit import AdderConv2d
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe, parse_settings, recipe_names
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, unlabeled_images
@@ -53,7 +54,7 @@ def trained(tmp_path_factory, quick_recipe):
     """A CNN trained from scratch for four epochs."""
     folder = RunFolder(tmp_path_factory.mktemp("trained") / "run")
     recipe = quick_recipe(epochs=4, train_images=128, hflip=0.0, lr=0.05)
-    return finetune.start(Job("cifar_resnet20", pretrained=False), recipe, folder), folder
+    return finetune.start(Job(ModelSource("cifar_resnet20", pretrained=False)), recipe, folder), folder
 
 
 class TestTrainedCnn:
@@ -82,7 +83,7 @@ class TestTrainedCnn:
     def test_saved_models_have_the_recorded_accuracy(self, trained, which):
         rows, folder = trained
         row = max(rows, key=lambda row: row["eval_top1"]) if which == "best" else rows[-1]
-        metrics = evaluate_model(Job(str(folder.path / which)), "digits", None, "validation", 32, 0)
+        metrics = evaluate_model(Job(ModelSource(str(folder.path / which))), "digits", None, "validation", 32, 0)
         assert metrics.top1 == row["eval_top1"]
         assert metrics.top5 == row["eval_top5"]
         assert metrics.loss == pytest.approx(row["eval_loss"], rel=1e-6)
@@ -120,7 +121,7 @@ def test_a_run_is_never_overwritten(straight):
 
 def test_weights_from_a_relative_checkpoint(cnn_folder, train, monkeypatch):
     monkeypatch.chdir(cnn_folder.parent)
-    _, folder = train(job=Job("cifar_resnet20", checkpoint="net"), lr=0.0, warmup_epochs=0)
+    _, folder = train(job=Job(ModelSource("cifar_resnet20", checkpoint="net")), lr=0.0, warmup_epochs=0)
     assert folder.arguments()["job"]["checkpoint"] == str(cnn_folder.resolve())
     assert weights(folder.last)["fc.weight"].equal(weights(cnn_folder)["fc.weight"])
 
@@ -150,7 +151,7 @@ class TestStudent:
         monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
         changes = {"distill_loss_weight": 0.7, "task_loss_weight": 0.3, "smoothing": 0.1, "kd_temperature": 3.0}
         changes["block_loss_weight"] = 0.0
-        rows, _ = train("distill", job=Job(str(adder_folder)), train_images=0, batch_size=1437, **changes)
+        rows, _ = train("distill", job=Job(ModelSource(str(adder_folder))), train_images=0, batch_size=1437, **changes)
         student, teacher = adderkit.load(adder_folder).train(), adderkit.load(cnn_folder)
         dataset = open_dataset("digits", None, "train", 1)
         dataset.transform = evaluation_transform(DataConfig.of(teacher))
@@ -165,7 +166,7 @@ class TestStudent:
         assert rows[0]["train_loss"] == pytest.approx((0.7 * distil + 0.3 * task).item(), rel=1e-4)
 
     def test_batchnorm_statistics_are_those_of_the_final_weights(self, adder_folder, train):
-        _, folder = train("distill", job=Job(str(adder_folder)), bn_images=32)
+        _, folder = train("distill", job=Job(ModelSource(str(adder_folder))), bn_images=32)
         model = adderkit.load(folder.last)
         found = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
         images = unlabeled_images("digits", None, model, 64, seed=0)
@@ -182,17 +183,17 @@ class TestStudent:
             torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-4, atol=1e-4)
 
     def test_no_batchnorm_images_keeps_the_running_statistics(self, adder_folder, train):
-        _, folder = train("distill", job=Job(str(adder_folder)), bn_images=0)
+        _, folder = train("distill", job=Job(ModelSource(str(adder_folder))), bn_images=0)
         assert weights(folder.last)["features.4.bn1.num_batches_tracked"].item() == 2 + tracked(adder_folder)
 
     def test_a_last_batch_of_one_image_is_no_trouble_for_batchnorm(self, adder_folder, train):
-        rows, _ = train("distill", job=Job(str(adder_folder)), train_images=33, bn_images=33)
+        rows, _ = train("distill", job=Job(ModelSource(str(adder_folder))), train_images=33, bn_images=33)
         assert len(rows) == 1
 
     @pytest.mark.parametrize("eta", [0.0, 0.2])
     def test_adaptive_rate_is_on_unless_eta_is_zero(self, adder_folder, train, eta):
         changes = {"eta": eta, "opt": "momentum", "lr": 0.1, "train_images": 32}
-        _, folder = train("distill", job=Job(str(adder_folder)), **changes)
+        _, folder = train("distill", job=Job(ModelSource(str(adder_folder))), **changes)
         key = "features.4.conv2.weight"
         moved = (weights(folder.last)[key] - weights(adder_folder)[key]).norm().item()
         by_formula = moved == pytest.approx(0.1 * 0.2 * weights(adder_folder)[key].numel() ** 0.5, rel=1e-4)
@@ -200,7 +201,7 @@ class TestStudent:
 
     @pytest.mark.parametrize("amp", ["bf16"])
     def test_mixed_precision(self, adder_folder, train, amp):
-        rows, folder = train("distill", job=Job(str(adder_folder)), amp=amp)
+        rows, folder = train("distill", job=Job(ModelSource(str(adder_folder))), amp=amp)
         assert math.isfinite(rows[0]["train_loss"])
         assert {value.dtype for value in weights(folder.last).values()} == {torch.float32, torch.int64}
 
@@ -270,7 +271,7 @@ def test_accumulation_with_a_short_last_window_is_that_of_a_plain_loop(
     monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
     settings = {"opt": "momentum", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "warmup_epochs": 0, "bn_images": 0}
     recipe = Recipe(batch_size=8, grad_accum_steps=3, **settings)
-    _, folder = train(job=Job(str(source)), batch_size=8, grad_accum_steps=3, train_images=32, **settings)
+    _, folder = train(job=Job(ModelSource(str(source))), batch_size=8, grad_accum_steps=3, train_images=32, **settings)
     order = recorded[0].order
     assert len(order) == len(set(order)) == 32
     rates = [0.01, 0.01 * 0.5 * (1 + math.cos(math.pi * 1 / 2))]
@@ -302,7 +303,7 @@ def test_learning_rate_follows_the_cosine(train, steps, warmup, min_lr, monkeypa
 def test_weight_decay_spares_normalizations(cnn_folder, train, decay, shrinks, monkeypatch):
     """With gradients of zero, what moves is moved by the decay alone."""
     monkeypatch.setattr(labels, "cross_entropy", lambda logits, targets, **options: logits.sum() * 0)
-    _, folder = train(job=Job(str(cnn_folder)), lr=0.1, weight_decay=decay, epochs=1, warmup_epochs=0)
+    _, folder = train(job=Job(ModelSource(str(cnn_folder))), lr=0.1, weight_decay=decay, epochs=1, warmup_epochs=0)
     before, after = weights(cnn_folder), weights(folder.last)
     assert (after["fc.weight"].norm() < 0.99 * before["fc.weight"].norm()) == shrinks
     assert after["fc_norm.weight"].equal(before["fc_norm.weight"])
@@ -319,12 +320,12 @@ def test_a_setting_that_timm_does_not_know_is_one_clear_error(train, changes):
 class TestRefused:
     def test_distilling_without_a_teacher(self, train, cnn_folder):
         with pytest.raises(ModelSourceError, match=r"names no teacher; .*--teacher"):
-            train("distill", job=Job(str(cnn_folder)))
+            train("distill", job=Job(ModelSource(str(cnn_folder))))
 
     @pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).distill_loss_weight])
     def test_the_settings_that_do_without_a_teacher_fit(self, name, cnn_folder):
         with pytest.raises(ModelSourceError, match="names no teacher") as caught:
-            build_teacher(Job(str(cnn_folder)), load_recipe(name), adderkit.load(cnn_folder))
+            build_teacher(Job(ModelSource(str(cnn_folder))), load_recipe(name), adderkit.load(cnn_folder))
         words = re.findall(r"--set (\S+)", str(caught.value))
         changed = load_recipe(name).changed(parse_settings(words))
         assert teacher_need(changed) is None
@@ -339,11 +340,11 @@ class TestRefused:
 
     def test_data_of_other_classes(self, train, cnn_folder, image_folder):
         with pytest.raises(DatasetError, match="has 2 classes, expected 10"):
-            train(job=Job(str(cnn_folder)), dataset="folder", data_dir=str(image_folder()))
+            train(job=Job(ModelSource(str(cnn_folder))), dataset="folder", data_dir=str(image_folder()))
 
     def test_no_data_set(self, train, cnn_folder):
         with pytest.raises(DatasetError, match="no data set is given"):
-            train(job=Job(str(cnn_folder)), dataset="")
+            train(job=Job(ModelSource(str(cnn_folder))), dataset="")
 
     def test_frozen_batchnorm(self, train, adder_folder, monkeypatch):
         model = adderkit.load(adder_folder)
@@ -353,11 +354,11 @@ class TestRefused:
             RecipeError,
             match=r"features.4.bn1 is a FrozenBatchNormAct2d, expected a BatchNorm that can follow: .*go stale",
         ):
-            train(job=Job(str(adder_folder)))
+            train(job=Job(ModelSource(str(adder_folder))))
 
     def test_nothing_is_left_behind(self, train, tmp_path, cnn_folder):
         with pytest.raises(ModelSourceError):
-            train("distill", job=Job(str(cnn_folder)))
+            train("distill", job=Job(ModelSource(str(cnn_folder))))
         assert not (tmp_path / "run").exists()
 
 
@@ -374,7 +375,7 @@ def test_class_folders_from_scratch(train, image_folder):
 @pytest.mark.parametrize("name", ["addernet-cifar", "addernet-imagenet"])
 def test_training_from_scratch_begins_with_normal_weights_and_no_teacher(name, adder_folder, train):
     changes = {"lr": 0.0, "warmup_epochs": 0, "weight_decay": 0.0}
-    rows, folder = train(name, job=Job(str(adder_folder), teacher="nowhere"), **changes)
+    rows, folder = train(name, job=Job(ModelSource(str(adder_folder)), teacher="nowhere"), **changes)
     for layer in ("features.4.conv1", "features.4.conv2"):
         weight = weights(folder.last)[f"{layer}.weight"]
         assert weight.mean().item() == pytest.approx(0, abs=0.1)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import adderkit
 from adderkit.convert.errors import AdderkitError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
@@ -81,7 +82,7 @@ def test_a_whole_accumulation_window_is_skipped(poison, train, after_each_step):
 
 def test_an_adder_network_goes_on_after_a_skipped_step(poison, train, adder_folder, after_each_step):
     poison("images", 1)
-    rows, folder = train("distill", job=Job(str(adder_folder)), batch_size=16)
+    rows, folder = train("distill", job=Job(ModelSource(str(adder_folder))), batch_size=16)
     assert len(after_each_step) == 3
     assert report(folder)["skipped_steps"] == 1
     assert math.isfinite(rows[0]["eval_loss"])

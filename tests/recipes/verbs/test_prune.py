@@ -10,6 +10,7 @@ import torch
 import adderkit
 from adderkit import AdderConfig, CalibrationConfig, PruneConfig
 from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.model_source import ModelSource
 from adderkit.convert.record import transforms_of
 from adderkit.recipes.data.unlabeled import UnlabeledImages
 from adderkit.recipes.runs.folder import RunFolder
@@ -95,17 +96,17 @@ def test_converted_tuned_pruned_tuned_and_resumed(
     """The teacher stays the whole CNN; a run that was cut off ends as one that was not."""
     recipe = quick_recipe("distill", epochs=1)
     first = RunFolder(tmp_path / "first")
-    finetune.start(Job(str(adder_folder)), recipe, first)
+    finetune.start(Job(ModelSource(str(adder_folder))), recipe, first)
     small = pruned(first.best)
     assert read_report(small)["teacher"] == str(cnn_folder)
     assert [transform["kind"] for transform in transforms_of(adderkit.load(small))] == ["adder", "prune"]
 
     recipe = quick_recipe("distill", epochs=2)
     straight, broken = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "broken")
-    finetune.start(Job(str(small)), recipe, straight)
+    finetune.start(Job(ModelSource(str(small))), recipe, straight)
     stop_at("epoch 1/1", 1)
     with pytest.raises(KeyboardInterrupt):
-        finetune.start(Job(str(small)), recipe, broken)
+        finetune.start(Job(ModelSource(str(small))), recipe, broken)
     monkeypatch.undo()
     finetune.resume(broken)
     same_run(broken, straight)
