@@ -20,7 +20,7 @@ _LONGEST_COMMAND = 10_000  # characters
 def command_line() -> str | None:
     """The command that this process carries out, ready for a shell; ``None`` where Python code called the library."""
     program, *words = sys.argv or [""]
-    as_module = Path(program).resolve() == Path(__file__).resolve().parent.parent / "__main__.py"
+    as_module = Path(program).resolve() == Path(__file__).resolve().parents[2] / "__main__.py"
     name = "adderkit" if as_module else Path(program).stem
     return shlex.join([name, *words]) if name in _PROGRAMS else None
 
