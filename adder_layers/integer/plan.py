@@ -22,6 +22,7 @@ from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
 from ..geometry import Window
 
@@ -210,12 +211,48 @@ class IntegerPlan:
 
 
 def requantization_of(step: Step) -> Requantization | None:
-    """How a step writes bytes; ``None`` for max-pooling and the classifier, which do not requantize."""
-    return None if isinstance(step, MaxPool | Linear) else step.requantization
+    """Return how a step writes bytes; ``None`` for max-pooling and the classifier, which do not requantize."""
+    match step:
+        case Adder() | Convolution() | Rescale() | AveragePool():
+            return step.requantization
+        case MaxPool() | Linear():
+            return None
+        case _:
+            assert_never(step)
+
+
+def step_tensors(step: Step) -> dict[str, Tensor]:
+    """Return the weight and the factors that a step has, by the names of their fields."""
+    tensors: dict[str, Tensor] = {}
+    match step:
+        case Adder() | Convolution():
+            factors: Requantization | Linear = step.requantization
+            tensors["weight"] = step.weight
+        case Linear():
+            factors = step
+            tensors["weight"] = step.weight
+        case Rescale() | AveragePool():
+            factors = step.requantization
+        case MaxPool():
+            return tensors
+        case _:
+            assert_never(step)
+    tensors |= {"multiplier": factors.multiplier, "offset": factors.offset, "shift": factors.shift}
+    if isinstance(factors, Requantization):
+        tensors["exponent"] = factors.exponent
+        if factors.residual_multiplier is not None:
+            tensors["residual_multiplier"] = factors.residual_multiplier
+    return tensors
+
+
+def powers_of_two(step: Step) -> bool:
+    """Return whether each multiplier of a step is 0 or a power of two, of either sign."""
+    sizes = [values.long().abs() for name, values in step_tensors(step).items() if name.endswith("multiplier")]
+    return all(bool(((size & (size - 1)) == 0).all()) for size in sizes)
 
 
 def reads(step: Step) -> tuple[int, ...]:
-    """Numbers of the activations that a step reads."""
+    """Return the numbers of the activations that a step reads."""
     requantization = requantization_of(step)
     residual = None if requantization is None else requantization.residual
     return (step.input,) if residual is None else (step.input, residual)

@@ -24,10 +24,10 @@ from .plan import (
     Rescale,
     Step,
     requantization_of,
+    step_tensors,
 )
 
 _MOST = 1 << 24  # channels, pixels along a side and the like: far more than any image has
-_FACTORS = ("multiplier", "offset", "shift", "exponent", "residual_multiplier")
 _WINDOW = ("kernel", "stride", "padding", "dilation")
 
 
@@ -82,14 +82,8 @@ def tensors_of(plan: IntegerPlan) -> Iterator[tuple[str, Tensor]]:
     for number, activation in enumerate(plan.activations):
         yield f"activations.{number}.zero", activation.zero
     for number, step in enumerate(plan.steps):
-        weight = getattr(step, "weight", None)
-        if weight is not None:
-            yield f"steps.{number}.weight", weight
-        holder = step if isinstance(step, Linear) else requantization_of(step)
-        for name in _FACTORS:
-            value = getattr(holder, name, None)
-            if value is not None:
-                yield f"steps.{number}.{name}", value
+        for name, tensor in step_tensors(step).items():
+            yield f"steps.{number}.{name}", tensor
 
 
 def with_tensors(plan: IntegerPlan, tensors: Mapping[str, Tensor]) -> IntegerPlan:

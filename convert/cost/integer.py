@@ -17,9 +17,9 @@ from ...adder_layers.integer.plan import (
     MaxPool,
     Requantization,
     Step,
+    powers_of_two,
     requantization_of,
 )
-from ..export.portable.constants import powers_of_two
 from .count import Cost, IntegerRow, LayerCost
 from .formulas import Operations
 

@@ -17,10 +17,11 @@ from ....adder_layers.integer.plan import (
     Rescale,
     Step,
     requantization_of,
+    step_tensors,
 )
 from .arena import Arena
 from .c_tables import Table
-from .constants import by_shifts, constants, padded, shift_codes
+from .constants import by_shifts, padded, shift_codes
 
 Windowed: TypeAlias = Adder | Convolution | MaxPool | AveragePool
 
@@ -45,7 +46,7 @@ class CSteps:
             zero = self.plan.activations[number].zero
             yield Table(self._name("zero", number), zero, f"the padded pixel of activation {number}")
         for index, step in enumerate(self.plan.steps):
-            for name, values in constants(step).items():
+            for name, values in step_tensors(step).items():
                 as_shifts = name.endswith("multiplier") and by_shifts(step)
                 shape = "".join(f"[{size}]" for size in values.shape)
                 yield Table(

@@ -3,21 +3,7 @@
 import torch
 from torch import Tensor
 
-from ....adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Linear, Step, requantization_of
-
-
-def constants(step: Step) -> dict[str, Tensor]:
-    """Weight and factors of a step, by their field's name, as far as it has them."""
-    found = {"weight": step.weight} if isinstance(step, Adder | Convolution | Linear) else {}
-    factors = step if isinstance(step, Linear) else requantization_of(step)
-    if factors is None:
-        return found
-    found |= {"multiplier": factors.multiplier, "offset": factors.offset, "shift": factors.shift}
-    if not isinstance(factors, Linear):
-        found["exponent"] = factors.exponent
-        if factors.residual_multiplier is not None:
-            found["residual_multiplier"] = factors.residual_multiplier
-    return found
+from ....adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Step, powers_of_two, requantization_of
 
 
 def padded(plan: IntegerPlan) -> list[int]:
@@ -29,12 +15,6 @@ def padded(plan: IntegerPlan) -> list[int]:
 def by_shifts(step: Step) -> bool:
     """Whether all multipliers of a step's requantization are powers of two, of either sign, or 0."""
     return requantization_of(step) is not None and powers_of_two(step)
-
-
-def powers_of_two(step: Step) -> bool:
-    """Whether all multipliers of a step are powers of two, of either sign, or 0."""
-    sizes = [values.long().abs() for name, values in constants(step).items() if name.endswith("multiplier")]
-    return all(bool(((size & (size - 1)) == 0).all()) for size in sizes)
 
 
 def shift_codes(factors: Tensor) -> Tensor:

@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ....adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, requantization_of
+from ....adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, requantization_of, step_tensors
 from ....adder_layers.integer.reference import trace
 from .checks import check_exportable, check_images
-from .constants import constants
 from .pixels import Normalization
 
 _SUMS = {
@@ -79,7 +78,7 @@ def memory_images(
     for index, (step, path) in enumerate(zip(plan.steps, plan.paths, strict=True)):
         arrays = {
             name: entry(f"step_{index:03}_{name}", tensor, _dimensions(tensor))
-            for name, tensor in constants(step).items()
+            for name, tensor in step_tensors(step).items()
         }
         steps.append({"index": index, "path": path} | _described(step) | {"arrays": arrays})
     manifest = {
