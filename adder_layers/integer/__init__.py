@@ -1,1 +1,1 @@
-"""Whole networks in integers: uint8 between the layers, ``Σ|x - w|`` of bytes in int32, no floating point."""
+"""Integer-only networks: uint8 activations, ``Σ|x - w|`` of bytes in int32, no floating point."""

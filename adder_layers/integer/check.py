@@ -1,7 +1,7 @@
-"""Refuse plans that do not fit together or could overflow, before anything computes with them.
+"""Reject plans that are inconsistent or could overflow, before anything is computed with them.
 
-Sums are int32 and ``t`` of the requantization int64. What they can reach at the extremes follows from weights and
-factors by interval arithmetic, with every byte anywhere between 0 and 255; a plan that passes cannot overflow on any
+Sums are int32, and ``t`` of the requantization is int64. The largest values that they can take follow from weights and
+factors by interval arithmetic, with each byte anywhere between 0 and 255: a plan that passes cannot overflow on any
 image.
 """
 
@@ -9,13 +9,15 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
-from ..geometry import Window
+from ..geometry import POINT, Window
 from .plan import (
     Activation,
     Adder,
     AveragePool,
     Convolution,
+    Filters,
     IntegerPlan,
     Linear,
     MaxPool,
@@ -34,12 +36,12 @@ BYTE = 255
 
 @dataclasses.dataclass(frozen=True)
 class Extremes:
-    """What a step can reach on any image: the least and largest sum, and the largest size of ``t``.
+    """Bounds on what a step computes, over all images.
 
     Args:
-        least: Least sum.
+        least: Smallest sum.
         largest: Largest sum.
-        total: Largest ``|t|``, 0 where nothing is requantized.
+        total: Largest ``|t|``, 0 if nothing is requantized.
     """
 
     least: int
@@ -54,14 +56,16 @@ def check_plan(plan: IntegerPlan) -> list[Extremes]:
         plan: The network.
 
     Returns:
-        What each step can reach.
+        The bounds of each step.
 
     Raises:
-        ValueError: A step reads what is not there, shapes, dtypes or sizes do not fit, or something could overflow; the
-            message names the step.
+        ValueError: A step reads an activation that was not written, shapes, dtypes or sizes do not match, or something
+            could overflow; the message names the step.
     """
     if not plan.steps or len(plan.paths) != len(plan.steps):
-        raise ValueError(f"plan has {len(plan.steps)} steps and {len(plan.paths)} paths, expected as many, at least 1")
+        raise ValueError(
+            f"plan has {len(plan.steps)} steps and {len(plan.paths)} paths, expected equal numbers of at least 1"
+        )
     for number, activation in enumerate(plan.activations):
         _check_activation(activation, f"activation {number}")
     written, found = {0}, []
@@ -87,7 +91,7 @@ def check_plan(plan: IntegerPlan) -> list[Extremes]:
 
 
 def extremes(step: Step) -> Extremes:
-    """What a step can reach when every byte it reads may be anything from 0 to 255."""
+    """Return the bounds of a step, where each byte that it reads may be anything from 0 to 255."""
     low, high = _sum_range(step)
     requantization = requantization_of(step)
     if isinstance(step, Linear):
@@ -107,15 +111,20 @@ def extremes(step: Step) -> Extremes:
 
 
 def _sum_range(step: Step) -> tuple[list[int], list[int]]:
-    """Least and largest sum of each output channel (or one for all of them)."""
-    if isinstance(step, Adder):
-        weight = step.weight.flatten(1).long()
-        return [0] * len(weight), torch.maximum(weight, BYTE - weight).sum(1).tolist()
-    if isinstance(step, Convolution | Linear):
-        weight = step.weight.flatten(1).long()
-        return (BYTE * weight.clamp(max=0).sum(1)).tolist(), (BYTE * weight.clamp(min=0).sum(1)).tolist()
-    taps = step.window.kernel[0] * step.window.kernel[1] if isinstance(step, AveragePool) else 1
-    return [0], [BYTE * taps]
+    """Return the smallest and the largest sum of each output channel, or one that holds for all of them."""
+    match step:
+        case Adder():
+            weight = step.weight.flatten(1).long()
+            return [0] * len(weight), torch.maximum(weight, BYTE - weight).sum(1).tolist()
+        case Convolution() | Linear():
+            weight = step.weight.flatten(1).long()
+            return (BYTE * weight.clamp(max=0).sum(1)).tolist(), (BYTE * weight.clamp(min=0).sum(1)).tolist()
+        case AveragePool():
+            return [0], [BYTE * step.window.kernel[0] * step.window.kernel[1]]
+        case Rescale() | MaxPool():
+            return [0], [BYTE]
+        case _:
+            assert_never(step)
 
 
 def _largest(low: list[int], high: list[int], multiplier: Tensor, offset: Tensor) -> list[int]:
@@ -132,7 +141,7 @@ def _check_activation(activation: Activation, name: str) -> None:
         raise ValueError(f"{name} has size {activation.channels}x{activation.height}x{activation.width}, expected >= 1")
     if not 0 < activation.scale < float("inf"):
         raise ValueError(f"{name} has scale {activation.scale}, expected a positive number")
-    _check_tensor(activation.zero, (activation.channels,), torch.uint8, f"zero of {name}")
+    _check_tensor(activation.zero_point, (activation.channels,), torch.uint8, f"zero_point of {name}")
 
 
 def _check_tensor(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
@@ -142,55 +151,69 @@ def _check_tensor(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, na
 
 def _check_shapes(step: Step, activations: tuple[Activation, ...], name: str) -> None:
     source = activations[step.input]
-    if isinstance(step, Linear):
-        filters, values = len(step.offset), source.height * source.width * source.channels
-        _check_tensor(step.weight, (filters, values), torch.int8, f"weight of {name}")
-        _check_factors(step.multiplier, step.offset, step.shift, filters, name)
-        return
-    target = activations[step.output]
-    _check_size(step, source, target, name)
-    if isinstance(step, Adder | Convolution):
-        groups = step.groups
-        if groups < 1 or source.channels % groups or target.channels % groups:
-            raise ValueError(
-                f"{name} has {groups} groups, expected a divisor of {source.channels} and {target.channels}"
-            )
-        shape = (target.channels, *step.window.kernel, source.channels // groups)
-        _check_tensor(step.weight, shape, step.weight_dtype, f"weight of {name}")
-    elif target.channels != source.channels:
+    match step:
+        case Adder() | Convolution():
+            _check_size(step.window, source, activations[step.output], name)
+            _check_filters(step, source, activations[step.output], name)
+        case AveragePool():
+            window = step.window
+            if window.padding != (0, 0) or window.dilation != (1, 1):
+                raise ValueError(
+                    f"{name} has padding {window.padding} and dilation {window.dilation}, expected 0 and 1"
+                )
+            _check_size(window, source, activations[step.output], name)
+            _check_channels(source, activations[step.output], name)
+        case MaxPool():
+            _check_size(step.window, source, activations[step.output], name, rounded_up=True)
+            _check_windows_hold_pixels(step.window, source, activations[step.output], name)
+            _check_channels(source, activations[step.output], name)
+        case Rescale():
+            _check_size(POINT, source, activations[step.output], name)
+            _check_channels(source, activations[step.output], name)
+        case Linear():
+            filters, values = len(step.offset), source.height * source.width * source.channels
+            _check_tensor(step.weight, (filters, values), torch.int8, f"weight of {name}")
+            _check_factors(step.multiplier, step.offset, step.shift, filters, name)
+        case _:
+            assert_never(step)
+    requantization = requantization_of(step)
+    if requantization is not None and not isinstance(step, Linear):
+        _check_requantization(requantization, activations, activations[step.output], name)
+
+
+def _check_filters(step: Filters, source: Activation, target: Activation, name: str) -> None:
+    groups = step.groups
+    if groups < 1 or source.channels % groups or target.channels % groups:
+        raise ValueError(f"{name} has {groups} groups, expected a divisor of {source.channels} and {target.channels}")
+    shape = (target.channels, *step.window.kernel, source.channels // groups)
+    _check_tensor(step.weight, shape, step.weight_dtype, f"weight of {name}")
+
+
+def _check_channels(source: Activation, target: Activation, name: str) -> None:
+    if target.channels != source.channels:
         raise ValueError(f"{name} writes {target.channels} channels, expected {source.channels} as it reads")
-    if not isinstance(step, MaxPool):
-        _check_requantization(step.requantization, activations, target, name)
 
 
-def _check_size(
-    step: Adder | Convolution | Rescale | MaxPool | AveragePool, source: Activation, target: Activation, name: str
-) -> None:
-    window = Window((1, 1), (1, 1), (0, 0), (1, 1)) if isinstance(step, Rescale) else step.window
-    for field, values, least in (("kernel", window.kernel, 1), ("stride", window.stride, 1)):
-        if min(values) < least:
-            raise ValueError(f"{name} has {field} {values}, expected at least {least}")
+def _check_size(window: Window, source: Activation, target: Activation, name: str, *, rounded_up: bool = False) -> None:
+    for field, values in (("kernel", window.kernel), ("stride", window.stride)):
+        if min(values) < 1:
+            raise ValueError(f"{name} has {field} {values}, expected at least 1")
     if min(window.padding) < 0 or min(window.dilation) < 1:
         raise ValueError(f"{name} has padding {window.padding} and dilation {window.dilation}, expected >= 0 and >= 1")
-    if isinstance(step, AveragePool) and (window.padding != (0, 0) or window.dilation != (1, 1)):
-        raise ValueError(f"{name} has padding {window.padding} and dilation {window.dilation}, expected 0 and 1")
     expected, size = window.output_size(source.height, source.width), (target.height, target.width)
-    spare = 1 if isinstance(step, MaxPool) else 0  # its size may be rounded up
+    spare = int(rounded_up)
     if min(expected) < 1 or not all(least <= got <= least + spare for got, least in zip(size, expected, strict=True)):
         raise ValueError(f"{name} writes {size[0]}x{size[1]} pixels, expected {expected[0]}x{expected[1]}")
-    if isinstance(step, MaxPool) and not all(
-        _reaches(begin * stride - padding, kernel, dilation, length)
-        for outputs, length, kernel, stride, padding, dilation in zip(
-            size, (source.height, source.width), *window, strict=True
-        )
+
+
+def _check_windows_hold_pixels(window: Window, source: Activation, target: Activation, name: str) -> None:
+    axes = zip((target.height, target.width), (source.height, source.width), *window, strict=True)
+    if not all(
+        any(0 <= begin * stride - padding + tap * dilation < length for tap in range(kernel))
+        for outputs, length, kernel, stride, padding, dilation in axes
         for begin in range(outputs)
     ):
         raise ValueError(f"{name} has windows that hold no pixel, expected padding and size as torch allows them")
-
-
-def _reaches(begin: int, kernel: int, dilation: int, length: int) -> bool:
-    """Whether one of a window's taps along an axis is a pixel and no padding."""
-    return any(0 <= begin + tap * dilation < length for tap in range(kernel))
 
 
 def _check_requantization(
@@ -198,10 +221,12 @@ def _check_requantization(
 ) -> None:
     filters = target.channels
     _check_factors(requantization.multiplier, requantization.offset, requantization.shift, filters, name)
-    _check_tensor(requantization.exponent, (filters,), torch.uint8, f"exponent of {name}")
-    largest = requantization.levels << int(requantization.exponent.max())
-    if requantization.levels < 1 or largest > BYTE:
-        raise ValueError(f"{name} has {requantization.levels} levels, up to {largest} once shifted; expected 1 to 255")
+    _check_tensor(requantization.scale_exponent, (filters,), torch.uint8, f"scale_exponent of {name}")
+    largest = requantization.quant_max << int(requantization.scale_exponent.max())
+    if requantization.quant_max < 1 or largest > BYTE:
+        raise ValueError(
+            f"{name} has quant_max {requantization.quant_max}, {largest} after shifting, expected 1 to {BYTE}"
+        )
     if (requantization.residual is None) != (requantization.residual_multiplier is None):
         raise ValueError(f"{name} has a residual without a multiplier, or the reverse; expected both or none")
     if requantization.residual is not None and requantization.residual_multiplier is not None:
@@ -209,7 +234,7 @@ def _check_requantization(
         other = activations[requantization.residual]
         if (other.channels, other.height, other.width) != (filters, target.height, target.width):
             raise ValueError(
-                f"{name} adds activation {requantization.residual}, which has another size than its output"
+                f"{name} adds activation {requantization.residual}, whose size differs from that of its output"
             )
 
 

@@ -1,4 +1,4 @@
-"""Runs plans fast: the C++ executor (csrc/integer_network.cpp), bit-equal to ``reference.py``."""
+"""Run plans with the C++ executor (csrc/integer/network.cpp); results are bit-identical to ``reference.py``."""
 
 import dataclasses
 import os
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
 from ..backends import cpu
 from ..geometry import POINT
 from . import reference
-from .arena import lay_out
 from .check import check_plan
+from .memory_layout import lay_out
 from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, requantization_of
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ KINDS: dict[type[Step], int] = {Adder: 0, Convolution: 1, AveragePool: 2, Rescal
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """What one step took.
+    """Time of one step.
 
     Args:
-        path: Path of the layer in the model, and what kind of step it is.
-        kind: See ``path``; the first entry is ``read``, the images' way into the network.
-        seconds: Of all images together.
-        giga_terms_per_second: Differences or products, 0 where there are none.
+        path: Path of the layer in the model.
+        kind: Kind of the step; that of the first entry is ``read``, for copying or quantizing the images.
+        seconds: Time for all images together.
+        giga_terms_per_second: Rate of differences or products; 0 for steps without any.
     """
 
     path: str
@@ -38,17 +39,18 @@ class StepTime:
 
 
 class Engine:
-    """A plan that is ready to run; any number of threads may call it at once.
+    """A plan that is ready to run on the CPU; any number of threads may call it at the same time.
 
-    It uses as many threads as torch does. Without the C++ extension, or with ``ADDERKIT_CPU=torch``, the reference
-    serves, hundreds of times slower.
+    It uses as many threads as PyTorch does. Without the C++ extension, or with ``ADDERKIT_CPU=torch``, it runs the
+    reference implementation, which is hundreds of times slower.
 
     Args:
         plan: The network; it is checked.
-        instruction_set: One of ``available()`` or ``"torch"``; by default what ``ADDERKIT_CPU`` says, or the best.
+        instruction_set: One of ``available()`` or ``"torch"``; by default the value of ``ADDERKIT_CPU``, or the best
+            one.
 
     Raises:
-        ValueError: The plan does not fit together or could overflow, or the instruction set is not available.
+        ValueError: The plan is inconsistent or could overflow, or the instruction set is not available.
     """
 
     def __init__(self, plan: IntegerPlan, instruction_set: str | None = None) -> None:
@@ -70,8 +72,8 @@ class Engine:
             int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
 
         Raises:
-            TypeError: The images are not bytes.
-            ValueError: They have another size than the plan's, or are not in the CPU's memory.
+            TypeError: The images are not uint8.
+            ValueError: The images do not have the size that the plan expects, or are not in CPU memory.
         """
         self._check_bytes(image)
         if self._network is None:
@@ -79,41 +81,41 @@ class Engine:
         return self._run(image.contiguous(), None)
 
     def run_float(self, images: Tensor) -> Tensor:
-        """Run images of real values through the network; they become bytes as ``reference.quantize`` says.
+        """Quantize images as ``reference.quantize`` does and run them through the network.
 
         Args:
             images: ``[N, C, H, W]``, floating point.
 
         Returns:
-            As ``run``.
+            int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
 
         Raises:
             TypeError: The images are not floating point.
-            ValueError: They have another size than the plan's, or are not in the CPU's memory.
+            ValueError: The images do not have the size that the plan expects, or are not in CPU memory.
         """
         first = self.plan.activations[0]
         if not images.dtype.is_floating_point:
             raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
         _check_shape(images, (first.channels, first.height, first.width))
         if self._network is None:
-            return reference.run(self.plan, reference.quantize(images, first.scale, first.zero))
+            return reference.run(self.plan, reference.quantize(images, first.scale, first.zero_point))
         return self._run(images.float().contiguous(), None)
 
     def profile(self, image: Tensor) -> list[StepTime]:
-        """Seconds and rate of every step in one run.
+        """Run images and return the time and the rate of each step.
 
         Args:
             image: ``[N, H, W, C]`` uint8.
 
         Raises:
-            RuntimeError: There is no C++ executor to measure.
-            TypeError: As ``run``.
-            ValueError: As ``run``.
+            RuntimeError: The engine runs the reference implementation, which is not measured.
+            TypeError: The images are not uint8.
+            ValueError: The images do not have the size that the plan expects, or are not in CPU memory.
         """
         self._check_bytes(image)
         if self._network is None:
             raise RuntimeError(
-                "the reference serves as the engine and has no profile; install adderkit with a compiler"
+                "the engine runs the reference implementation, which has no profile; install adderkit with a compiler"
             )
         seconds = torch.zeros(len(self.plan.steps) + 1, dtype=torch.float64)
         self._run(image.contiguous(), seconds)
@@ -151,18 +153,22 @@ class Engine:
 
 
 def available() -> list[str]:
-    """Instruction sets that this build has and this machine runs, best first; empty without the extension."""
+    """Return the instruction sets of this build that this machine runs, best first; none without the extension."""
     return cpu.integer_available()
 
 
 def terms(step: Step, plan: IntegerPlan) -> int:
-    """Differences or products that a step computes for one image; 0 where there are no weights."""
-    if isinstance(step, Linear):
-        return step.weight.numel()
-    if not isinstance(step, Adder | Convolution):
-        return 0
-    output = plan.activations[step.output]
-    return step.weight.numel() * output.height * output.width
+    """Return how many differences or products a step computes for one image; 0 without weights."""
+    match step:
+        case Adder() | Convolution():
+            output = plan.activations[step.output]
+            return step.weight.numel() * output.height * output.width
+        case Linear():
+            return step.weight.numel()
+        case AveragePool() | Rescale() | MaxPool():
+            return 0
+        case _:
+            assert_never(step)
 
 
 def _check_shape(images: Tensor, shape: tuple[int, int, int]) -> None:
@@ -175,7 +181,7 @@ def _check_shape(images: Tensor, shape: tuple[int, int, int]) -> None:
 def _network(plan: IntegerPlan, instruction_set: str) -> "Network":
     arena = lay_out(plan)
     placed = [
-        ((a.channels, a.height, a.width, *halo, offset), a.zero.tolist())
+        ((a.channels, a.height, a.width, *halo, offset), a.zero_point.tolist())
         for a, halo, offset in zip(plan.activations, arena.halos, arena.offsets, strict=True)
     ]
     network = cpu.network(instruction_set, placed, arena.bytes)
@@ -202,7 +208,7 @@ def _sizes(step: Step, plan: IntegerPlan) -> list[int]:
         -1 if residual is None else residual,
         len(step.offset) if isinstance(step, Linear) else plan.activations[step.output].channels,
         step.groups if isinstance(step, Adder | Convolution) else 1 if isinstance(step, Linear) else source.channels,
-        0 if requantization is None else requantization.levels,
+        0 if requantization is None else requantization.quant_max,
         *window.kernel,
         *window.stride,
         *window.padding,
@@ -221,6 +227,6 @@ def _factors(step: Step) -> list[list[int]]:
         factors.multiplier.tolist(),
         factors.offset.tolist(),
         factors.shift.tolist(),
-        factors.exponent.tolist(),
+        factors.scale_exponent.tolist(),
         [] if added is None else added.tolist(),
     ]

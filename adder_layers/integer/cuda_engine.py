@@ -1,7 +1,7 @@
-"""Runs a whole integer plan on a CUDA device: adder layers by the Triton kernels, all else by plain torch.
+"""Run a whole integer plan on a CUDA device: adder layers with Triton kernels, everything else in plain PyTorch.
 
-What is not an adder layer is exact and short rather than fast. Torch has no integer convolution or matrix product for
-GPUs, so the first convolution and the classifier run in fp64, which holds every sum of a plan.
+Steps other than adder layers are exact and short rather than fast. PyTorch has no integer convolution or matrix product
+on GPUs, so the first convolution and the classifier run in fp64, which represents every sum of a plan exactly.
 """
 
 import dataclasses
@@ -10,24 +10,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import assert_never
 
 from ..backends.triton import launch as gpu
 from .check import check_plan
-from .plan import Activation, Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Step, last_use
+from .plan import Activation, Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, last_use
 from .reference import quantize, requantize
 from .triton_launch import operands_of, plan_adder
 
 
 class GpuEngine:
-    """A plan on a CUDA device, bit for bit what ``reference.run`` computes.
+    """A plan on a CUDA device; its results are bit-identical to those of ``reference.run``.
 
     Args:
         plan: The network.
-        device: A CUDA device; the CPU will do where Triton's interpreter runs the kernels, or none is needed.
+        device: A CUDA device, or the CPU if Triton's interpreter runs the kernels or the plan needs none.
 
     Raises:
         ImportError: Triton is not installed.
-        ValueError: The plan does not fit together or could overflow.
+        ValueError: The plan is inconsistent or could overflow.
     """
 
     def __init__(self, plan: IntegerPlan, device: torch.device | str) -> None:
@@ -38,14 +39,14 @@ class GpuEngine:
         check_plan(plan)
         self.plan: IntegerPlan = on_device(plan, torch.device(device))
         self._operands = {
-            step.output: operands_of(step, self.plan.activations[step.input].zero)
+            step.output: operands_of(step, self.plan.activations[step.input].zero_point)
             for step in self.plan.steps
             if isinstance(step, Adder)
         }
         self._last_use = last_use(plan)
 
     def run(self, image: Tensor) -> Tensor:
-        """Carry out the plan.
+        """Run images through the network.
 
         Args:
             image: ``[N, H, W, C]`` uint8 on the engine's device.
@@ -54,8 +55,8 @@ class GpuEngine:
             int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
 
         Raises:
-            TypeError: The image is not bytes.
-            ValueError: It has another shape than the plan, or is on another device.
+            TypeError: The image is not uint8.
+            ValueError: The image does not have the shape that the plan expects, or is on another device.
         """
         first = self.plan.activations[0]
         if image.dtype != torch.uint8:
@@ -63,56 +64,58 @@ class GpuEngine:
         self._check(image, (first.height, first.width, first.channels))
         values = {0: image.contiguous()}
         for index, step in enumerate(self.plan.steps):
-            result = self._carry_out(step, values).contiguous()
+            result = self._run_step(step, values).contiguous()
             if not isinstance(step, Linear):
                 values[step.output] = result
             values = {number: value for number, value in values.items() if self._last_use.get(number, -1) > index}
         return result
 
     def run_float(self, images: Tensor) -> Tensor:
-        """Run images of real values through the network; they become bytes as ``reference.quantize`` says.
+        """Quantize images as ``reference.quantize`` does and run them through the network.
 
         Args:
             images: ``[N, C, H, W]``, floating point, on the engine's device.
 
         Returns:
-            As ``run``.
+            int32 logits ``[N, classes]``, or the bytes ``[N, H, W, C]`` that the last step writes.
 
         Raises:
             TypeError: The images are not floating point.
-            ValueError: They have another size than the plan's, or are on another device.
+            ValueError: The images do not have the size that the plan expects, or are on another device.
         """
         first = self.plan.activations[0]
         if not images.dtype.is_floating_point:
             raise TypeError(f"image has dtype {images.dtype}, expected floating point; run takes bytes")
         self._check(images, (first.channels, first.height, first.width))
-        return self.run(quantize(images, first.scale, first.zero))
+        return self.run(quantize(images, first.scale, first.zero_point))
 
     def _check(self, images: Tensor, shape: tuple[int, int, int]) -> None:
         if images.ndim != 4 or images.shape[1:] != shape:
             raise ValueError(f"image has shape {tuple(images.shape)}, expected [N, {', '.join(map(str, shape))}]")
-        expected = self.plan.activations[0].zero.device
+        expected = self.plan.activations[0].zero_point.device
         if images.device != expected:
             raise ValueError(f"image is on {images.device}, expected {expected}, where the engine is")
 
-    def _carry_out(self, step: Step, values: dict[int, Tensor]) -> Tensor:
-        source, activation = values[step.input], self.plan.activations[step.input]
-        if isinstance(step, Linear):
-            sums = (source.flatten(1).double() @ step.weight.double().T).long()
-            return ((sums * step.multiplier + step.offset) >> step.shift).to(torch.int32)
-        if isinstance(step, Adder):
-            return self._add(step, values)
-        if isinstance(step, MaxPool):
-            return max_pool(source, step, self.plan.activations[step.output])
-        if isinstance(step, Convolution):
-            sums = convolution(source, step, activation.zero)
-        elif isinstance(step, AveragePool):
-            sums = window_sums(source, step)
-        else:
-            sums = source.long()
-        return requantize(sums, step.requantization, values)
+    def _run_step(self, step: Step, values: dict[int, Tensor]) -> Tensor:
+        source, before = values[step.input], self.plan.activations[step.input]
+        match step:
+            case Adder():
+                return self._adder(step, values)
+            case Convolution():
+                return requantize(convolution_sums(source, step, before.zero_point), step.requantization, values)
+            case AveragePool():
+                return requantize(window_sums(source, step), step.requantization, values)
+            case Rescale():
+                return requantize(source.long(), step.requantization, values)
+            case MaxPool():
+                return max_pool(source, step, self.plan.activations[step.output])
+            case Linear():
+                sums = (source.flatten(1).double() @ step.weight.double().T).long()
+                return ((sums * step.multiplier + step.offset) >> step.shift).to(torch.int32)
+            case _:
+                assert_never(step)
 
-    def _add(self, step: Adder, values: dict[int, Tensor]) -> Tensor:
+    def _adder(self, step: Adder, values: dict[int, Tensor]) -> Tensor:
         target, source = self.plan.activations[step.output], values[step.input]
         output = source.new_empty(len(source), target.height, target.width, target.channels)
         number = step.requantization.residual
@@ -126,7 +129,7 @@ class GpuEngine:
 
 
 def on_device(part: Any, device: torch.device) -> Any:
-    """A plan, or a part of one, with all its tensors on a device."""
+    """Return a plan, or a part of one, with all its tensors on a device."""
     if isinstance(part, Tensor):
         return part.to(device)
     if type(part) is tuple:
@@ -137,30 +140,30 @@ def on_device(part: Any, device: torch.device) -> Any:
     return part
 
 
-def convolution(source: Tensor, step: Convolution, zero: Tensor) -> Tensor:
-    """``Σ q·w`` as ``Σ (q - zero)·w + Σ zero·w``, whose padding is 0; ``[N, H', W', O]`` int64.
+def convolution_sums(source: Tensor, step: Convolution, zero_point: Tensor) -> Tensor:
+    """Compute ``Σ q·w`` as ``Σ (q - zero_point)·w + Σ zero_point·w``, whose padding is 0: ``[N, H', W', O]`` int64.
 
-    Rounded, since cuDNN may choose an algorithm whose intermediate results are no integers.
+    The sums are rounded, since cuDNN may choose an algorithm whose intermediate results are not integers.
     """
     _, stride, padding, dilation = step.window
-    centered = (source.double() - zero).permute(0, 3, 1, 2)
+    centered = (source.double() - zero_point).permute(0, 3, 1, 2)
     weight = step.weight.double().permute(0, 3, 1, 2)
     sums = F.conv2d(centered, weight, None, stride, padding, dilation, step.groups).permute(0, 2, 3, 1)
-    zeros = zero.long().view(step.groups, 1, -1).expand(-1, len(weight) // step.groups, -1).flatten(0, 1)
+    zeros = zero_point.long().view(step.groups, 1, -1).expand(-1, len(weight) // step.groups, -1).flatten(0, 1)
     return sums.round().long() + (step.weight.long().sum((1, 2)) * zeros).sum(1)
 
 
 def window_sums(source: Tensor, step: AveragePool) -> Tensor:
-    """``[N, H', W', C]`` int64."""
+    """Sum the bytes of each window: ``[N, H', W', C]`` int64."""
     kernel, stride, *_ = step.window
     pooled = F.avg_pool2d(source.double().permute(0, 3, 1, 2), kernel, stride, divisor_override=1)
     return pooled.permute(0, 2, 3, 1).long()
 
 
 def max_pool(source: Tensor, step: MaxPool, output: Activation) -> Tensor:
-    """Bytes ``[N, H', W', C]``; half precision holds them, and a padding below them that never wins."""
+    """Pool to bytes ``[N, H', W', C]``; half precision represents them, and a padding below all of them."""
     kernel, stride, padding, dilation = step.window
-    # Beyond the lower and right edge, also what a size rounded up needs.
+    # Below and to the right also what an output size rounded up needs.
     sizes, inputs = (output.height, output.width), source.shape[1:3]
     ends = [
         max((size - 1) * by + (taps - 1) * apart + 1 - before - present, 0)

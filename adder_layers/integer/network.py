@@ -1,6 +1,6 @@
-"""A plan as a module: float images in, float logits out, integers between.
+"""Module that runs an integer plan: float images in, float logits out, integers in between.
 
-Its tensors are buffers, so that ``state_dict`` and safetensors hold the integers that it computes with.
+The plan's tensors are buffers, so that ``state_dict`` and safetensors hold the integers that it computes with.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .record import tensors_of, with_tensors
 
 
 class Tensors(nn.Module):
-    """A place for buffers whose names have dots."""
+    """Module for buffers whose names contain dots."""
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Register a buffer under a dotted name."""
@@ -33,17 +33,17 @@ class Tensors(nn.Module):
 
 
 class IntegerNetwork(Tensors):
-    """A network in integers, with the first layer and the classifier in fp32 where the plan leaves them out.
+    """An integer network, with the first layer and the classifier in fp32 if the plan does not contain them.
 
-    Several threads may call one network at once.
+    Several threads may call one network at the same time.
 
     Args:
-        plan: What lies between.
-        stem: The first convolution, normalization included; what follows it is the plan's first activation.
-        head: The classifier, on the plan's last activation.
+        plan: The integer part of the network.
+        stem: The first convolution with its normalization folded in; its output is the plan's first activation.
+        head: The classifier, which reads the plan's last activation.
 
     Raises:
-        ValueError: The plan is not sound, see ``check_plan``.
+        ValueError: ``check_plan`` rejects the plan.
     """
 
     stem: nn.Conv2d | None
@@ -52,45 +52,51 @@ class IntegerNetwork(Tensors):
 
     def __init__(self, plan: IntegerPlan, stem: nn.Conv2d | None = None, head: nn.Linear | None = None) -> None:
         super().__init__()
-        self._form = plan
+        self._plan = plan  # for its structure: the buffers hold the tensors that count
         for name, tensor in tensors_of(plan):
             self.put(name, tensor)
         self.stem, self.head = stem, head
-        self._begin_anew()
+        self._discard_engine()
         check_plan(self.plan)
         self.eval()
 
     @property
     def plan(self) -> IntegerPlan:
-        """The plan with the tensors that the buffers hold now."""
-        return with_tensors(self._form, dict(self.named_buffers(remove_duplicate=False)))
+        """The plan with the current tensors of the buffers."""
+        return with_tensors(self._plan, dict(self.named_buffers(remove_duplicate=False)))
 
     @property
     def engine(self) -> Engine | GpuEngine:
-        """What runs the plan on the device where its tensors are, made with the first call.
+        """The engine that runs the plan on the device of its tensors, created by the first call.
 
         Raises:
-            ValueError: The plan is not sound.
+            ValueError: ``check_plan`` rejects the plan.
         """
         with self._lock:
             if self._engine is None:
                 plan = self.plan
-                device = plan.activations[0].zero.device
+                device = plan.activations[0].zero_point.device
                 self._engine = GpuEngine(plan, device) if device.type == "cuda" else Engine(plan)
             return self._engine
 
     @property
     def num_features(self) -> int:
-        """Values that the classifier reads, by timm's name."""
-        last = self._form.steps[-1]
-        written = self._form.activations[last.input if isinstance(last, Linear) else last.output]
+        """Number of values that the classifier reads, under timm's name."""
+        last = self._plan.steps[-1]
+        written = self._plan.activations[last.input if isinstance(last, Linear) else last.output]
         return written.channels * written.height * written.width
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]``, normalized as the float network expects, to logits ``[N, classes]`` fp32.
+        """Classify images.
+
+        Args:
+            images: ``[N, C, H, W]``, normalized as the float network expects.
+
+        Returns:
+            Logits ``[N, classes]`` fp32.
 
         Raises:
-            ValueError: The images have another size than those that the plan was made for.
+            ValueError: The images do not have the size that the plan was made for.
         """
         engine = self.engine
         plan = engine.plan
@@ -99,42 +105,42 @@ class IntegerNetwork(Tensors):
         if values.ndim != 4 or tuple(values.shape[1:]) != (first.channels, first.height, first.width):
             raise ValueError(
                 f"images are {list(images.shape)}, which gives {list(values.shape)} where the plan reads "
-                f"{[first.channels, first.height, first.width]}: an integer network takes images of one size"
+                f"{[first.channels, first.height, first.width]}: an integer network accepts images of one size"
             )
         found = engine.run_float(values)
         if isinstance(last, Linear):
             return found.float() * last.scale
         written = plan.activations[last.output]
-        real = ((found.float() - written.zero.float()) * written.scale).permute(0, 3, 1, 2).flatten(1)
+        real = ((found.float() - written.zero_point.float()) * written.scale).permute(0, 3, 1, 2).flatten(1)
         logits: Tensor = real if self.head is None else self.head(real)
         return logits
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module; then the plan is checked.
+        """Load tensors as ``torch.nn.Module`` does, then check the plan.
 
         Raises:
-            ValueError: The plan with these tensors is not sound.
+            ValueError: ``check_plan`` rejects the plan with these tensors.
         """
         result = super().load_state_dict(state_dict, strict, assign)
-        self._begin_anew()
+        self._discard_engine()
         check_plan(self.plan)
         return result
 
-    def _begin_anew(self) -> None:
+    def _discard_engine(self) -> None:
         self._lock = Lock()
         self._engine = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "IntegerNetwork":
-        """Buffers moved elsewhere are other tensors."""
+        """Apply a function to all tensors; the engine holds the old ones and is discarded."""
         super()._apply(fn, recurse)
-        self._begin_anew()
+        self._discard_engine()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes an engine of its own."""
+        """Return the state without the lock and the engine: a copy creates its own."""
         return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_engine")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """See ``__getstate__``."""
+        """Restore the state, without an engine."""
         super().__setstate__(state)
-        self._begin_anew()
+        self._discard_engine()

@@ -1,20 +1,23 @@
-"""A quantized network as a flat plan: what each step reads, computes and writes, in integers alone.
+"""Plan of a quantized network: what each step reads, computes and writes, in integers only.
 
-An activation is bytes ``[H, W, C]``; a byte ``q`` of channel ``c`` stands for the real value ``scale · (q - zero[c])``,
-and a padded tap is the byte ``zero[c]``. An adder layer's weights are bytes on the very grid of its input, since only a
-common step gives ``|s·q - s·w| = s·|q - w|`` (arXiv 2101.10015; literature of shared scales).
+An activation is bytes ``[H, W, C]``. A byte ``q`` of channel ``c`` stands for the real value
+``scale · (q - zero_point[c])``, and a padded tap is the byte ``zero_point[c]``. The weights of an adder layer are bytes
+on the grid of its input, since only a common step size gives ``|s·q - s·w| = s·|q - w|`` (arXiv 2101.10015; literature
+of shared scales).
 
 Every step ends in the same requantization of its sum ``a`` to a byte of channel ``c``:
 
     t = a · multiplier[c] + r · residual_multiplier[c] + offset[c]          (int64; r is the residual's byte)
-    q = min(max(t, 0) >> shift[c], levels) << exponent[c]
+    q = min(max(t, 0) >> shift[c], quant_max) << scale_exponent[c]
 
-``offset`` holds the rounding half, the zero points, BatchNorm's shift and the constants of clamped weights; ReLU is the
-``max`` with a zero point of 0. With fewer than 8 bits, ``levels`` is ``2^bits - 1`` and ``exponent`` gives each group
-of channels a step of its own, a power of two times the finest one: codes are stored shifted, so that kernels which take
-bytes need not know of groups.
+``offset`` holds the rounding half, the zero points, the BatchNorm shift and the constants of clamped weights; ReLU is
+the ``max`` with a zero point of 0. With fewer than 8 bits, ``quant_max`` is ``2^bits - 1`` and ``scale_exponent`` gives
+each group of channels its own step size, a power of two times the finest one. Codes are stored already shifted, so that
+kernels that read bytes need not know about groups.
 
-A plan is data: ``reference.py`` says what it computes, ``cpu_engine.py`` computes it fast.
+A plan is data: ``reference.py`` defines what it computes, ``cpu_engine.py`` and ``cuda_engine.py`` compute it fast.
+Functions that depend on the kind of a step match on it and end in ``assert_never``, so that the type checker lists all
+of them once a kind is added to ``Step``.
 """
 
 import dataclasses
@@ -29,49 +32,49 @@ from ..geometry import Window
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """Bytes between two steps.
+    """Bytes that one step writes and others read.
 
     Args:
         channels: Number of channels.
         height: Rows in pixels.
         width: Columns in pixels.
         scale: Real value of one unit of the byte.
-        zero: The byte that stands for 0, ``[C]`` uint8.
+        zero_point: The byte that stands for 0, ``[C]`` uint8.
     """
 
     channels: int
     height: int
     width: int
     scale: float
-    zero: Tensor
+    zero_point: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Requantization:
-    """From a step's sums to the bytes it writes; see the module's formula.
+    """Conversion of a step's sums to the bytes it writes, by the formula above.
 
     Args:
         multiplier: ``[O]`` int32, of either sign.
         offset: ``[O]`` int64.
         shift: ``[O]`` uint8, at most 62.
-        exponent: ``[O]`` uint8, ``levels << exponent`` at most 255.
-        levels: Largest code, ``2^bits - 1``.
-        residual: Number of the activation that is added, of the output's shape; ``None`` for none.
+        scale_exponent: ``[O]`` uint8; ``quant_max << scale_exponent`` is at most 255.
+        quant_max: Largest code, ``2^bits - 1``.
+        residual: Number of the activation that is added, which has the output's shape; ``None`` without a residual.
         residual_multiplier: ``[O]`` int32; ``None`` without a residual.
     """
 
     multiplier: Tensor
     offset: Tensor
     shift: Tensor
-    exponent: Tensor
-    levels: int = 255
+    scale_exponent: Tensor
+    quant_max: int = 255
     residual: int | None = None
     residual_multiplier: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """What an adder layer and a convolution are alike: filters over windows of bytes; padded taps are ``zero``.
+    """Base of adder layers and convolutions: filters over windows of bytes, whose padded taps are the zero point.
 
     Args:
         input: Number of the activation it reads.
@@ -79,7 +82,7 @@ class Filters:
         weight: ``[O, kh, kw, C / groups]`` of ``weight_dtype``.
         window: Kernel, stride, padding and dilation.
         groups: Number of channel groups.
-        requantization: From sums to bytes.
+        requantization: Conversion of the sums to bytes.
     """
 
     kind: ClassVar[str]
@@ -94,16 +97,17 @@ class Filters:
 
 
 class Adder(Filters):
-    """``a[o] = Σ|q - w[o]|`` over a window of bytes; the weight is uint8."""
+    """Adder layer: ``a[o] = Σ|q - w[o]|`` over a window of bytes; the weight is uint8."""
 
     kind = "adder"
     weight_dtype = torch.uint8
 
 
 class Convolution(Filters):
-    """``a[o] = Σ q·w[o]``, for the first layer and those kept as convolutions; the weight is int8.
+    """Convolution: ``a[o] = Σ q·w[o]``, for the first layer and layers that were not converted; the weight is int8.
 
-    The zero point's part ``-zero·Σw`` is in the offset, which is exact because padded taps are ``zero`` as well.
+    The contribution ``-zero_point·Σw`` of the zero point is part of the offset. This is exact because padded taps are
+    the zero point as well.
     """
 
     kind = "convolution"
@@ -112,12 +116,12 @@ class Convolution(Filters):
 
 @dataclasses.dataclass(frozen=True)
 class Rescale:
-    """``a`` is the input's byte itself: a residual sum, a BatchNorm or an activation that stand alone.
+    """Element-wise step whose ``a`` is the byte itself: a residual sum, BatchNorm or activation without a layer.
 
     Args:
         input: Number of the activation it reads.
         output: Number of the activation it writes, of the input's shape.
-        requantization: From bytes to bytes, perhaps with a residual.
+        requantization: Conversion of bytes to bytes, with or without a residual.
     """
 
     kind: ClassVar[str] = "rescale"
@@ -129,11 +133,11 @@ class Rescale:
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool:
-    """The largest byte of a window; padded taps do not count. Codes keep their meaning, so nothing is requantized.
+    """Largest byte of each window, ignoring padded taps. Codes keep their meaning, so nothing is requantized.
 
     Args:
         input: Number of the activation it reads.
-        output: Number of the activation it writes, with the input's scale and zero; its size may be rounded up.
+        output: Number of the activation it writes, with the input's scale and zero point; its size may be rounded up.
         window: Kernel, stride, padding and dilation.
     """
 
@@ -146,13 +150,13 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class AveragePool:
-    """``a`` is the sum of a window's bytes; the requantization divides. There is no padding.
+    """Average of each window: ``a`` is the sum of its bytes, the requantization divides. Windows have no padding.
 
     Args:
         input: Number of the activation it reads.
         output: Number of the activation it writes.
-        window: Kernel and stride; padding 0, dilation 1.
-        requantization: From sums to bytes.
+        window: Kernel and stride; the padding is 0 and the dilation 1.
+        requantization: Conversion of the sums to bytes.
     """
 
     kind: ClassVar[str] = "average_pool"
@@ -165,10 +169,10 @@ class AveragePool:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """The classifier: ``logit[o] = (Σ q·w[o] · multiplier[o] + offset[o]) >> shift[o]``, int32, of a whole activation.
+    """The classifier: ``logit[o] = (Σ q·w[o] · multiplier[o] + offset[o]) >> shift[o]``, int32.
 
     Args:
-        input: Number of the activation it reads; all of its bytes count, mostly of one pixel.
+        input: Number of the activation it reads; the sum is over all of its bytes, usually those of one pixel.
         weight: ``[O, H · W · C]`` int8, in the order of the bytes.
         multiplier: ``[O]`` int32.
         offset: ``[O]`` int64; bias, rounding half and zero points.
@@ -191,13 +195,13 @@ Step: TypeAlias = Adder | Convolution | Rescale | MaxPool | AveragePool | Linear
 
 @dataclasses.dataclass(frozen=True)
 class IntegerPlan:
-    """A network for images of one size.
+    """An integer network for images of one size.
 
     Args:
-        activations: All that is written; number 0 is the image, the last step's output (unless it is ``Linear``) the
-            network's.
-        steps: In order; each reads what an earlier one wrote, and each activation is written once.
-        paths: For each step, the path of the layer in the original model that it comes from, for reports.
+        activations: All activations; number 0 is the image, and what the last step writes is the network's output
+            (unless that step is ``Linear``, which returns logits).
+        steps: The steps in order; each reads what an earlier one wrote, and each activation is written once.
+        paths: Path in the original model of the layer that each step was made from, for reports.
     """
 
     activations: tuple[Activation, ...]
@@ -239,7 +243,7 @@ def step_tensors(step: Step) -> dict[str, Tensor]:
             assert_never(step)
     tensors |= {"multiplier": factors.multiplier, "offset": factors.offset, "shift": factors.shift}
     if isinstance(factors, Requantization):
-        tensors["exponent"] = factors.exponent
+        tensors["scale_exponent"] = factors.scale_exponent
         if factors.residual_multiplier is not None:
             tensors["residual_multiplier"] = factors.residual_multiplier
     return tensors
@@ -259,7 +263,7 @@ def reads(step: Step) -> tuple[int, ...]:
 
 
 def last_use(plan: IntegerPlan) -> dict[int, int]:
-    """For each activation, the index of the last step that reads it; the network's output outlives all steps."""
+    """Return the index of the last step that reads each activation; the network's output outlives all steps."""
     found = {number: index for index, step in enumerate(plan.steps) for number in reads(step)}
     last = plan.steps[-1]
     if not isinstance(last, Linear):
@@ -268,10 +272,10 @@ def last_use(plan: IntegerPlan) -> dict[int, int]:
 
 
 def halos(plan: IntegerPlan) -> list[tuple[int, int]]:
-    """For each activation, the ``(rows, columns)`` of padding that the layers which read it need at the most."""
+    """Return the largest padding, in ``(rows, columns)``, that the layers which read each activation need."""
     needed = dict.fromkeys(range(len(plan.activations)), (0, 0))
     for step in plan.steps:
-        if isinstance(step, Adder | Convolution):
+        if isinstance(step, Filters):  # max-pooling skips padded taps
             rows, columns = needed[step.input]
             needed[step.input] = max(rows, step.window.padding[0]), max(columns, step.window.padding[1])
     return list(needed.values())

@@ -1,15 +1,16 @@
-"""A plan as JSON without its tensors, and a plan of that form filled with zeros: so that weights are loaded as usual.
+"""Convert a plan to JSON without its tensors, and back to a plan filled with zeros, ready for its weights to be loaded.
 
-The shapes of all tensors follow from the structure. What is read here may come from somebody else: every number is
-checked before anything is allocated, and ``check_plan`` has the last word once the tensors are there.
+The shapes of all tensors follow from the structure. A structure may come from an untrusted file: each number is checked
+before anything is allocated, and ``check_plan`` runs once the tensors are loaded.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
 from ..geometry import Window
 from .plan import (
@@ -17,22 +18,23 @@ from .plan import (
     Adder,
     AveragePool,
     Convolution,
+    Filters,
     IntegerPlan,
     Linear,
     MaxPool,
     Requantization,
     Rescale,
     Step,
-    requantization_of,
     step_tensors,
 )
 
 _MOST = 1 << 24  # channels, pixels along a side and the like: far more than any image has
 _WINDOW = ("kernel", "stride", "padding", "dilation")
+_CLASSES: dict[str, type[Step]] = {cls.kind: cls for cls in get_args(Step)}
 
 
 def structure_of(plan: IntegerPlan) -> dict[str, Any]:
-    """What a plan is besides its tensors, JSON-ready."""
+    """Return everything in a plan except its tensors, JSON-ready."""
     return {
         "activations": [[each.channels, each.height, each.width, each.scale] for each in plan.activations],
         "steps": [_step_structure(step, path) for step, path in zip(plan.steps, plan.paths, strict=True)],
@@ -41,26 +43,38 @@ def structure_of(plan: IntegerPlan) -> dict[str, Any]:
 
 def _step_structure(step: Step, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": step.kind, "path": path, "input": step.input}
-    if isinstance(step, Linear):
-        return {**found, "outputs": len(step.offset), "scale": step.scale}
-    found["output"] = step.output
-    if not isinstance(step, Rescale):
-        found |= {name: list(value) for name, value in zip(_WINDOW, step.window, strict=True)}
-    if isinstance(step, Adder | Convolution):
-        found["groups"] = step.groups
-    factors = requantization_of(step)
-    if factors is not None:
-        found["levels"] = factors.levels
-        if factors.residual is not None:
-            found["residual"] = factors.residual
+    match step:
+        case Adder() | Convolution():
+            found |= {"output": step.output, **_window_structure(step.window), "groups": step.groups}
+            found |= _requantization_structure(step.requantization)
+        case AveragePool():
+            found |= {"output": step.output, **_window_structure(step.window)}
+            found |= _requantization_structure(step.requantization)
+        case Rescale():
+            found |= {"output": step.output, **_requantization_structure(step.requantization)}
+        case MaxPool():
+            found |= {"output": step.output, **_window_structure(step.window)}
+        case Linear():
+            found |= {"outputs": len(step.offset), "scale": step.scale}
+        case _:
+            assert_never(step)
     return found
 
 
+def _window_structure(window: Window) -> dict[str, list[int]]:
+    return {name: list(value) for name, value in zip(_WINDOW, window, strict=True)}
+
+
+def _requantization_structure(factors: Requantization) -> dict[str, int]:
+    residual = {} if factors.residual is None else {"residual": factors.residual}
+    return {"quant_max": factors.quant_max, **residual}
+
+
 def empty_plan(structure: Any) -> IntegerPlan:
-    """A plan of that structure with zeros for tensors.
+    """Return a plan of a recorded structure whose tensors are zeros.
 
     Raises:
-        ValueError: The structure is not one that ``structure_of`` gives; the message says where.
+        ValueError: The structure is not one that ``structure_of`` returns; the message says where.
     """
     activations, steps = (_list(structure, name) for name in ("activations", "steps"))
     made = tuple(_activation(value, f"activation {number}") for number, value in enumerate(activations))
@@ -78,18 +92,19 @@ def empty_plan(structure: Any) -> IntegerPlan:
 
 
 def tensors_of(plan: IntegerPlan) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a plan by name, such as ``steps.3.weight``."""
+    """Yield all tensors of a plan by name, such as ``steps.3.weight``."""
     for number, activation in enumerate(plan.activations):
-        yield f"activations.{number}.zero", activation.zero
+        yield f"activations.{number}.zero_point", activation.zero_point
     for number, step in enumerate(plan.steps):
         for name, tensor in step_tensors(step).items():
             yield f"steps.{number}.{name}", tensor
 
 
 def with_tensors(plan: IntegerPlan, tensors: Mapping[str, Tensor]) -> IntegerPlan:
-    """The same plan with other tensors, by the names of ``tensors_of``."""
+    """Return the same plan with other tensors, given by the names that ``tensors_of`` uses."""
     activations = [
-        replace(each, zero=tensors[f"activations.{number}.zero"]) for number, each in enumerate(plan.activations)
+        replace(each, zero_point=tensors[f"activations.{number}.zero_point"])
+        for number, each in enumerate(plan.activations)
     ]
     return replace(
         plan,
@@ -99,14 +114,19 @@ def with_tensors(plan: IntegerPlan, tensors: Mapping[str, Tensor]) -> IntegerPla
 
 
 def _with_tensors(step: Step, prefix: str, tensors: Mapping[str, Tensor]) -> Step:
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if isinstance(step, MaxPool):
-        return step
-    if isinstance(step, Linear):
-        return replace(step, **own)  # type: ignore[arg-type]
-    weight = {"weight": own.pop("weight")} if "weight" in own else {}
-    factors = replace(step.requantization, **own)  # type: ignore[arg-type]
-    return replace(step, requantization=factors, **weight)  # type: ignore[arg-type]
+    own: dict[str, Any] = {name: tensors[prefix + name] for name in step_tensors(step)}
+    match step:
+        case Adder() | Convolution():
+            weight = own.pop("weight")
+            return replace(step, weight=weight, requantization=replace(step.requantization, **own))
+        case Rescale() | AveragePool():
+            return replace(step, requantization=replace(step.requantization, **own))
+        case Linear():
+            return replace(step, **own)
+        case MaxPool():
+            return step
+        case _:
+            assert_never(step)
 
 
 def _list(structure: Any, name: str) -> list[Any]:
@@ -137,28 +157,32 @@ def _activation(value: Any, name: str) -> Activation:
 
 def _step(value: Mapping[str, Any], activations: tuple[Activation, ...], name: str) -> Step:
     kind, last = value.get("kind"), len(activations) - 1
-    source = _whole(value.get("input"), f"input of {name}", 0, last)
-    before = activations[source]
-    if kind == Linear.kind:
-        outputs = _whole(value.get("outputs"), f"outputs of {name}", 1)
-        weight = torch.zeros(outputs, before.height * before.width * before.channels, dtype=torch.int8)
-        factors = _factors(outputs)
-        return Linear(source, weight, *factors[:3], scale=_scale(value.get("scale"), name))
-    target = _whole(value.get("output"), f"output of {name}", 1, last)
-    if kind == Rescale.kind:
-        return Rescale(source, target, _requantization(value, activations[target], name, last))
-    window = _window(value, name)
-    if kind == MaxPool.kind:
-        return MaxPool(source, target, window)
-    if kind == AveragePool.kind:
-        return AveragePool(source, target, window, _requantization(value, activations[target], name, last))
-    cls = next((each for each in (Adder, Convolution) if each.kind == kind), None)
+    cls = _CLASSES.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ValueError(f"kind of {name} is {kind!r:.80}, which this release does not know: install a newer adderkit")
-    groups = _whole(value.get("groups"), f"groups of {name}", 1, before.channels)
-    shape = (activations[target].channels, *window.kernel, before.channels // groups)
+        raise ValueError(f"kind of {name} is {kind!r:.80}, which this version does not know: install a newer adderkit")
+    source = _whole(value.get("input"), f"input of {name}", 0, last)
+    if cls is Linear:
+        return _linear(value, source, activations[source], name)
+    target = _whole(value.get("output"), f"output of {name}", 1, last)
+    if cls is MaxPool:
+        return MaxPool(source, target, _window(value, name))
+    factors = _requantization(value, activations[target], name, last)
+    if cls is Rescale:
+        return Rescale(source, target, factors)
+    if cls is AveragePool:
+        return AveragePool(source, target, _window(value, name), factors)
+    assert issubclass(cls, Filters)
+    window, channels = _window(value, name), activations[source].channels
+    groups = _whole(value.get("groups"), f"groups of {name}", 1, channels)
+    shape = (activations[target].channels, *window.kernel, channels // groups)
     weight = torch.zeros(shape, dtype=cls.weight_dtype)
-    return cls(source, target, weight, window, groups, _requantization(value, activations[target], name, last))
+    return cls(source, target, weight, window, groups, factors)
+
+
+def _linear(value: Mapping[str, Any], number: int, source: Activation, name: str) -> Linear:
+    outputs = _whole(value.get("outputs"), f"outputs of {name}", 1)
+    weight = torch.zeros(outputs, source.height * source.width * source.channels, dtype=torch.int8)
+    return Linear(number, weight, *_factors(outputs), scale=_scale(value.get("scale"), name))
 
 
 def _window(value: Mapping[str, Any], name: str) -> Window:
@@ -180,8 +204,8 @@ def _requantization(value: Mapping[str, Any], target: Activation, name: str, las
         multiplier=multiplier,
         offset=offset,
         shift=shift,
-        exponent=torch.zeros_like(shift),
-        levels=_whole(value.get("levels"), f"levels of {name}", 1, 255),
+        scale_exponent=torch.zeros_like(shift),
+        quant_max=_whole(value.get("quant_max"), f"quant_max of {name}", 1, 255),
         residual=residual,
         residual_multiplier=None if residual is None else torch.zeros_like(multiplier),
     )

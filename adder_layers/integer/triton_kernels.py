@@ -2,12 +2,12 @@
 
 Tiles and layouts are those of ``forward_kernels.py``. The tiled kernel reads words of four bytes, four neighboring
 channels of a pixel, and one instruction (``VABSDIFF4.U8.ACC``) takes four distances and adds them to the sum. It exists
-for unsigned bytes only; its signed form is emulated in about thirty. A padded tap reads the input's ``zero`` bytes: its
-address is that of a row of them, so that the hot loop has no mask. The direct kernel serves depthwise and thin groups,
-whose channels do not fill words, byte by byte.
+for unsigned bytes only; its signed form is emulated in about thirty. The address of a padded tap is that of a row of
+``zero_point`` bytes, so that the hot loop has no mask. The direct kernel is for depthwise and thin groups, whose
+channels do not fill words; it reads byte by byte.
 """
 
-# Triton's language is not Python's: its arguments have no types that a checker knows, its constants are in capitals.
+# Triton's language differs from Python: arguments have no types that a checker could use, constants are in capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, N806, RUF005
 # mypy: ignore-errors
 
@@ -24,7 +24,7 @@ def _byte_difference(x, w, place: tl.constexpr):
 
 @triton.jit
 def _add_distance(x, w, acc, INSTRUCTION: tl.constexpr):
-    """``acc + Σ|x_i - w_i|`` over the four bytes of each word; without ``INSTRUCTION`` in plain operations."""
+    """Return ``acc + Σ|x_i - w_i|`` over the four bytes of each word; without ``INSTRUCTION`` in plain operations."""
     if INSTRUCTION:  # a constant: the other branch is not compiled
         assembly: tl.constexpr = "vabsdiff4.u32.u32.u32.add $0, $1, $2, $3;"
         result = tl.inline_asm_elementwise(assembly, "=r,r,r,r", [x, w, acc], tl.int32, is_pure=True, pack=1)
@@ -35,11 +35,11 @@ def _add_distance(x, w, acc, INSTRUCTION: tl.constexpr):
 
 
 @triton.jit
-def _store_codes(sums, target, residual, kept, factors, offset, width, levels, RESIDUAL: tl.constexpr):
+def _store_codes(sums, target, residual, kept, factors, offset, width, quant_max, RESIDUAL: tl.constexpr):
     """Requantize by the formula of ``plan.py`` and store.
 
-    All but ``width`` and ``levels`` are pointers, or values, of the elements. The factors are rows of ``width``:
-    multiplier, shift, exponent and the residual's multiplier.
+    All arguments except ``width`` and ``quant_max`` are pointers to, or values of, the elements. The factors are rows
+    of ``width``: multiplier, shift, scale_exponent and the multiplier of the residual.
     """
     total = sums.to(tl.int64) * tl.load(factors, mask=True, other=0).to(tl.int64)
     total += tl.load(offset, mask=True, other=0)
@@ -47,15 +47,15 @@ def _store_codes(sums, target, residual, kept, factors, offset, width, levels, R
         added = tl.load(residual, mask=kept, other=0).to(tl.int64)
         total += added * tl.load(factors + 3 * width, mask=True, other=0).to(tl.int64)
     shift = tl.load(factors + width, mask=True, other=0).to(tl.int64)
-    exponent = tl.load(factors + 2 * width, mask=True, other=0)
-    codes = tl.minimum(tl.maximum(total, 0) >> shift, levels).to(tl.int32) << exponent
+    scale_exponent = tl.load(factors + 2 * width, mask=True, other=0)
+    codes = tl.minimum(tl.maximum(total, 0) >> shift, quant_max).to(tl.int32) << scale_exponent
     tl.store(target, codes.to(tl.uint8), mask=kept)
 
 
 @triton.jit
 def integer_tiled(
     x_ptr,
-    zero_ptr,
+    zero_point_ptr,
     w_ptr,
     y_ptr,
     residual_ptr,
@@ -78,7 +78,7 @@ def integer_tiled(
     padding_w,
     dilation_h,
     dilation_w,
-    levels,
+    quant_max,
     RESIDUAL: tl.constexpr,
     INSTRUCTION: tl.constexpr,
     OUTER: tl.constexpr,
@@ -87,16 +87,16 @@ def integer_tiled(
     PIECES: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """``a[o] = Σ|q - w[o]|`` over a window, then its byte; see ``plan.Adder``.
+    """Compute ``a[o] = Σ|q - w[o]|`` over each window and requantize it (``plan.Adder``).
 
-    ``x`` is ``[N, H, W, G, words]`` and ``zero`` ``[G, words]``, both int32 words of four bytes; ``w`` is packed
+    ``x`` is ``[N, H, W, G, words]`` and ``zero_point`` ``[G, words]``, both int32 words of four bytes; ``w`` is packed
     ``[G, taps, words, width]``; ``y`` and ``residual`` are ``[N, H', W', O]`` uint8. ``filters`` and ``words`` are
-    those of a group. A program makes ``PIECES x ROWS`` positions by ``OUTER x LANES`` filters.
+    those of a group. A program computes ``PIECES x ROWS`` positions by ``OUTER x LANES`` filters.
     """
     FILTERS: tl.constexpr = OUTER * LANES
     group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
     x_ptr += group * words
-    zero_ptr += group * words
+    zero_point_ptr += group * words
     w_row = w_ptr + group.to(tl.int64) * taps * words * (filter_tiles * FILTERS)
     pixel_words = groups * words
     corners = ()
@@ -113,7 +113,7 @@ def integer_tiled(
             image, row, column = corners[piece]
             pixel = _offset(image, row + down, column + right, height * width, width, 1) * pixel_words
             inside = _inside(row + down, column + right, height, width)
-            pixels = pixels + (tl.where(inside, x_ptr + pixel, zero_ptr),)
+            pixels = pixels + (tl.where(inside, x_ptr + pixel, zero_point_ptr),)
         for _ in tl.range(0, words, loop_unroll_factor=UNROLL):
             w = tl.load(w_row + filter, mask=True, other=0)  # [OUTER, 1, LANES], padded to whole tiles
             sums = ()
@@ -140,7 +140,7 @@ def integer_tiled(
             factors_ptr + factor,
             offset_ptr + factor,
             packed,
-            levels,
+            quant_max,
             RESIDUAL,
         )
 
@@ -148,7 +148,7 @@ def integer_tiled(
 @triton.jit
 def integer_direct(
     x_ptr,
-    zero_ptr,
+    zero_point_ptr,
     w_ptr,
     y_ptr,
     residual_ptr,
@@ -171,15 +171,15 @@ def integer_direct(
     padding_w,
     dilation_h,
     dilation_w,
-    levels,
+    quant_max,
     RESIDUAL: tl.constexpr,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """``integer_tiled`` for thin groups: each element of a ``[POSITIONS, WIDTH]`` tile reads operands of its own.
+    """Compute what ``integer_tiled`` does for thin groups: each element of the tile reads its own operands.
 
-    ``x`` is ``[N, H, W, C]`` and ``zero`` ``[C]`` in bytes, ``w`` ``[taps, C / G, O]``; ``filters`` and ``channels``
-    are those of a group.
+    ``x`` is ``[N, H, W, C]`` and ``zero_point`` ``[C]`` in bytes, ``w`` is ``[taps, C / G, O]``; ``filters`` and
+    ``channels`` are those of a group. A program computes a tile ``[POSITIONS, WIDTH]`` of positions by filters.
     """
     program = tl.program_id(0)
     position = program // filter_tiles * POSITIONS + tl.arange(0, POSITIONS)
@@ -195,7 +195,7 @@ def integer_direct(
             right = tap_column * dilation_w - padding_w
             pixel = _offset(image, row + down, column + right, height * width, width, 1) * (groups * channels)
             inside = _inside(row + down, column + right, height, width)
-            pointer = tl.where(inside, x_ptr + pixel, zero_ptr)[:, None] + first_channel
+            pointer = tl.where(inside, x_ptr + pixel, zero_point_ptr)[:, None] + first_channel
             for _ in range(channels):
                 x = tl.load(pointer, mask=exists, other=0).to(tl.int32)
                 w = tl.load(w_pointer, mask=exists, other=0).to(tl.int32)
@@ -212,6 +212,6 @@ def integer_direct(
         factors_ptr + filter,
         offset_ptr + filter,
         filter_tiles * WIDTH,
-        levels,
+        quant_max,
         RESIDUAL,
     )

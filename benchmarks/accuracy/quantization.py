@@ -71,7 +71,7 @@ def networks(arguments: argparse.Namespace) -> list[tuple[str, Callable[[], nn.M
     for folder in arguments.qat:
         model = adderkit.load(folder)
         assert isinstance(model, FakeQuantized)
-        config = model._quantize_config
+        config = model.quantize_config
         label = f"adder network, trained, bits={config.bits}" + (", requant=shift" if config.requant == "shift" else "")
         found.append((label, lambda folder=folder: quantized(folder, arguments.images, {})))  # type: ignore[misc]
     return found

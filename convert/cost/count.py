@@ -220,7 +220,7 @@ def cost(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) 
 
         return integer_cost(model)
     if isinstance(model, FakeQuantized):
-        model = model.in_floats()  # rounding is done in training alone
+        model = model.float_model()  # rounding is done in training alone
     if example_input is None:
         example_input = input_size(model)
     image = example_input[:1] if isinstance(example_input, Tensor) else torch.zeros(1, *example_input)

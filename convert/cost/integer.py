@@ -1,10 +1,12 @@
-"""What an integer network costs for one image, step by step; its CNN is the one of the same shape in the same integers.
+"""Cost of an integer network for one image, step by step, and of the CNN of the same shape in the same integers.
 
-Requantizing multiplies each sum once, and the residual's byte once; where shifts alone requantize, nothing is.
+Requantization multiplies each sum once, and the byte of a residual once; if only shifts requantize, nothing is.
 """
 
 import dataclasses
 import math
+
+from typing_extensions import assert_never
 
 from ...adder_layers.integer.check import check_plan
 from ...adder_layers.integer.network import IntegerNetwork
@@ -16,6 +18,7 @@ from ...adder_layers.integer.plan import (
     Linear,
     MaxPool,
     Requantization,
+    Rescale,
     Step,
     powers_of_two,
     requantization_of,
@@ -27,7 +30,7 @@ _KINDS = {"max_pool": "pooling", "average_pool": "pooling", "rescale": "element-
 
 
 def integer_cost(network: IntegerNetwork) -> Cost:
-    """Count operations and bytes; see ``cost``."""
+    """Count the operations and bytes of an integer network."""
     plan = network.plan
     rows = [_row(step, path, plan) for step, path in zip(plan.steps, plan.paths, strict=True)]
     first = plan.activations[0]
@@ -37,7 +40,7 @@ def integer_cost(network: IntegerNetwork) -> Cost:
         size = first.height * first.width
         count = Operations(products=size * stem.weight.numel(), sums=0)
         rows.insert(0, _float_row("stem", "convolution", shape, count, stem.weight.numel(), stem.out_channels))
-        # The plan reads what the stem writes; the image has the stem's channels and, by its stride, more pixels.
+        # The plan reads the stem's output; the image has the stem's input channels and, by its stride, more pixels.
         shape = (stem.in_channels, first.height * stem.stride[0], first.width * stem.stride[1])
     if network.head is not None:
         head = network.head
@@ -48,7 +51,7 @@ def integer_cost(network: IntegerNetwork) -> Cost:
 
 
 def integer_rows(plan: IntegerPlan) -> list[IntegerRow]:
-    """Bits and ranges of what each step writes."""
+    """Return the bits and ranges of what each step writes."""
     rows = []
     for step, path, reach in zip(plan.steps, plan.paths, check_plan(plan), strict=True):
         sum_bits = max(abs(reach.least), reach.largest).bit_length()
@@ -56,11 +59,11 @@ def integer_rows(plan: IntegerPlan) -> list[IntegerRow]:
             rows.append(IntegerRow(path, step.kind, 32, 1, sum_bits, None, None))
             continue
         written, factors = plan.activations[step.output], requantization_of(step)
-        zero = written.zero.double() * written.scale
-        top = 255.0 if factors is None else (factors.levels << factors.exponent.long()).double()
-        low, high = float(-zero.max()), float((top * written.scale - zero).max())
-        groups = 1 if factors is None else len(factors.exponent.unique())
-        bits = 8 if factors is None else factors.levels.bit_length()
+        zero_point = written.zero_point.double() * written.scale
+        top = 255.0 if factors is None else (factors.quant_max << factors.scale_exponent.long()).double()
+        low, high = float(-zero_point.max()), float((top * written.scale - zero_point).max())
+        groups = 1 if factors is None else len(factors.scale_exponent.unique())
+        bits = 8 if factors is None else factors.quant_max.bit_length()
         rows.append(IntegerRow(path, step.kind, bits, groups, sum_bits, low, high))
     return rows
 
@@ -73,9 +76,17 @@ def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
         written = plan.activations[step.output]
         shape = (written.channels, written.height, written.width)
     size = math.prod(shape)
-    weights = step.weight.numel() if isinstance(step, Adder | Convolution | Linear) else 0
-    terms = size * weights // len(step.weight) if isinstance(step, Adder | Convolution | Linear) else 0
-    taps = math.prod(step.window.kernel) if isinstance(step, MaxPool | AveragePool) else 1
+    weights, terms, taps = 0, 0, 1
+    match step:
+        case Adder() | Convolution() | Linear():
+            weights = step.weight.numel()
+            terms = size * weights // len(step.weight)
+        case MaxPool() | AveragePool():
+            taps = math.prod(step.window.kernel)
+        case Rescale():
+            pass
+        case _:
+            assert_never(step)
     factors = step if isinstance(step, Linear) else requantization_of(step)
     added = int(isinstance(factors, Requantization) and factors.residual is not None)
     scalings = 0 if factors is None else size * (1 + added)

@@ -1,1 +1,1 @@
-"""Write a model for other tools: ONNX and torch.export programs, C source, memory images."""
+"""Export models: ONNX and torch.export programs, C source, memory images."""

@@ -1,13 +1,13 @@
-"""The adder layer as an ONNX function: ``adderkit::AdderConv2d``, whose body is made of standard operators.
+"""The adder layer as an ONNX function, ``adderkit::AdderConv2d``, with a body of standard operators.
 
-A runtime that does not know the function runs its body; a flow for hardware may match it by domain and name and take
-the attributes, which are those of ONNX's ``Conv``: ``strides``, ``pads`` (top, left, bottom, right), ``dilations``,
+A runtime that does not know the function runs its body. A hardware flow can match it by domain and name and read its
+attributes, which are those of ONNX's ``Conv``: ``strides``, ``pads`` (top, left, bottom, right), ``dilations`` and
 ``group``. Inputs: ``X`` ``[N, C, H, W]`` and ``W`` ``[O, C / group, kh, kw]``. Output: ``[N, O, H', W']``.
 
-The body loops over the taps of the window. For each it takes the pixels that lie under the tap, in all windows at once,
-and scans blocks of filters: ``Σ_c |x - w|`` is added to the sums. A block has as many filters as keep the differences
-below ``BLOCK`` elements, at least one, so the memory in use is that of a few layer inputs, not that times the number
-of filters. All sizes are computed from the inputs' shapes.
+The body loops over the taps of the window. For each tap it slices the pixels under it, in all windows at once, and
+scans blocks of filters, adding ``Σ_c |x - w|`` to the sums. A block has as many filters as keep the differences below
+``BLOCK`` elements, at least one, so that the memory in use is that of a few layer inputs rather than that times the
+number of filters. All sizes are computed from the shapes of the inputs.
 """
 
 from typing import Any
@@ -119,30 +119,30 @@ _BODY = f"""
 
 
 def adder_function(opset: int) -> onnx.FunctionProto:
-    """The function, to be added to a model.
+    """Return the function, for a model to include.
 
     Args:
-        opset: Version of ONNX's own operators in that model, 18 or newer.
+        opset: Version of ONNX's standard operators in the model, 18 or newer.
     """
     return onnx.parser.parse_function(_BODY.replace("%OPSET%", str(opset)))
 
 
-def completed(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Add the function to an exported model that calls it, check it, and leave out where on this machine it was made.
+def complete(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Add the function to an exported model that calls it, check the model, and remove paths of this machine from it.
 
     Raises:
-        ValueError: Of several kinds, where the model is not valid ONNX.
+        ValueError: The model is not valid ONNX; the checker raises several subclasses.
     """
     if any(node.domain == DOMAIN for node in model.graph.node):
         model.functions.append(adder_function(opset))
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        del part.metadata_props[:]  # stack traces with this machine's paths among them
+        del part.metadata_props[:]  # contains stack traces with paths of this machine
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def _operator() -> Op:
-    """The function's signature, for onnxscript's graph builder."""
+    """Return the function's signature, for onnxscript's graph builder."""
     schema = onnx.defs.OpSchema
     return Op(
         Opset(DOMAIN, VERSION),
@@ -165,7 +165,7 @@ def _operator() -> Op:
 def translate(
     input: Any, weight: Any, bias: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Any:
-    """``torch.ops.adderkit.adder_conv2d`` in ONNX: a call of the function, and the bias, which is an addition."""
+    """Translate ``torch.ops.adderkit.adder_conv2d`` to ONNX: a call of the function, and an addition for the bias."""
     standard = Opset("", OLDEST_OPSET)
     output = _operator()(input, weight, strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
     if bias is None:

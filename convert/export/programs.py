@@ -1,4 +1,4 @@
-"""A model as one file for other programs: ONNX with the adder function, or a ``torch.export`` program."""
+"""Export a model as one file: ONNX with the adder function, or a ``torch.export`` program."""
 
 import importlib
 import warnings
@@ -18,13 +18,16 @@ _ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
 def export_program(model: nn.Module, path: str | Path) -> Path:
-    """Write a ``torch.export`` program with a free batch size; it needs adderkit to run.
+    """Write a ``torch.export`` program with a dynamic batch size, which needs adderkit to run.
 
-    ``torch.export.load`` reads it once adderkit is imported, which knows the operator ``adderkit::adder_conv2d``.
+    Import adderkit before ``torch.export.load`` reads it: that registers the operator ``adderkit::adder_conv2d``.
 
     Args:
         model: A timm model, converted or not; it is set to evaluation mode.
-        path: The file, by convention ``….pt2``.
+        path: Path of the file, by convention ``….pt2``.
+
+    Returns:
+        The path.
 
     Raises:
         ExportError: PyTorch cannot trace the model, or the file cannot be written.
@@ -37,12 +40,15 @@ def export_program(model: nn.Module, path: str | Path) -> Path:
 
 
 def export_onnx(model: nn.Module, path: str | Path, opset: int = 18) -> Path:
-    """Write ONNX with a free batch size, which any runtime runs; see ``onnx_function``.
+    """Write ONNX with a dynamic batch size, which any runtime can run.
 
     Args:
         model: A timm model, converted or not; it is set to evaluation mode.
-        path: The file, by convention ``….onnx``.
-        opset: Version of ONNX's own operators.
+        path: Path of the file, by convention ``….onnx``.
+        opset: Version of ONNX's standard operators.
+
+    Returns:
+        The path.
 
     Raises:
         ExportError: Packages are missing, the opset is not supported, or the model cannot be exported.
@@ -59,11 +65,11 @@ def export_onnx(model: nn.Module, path: str | Path, opset: int = 18) -> Path:
     program = _traced(model)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter, about itself
+            warnings.simplefilter("ignore")  # the exporter's warnings concern the exporter
             done = torch.onnx.export(
                 program,
                 dynamo=True,
-                dynamic_shapes=({0: "batch"},),  # here it is only the name that counts
+                dynamic_shapes=({0: "batch"},),  # only the name matters here
                 opset_version=opset,
                 input_names=["images"],
                 output_names=["logits"],
@@ -71,15 +77,17 @@ def export_onnx(model: nn.Module, path: str | Path, opset: int = 18) -> Path:
                 verbose=False,
             )
         assert done is not None
-        content = onnx_function.completed(done.model_proto, opset)
+        content = onnx_function.complete(done.model_proto, opset)
     except Exception as error:
         raise ExportError(f"the model cannot be exported to ONNX: {_first_line(error)}") from error
     return _write(path, lambda file: file.write(content.SerializeToString()))
 
 
 def _traced(model: nn.Module) -> ExportedProgram:
-    """The graph for batches of any size of the images that the model is made for."""
-    images = torch.zeros(2, *get_model_input_config(model)["input_size"])  # a batch of 1 would be taken for a constant
+    """Trace the model for batches of any size of the images that it is made for."""
+    images = torch.zeros(
+        2, *get_model_input_config(model)["input_size"]
+    )  # a batch of 1 would be specialized to a constant
     try:
         return torch.export.export(model.eval(), (images,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:
@@ -91,7 +99,7 @@ def _write(path: str | Path, write: Callable[[BinaryIO], Any]) -> Path:
         with atomic_path(Path(path)) as temporary, temporary.open("wb") as file:
             write(file)
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
     return Path(path)
 
 

@@ -8,11 +8,38 @@ from torch import fx, nn
 
 from .observe import function_name, is_unit
 
-# What asks a tensor for its form takes no values from it.
-_FORM = {"size", "dim", "shape", "ndim", "numel", "stride", "device", "dtype", "is_contiguous", "_assert", "__len__"}
-# What returns its argument as it is, in evaluation mode.
-_PASSING = {"contiguous", "detach", "dropout", "dropout2d", "identity"}
-_PASSING_MODULES = {"Dropout", "Dropout2d", "AlphaDropout", "DropPath", "DropBlock2d", "StochasticDepth"}
+# Functions, methods and attributes that read the shape or type of a tensor, not its values.
+SHAPE_QUERIES = {
+    "size",
+    "dim",
+    "shape",
+    "ndim",
+    "numel",
+    "stride",
+    "device",
+    "dtype",
+    "is_contiguous",
+    "_assert",
+    "__len__",
+}
+# Functions and methods that return their argument unchanged, in evaluation mode.
+PASS_THROUGH = {"contiguous", "detach", "dropout", "dropout2d", "identity"}
+_PASS_THROUGH_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout)
+_PASS_THROUGH_NAMES = {"DropPath", "DropBlock2d", "StochasticDepth"}  # of timm and torchvision
+
+
+def passes_through(module: nn.Module) -> bool:
+    """Return whether a module returns its argument unchanged, in evaluation mode."""
+    return isinstance(module, _PASS_THROUGH_MODULES) or type(module).__name__ in _PASS_THROUGH_NAMES
+
+
+def node_name(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls, or of the attribute that it reads."""
+    if isinstance(node.target, str):
+        return node.target
+    if node.target is getattr:
+        return str(node.args[1])
+    return getattr(node.target, "__name__", "function")
 
 
 def symbolic_uses(
@@ -76,20 +103,12 @@ def _users(node: fx.Node, modules: dict[str, nn.Module], names: dict[nn.Module, 
             if not isinstance(module, nn.Identity):
                 found.append(("module", names[module]))
             # Dropout takes it, and passes it on: in evaluation mode what follows receives the very same tensor.
-            if isinstance(module, nn.Identity) or type(module).__name__ in _PASSING_MODULES:
+            if passes_through(module):
                 found += _users(user, modules, names)
             continue
-        name = "output" if user.op == "output" else _name(user)
-        if name in _PASSING:
+        name = "output" if user.op == "output" else node_name(user)
+        if name in PASS_THROUGH:
             found += _users(user, modules, names)
-        elif name not in _FORM:
+        elif name not in SHAPE_QUERIES:
             found.append(("function", function_name(name)))
     return found
-
-
-def _name(node: fx.Node) -> str:
-    if isinstance(node.target, str):
-        return node.target
-    if node.target is getattr:
-        return str(node.args[1])
-    return getattr(node.target, "__name__", "function")

@@ -1,4 +1,4 @@
-"""How a model becomes integers: a frozen configuration."""
+"""Configuration of a quantization."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,15 +15,19 @@ FirstLast = Literal["int8", "fp32"]
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeConfig:
-    """What ``quantize`` makes.
+    """Settings of ``quantize``.
 
     Args:
-        bits: Of the operands of every weight layer but the first and the last, which take 8, as does an activation
-            that only residual sums read.
-        requant: From a layer's sums to the next bytes by an int32 multiplier and a shift (``fixed``), or by shifts
+        bits: Bits of the operands of every weight layer except the first and the last, which have 8 bits, as does an
+            activation that only residual sums read: 8, 6, 5 or 4.
+        requant: Conversion of a layer's sums to bytes, with an int32 multiplier and a shift (``fixed``) or with shifts
             alone (``shift``).
-        first_last: The first convolution and the classifier in ``int8``, or in ``fp32`` around an integer body.
-        version: Version of this form.
+        first_last: Compute the first convolution and the classifier in ``int8``, or in ``fp32``.
+        version: Version of this format.
+
+    Example:
+        >>> config = adderkit.QuantizeConfig(bits=6, requant="shift")
+        >>> network = adderkit.quantize(model, images, config)
     """
 
     bits: int = 8
@@ -39,15 +43,15 @@ class QuantizeConfig:
                 raise AdderkitError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping that ``from_dict`` reads back."""
+        """Return a JSON-ready mapping that ``from_dict`` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> "QuantizeConfig":
-        """Read what ``to_dict`` wrote.
+        """Read the result of ``to_dict``.
 
         Raises:
-            AdderkitError: An unknown key, a wrong value or a version this release does not know.
+            AdderkitError: An unknown key, an invalid value, or a version that this release does not support.
         """
         check_keys(cls, mapping, CONFIG_VERSION, "quantization configuration")
         return cls(**mapping)

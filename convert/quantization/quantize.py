@@ -1,4 +1,4 @@
-"""A float network becomes an integer network, from unlabeled images; and the record that rebuilds it."""
+"""Post-training quantization of a float network to an integer-only network, using unlabeled images."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from ..record import record_, require_float_weights, set_transforms_, transforms
 from .config import QuantizeConfig
 from .fake_quantize import FAKE_QUANTIZE, FakeQuantized, fake_quantize_
 from .fold import fold
-from .fusion import Stage
+from .fused_ops import FusedOp
 from .ranges import Range, images_that_fit, set_ranges_
 from .record import quantize_transform
 
@@ -32,23 +32,29 @@ def quantize(
     *,
     memory: int = CalibrationConfig.memory,
 ) -> nn.Module:
-    """Make an integer network of an adder network, a hybrid or a CNN. No labels are needed; the model is left as it is.
+    """Quantize an adder network, a hybrid or a CNN to an integer network. No labels are needed.
 
-    Ranges are chosen layer by layer (``ranges.py``), BatchNorm is measured in the quantized network so that it
-    does with the images what it does in the model (``batchnorm_shift.py``), and folded. A model that was trained with
-    quantization keeps the ranges of its training.
+    The ranges of activations are chosen layer by layer. BatchNorm statistics are re-estimated in the quantized network,
+    so that each BatchNorm has the same effect on the images as in the model, and folded. A model from
+    quantization-aware training keeps the ranges that it was trained with.
 
     Args:
-        model: A model in evaluation mode that runs on images of the size in its timm configuration.
-        images: ``[N, C, H, W]`` normalized as the model expects, or batches of such. A few hundred do.
-        config: Bits, and what stays in fp32; of a model trained with quantization, that of its training counts.
-        memory: Bytes that activations of the images may take while ranges are chosen.
+        model: A model that runs on images of the size in its timm configuration; it is not changed.
+        images: ``[N, C, H, W]`` normalized as the model expects, or batches of such images. A few hundred are enough.
+        config: Bits, and what stays in fp32. Ignored for a model from quantization-aware training, which has its own.
+        memory: Bytes that the activations of the images may take while ranges are chosen.
 
     Returns:
-        An ``IntegerNetwork``.
+        An ``IntegerNetwork``, which maps images ``[N, C, H, W]`` to logits ``[N, classes]``.
 
     Raises:
         AdderkitError: Integers cannot express the model, or there are too few images.
+
+    Example:
+        >>> model = adderkit.load("runs/resnet20-adder")
+        >>> network = adderkit.quantize(model, images)
+        >>> logits = network(images[:8])
+        >>> adderkit.save(network, "runs/resnet20-int8")
     """
     return quantize_with_ranges(model, images, config, memory=memory)[0]
 
@@ -60,7 +66,20 @@ def quantize_with_ranges(
     *,
     memory: int = CalibrationConfig.memory,
 ) -> tuple[IntegerNetwork, list[Range]]:
-    """See ``quantize``; also the ranges that were chosen, none for a model that had them."""
+    """Quantize a model as ``quantize`` does, and also return the ranges that were chosen.
+
+    Args:
+        model: A model that runs on images of the size in its timm configuration; it is not changed.
+        images: ``[N, C, H, W]`` normalized as the model expects, or batches of such images.
+        config: Bits, and what stays in fp32.
+        memory: Bytes that the activations of the images may take while ranges are chosen.
+
+    Returns:
+        The network, and its ranges: an empty list for a model from quantization-aware training.
+
+    Raises:
+        AdderkitError: Integers cannot express the model, or there are too few images.
+    """
     require_float_weights(model, "quantized again", "quantize the network that it was made from")
     batches = batches_of(images, 64)
     count = sum(map(len, batches))
@@ -78,7 +97,16 @@ def quantize_with_ranges(
 def prepare_(
     model: nn.Module, batches: Sequence[Tensor], config: QuantizeConfig, memory: int = CalibrationConfig.memory
 ) -> list[Range]:
-    """Change a model to one that computes in fp32 what it would in integers, in place, ranges and statistics set.
+    """Change a model to one that simulates an integer network in fp32, in place, with ranges and statistics set.
+
+    Args:
+        model: The model to change.
+        batches: Images ``[N, C, H, W]`` normalized as the model expects.
+        config: Bits, and what stays in fp32.
+        memory: Bytes that the activations of the images may take while ranges are chosen.
+
+    Returns:
+        The range of each activation.
 
     Raises:
         AdderkitError: Integers cannot express the model.
@@ -87,7 +115,7 @@ def prepare_(
     image: Any = tuple(batches[0].shape[1:])
     fake_quantize_(model, config, image)
     assert isinstance(model, FakeQuantized)
-    count = min(images_that_fit(model._stages, memory), sum(map(len, batches)))
+    count = min(images_that_fit(model.fused_graph, memory), sum(map(len, batches)))
     with eval_mode(model, original), calibration_statistics(model, original, batches):
         ranges = set_ranges_(model, original, torch.cat(list(batches))[:count])
         reestimate_batchnorm_(model, batches)
@@ -96,35 +124,35 @@ def prepare_(
 
 def _network(model: nn.Module, twin: FakeQuantized) -> IntegerNetwork:
     plan = fold(twin)
-    stages = twin._stages.stages
-    in_float = twin._quantize_config.first_last == "fp32"
-    stem = _stem(twin, next(stage for stage in stages if 0 in stage.reads)) if in_float else None
-    head = _head(twin, stages[-1]) if in_float and stages[-1].kind == "linear" else None
+    ops = twin.fused_graph.ops
+    in_float = twin.quantize_config.first_last == "fp32"
+    stem = _stem(twin, next(op for op in ops if 0 in op.reads)) if in_float else None
+    head = _head(twin, ops[-1]) if in_float and ops[-1].kind == "linear" else None
     network: Any = IntegerNetwork(plan, stem, head)
     set_transforms_(network, [done for done in transforms_of(model) if done["kind"] != FAKE_QUANTIZE])
-    record_(network, quantize_transform(network, twin._quantize_config))
+    record_(network, quantize_transform(network, twin.quantize_config))
     for name in ("pretrained_cfg", "default_cfg", "_model_args", "num_classes"):
         if hasattr(model, name):
             setattr(network, name, copy.deepcopy(getattr(model, name)))
     return network  # type: ignore[no-any-return]
 
 
-def _affine_of(model: FakeQuantized, stage: Stage, outputs: int) -> tuple[Tensor, Tensor]:
-    """Gain and shift ``[O]`` of the normalizations behind a layer that stays in fp32."""
+def _normalization_of(model: FakeQuantized, op: FusedOp, outputs: int) -> tuple[Tensor, Tensor]:
+    """Return the gain and shift ``[O]`` of the normalizations after a layer that stays in fp32."""
     gain, shift = torch.ones(outputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
-    for path in stage.norms:
+    for path in op.norms:
         factor, bias = affine_of(model.get_submodule(path))
         gain, shift = gain * factor, shift * factor + bias
     return gain.float(), shift.float()
 
 
 @torch.no_grad()
-def _stem(model: FakeQuantized, stage: Stage) -> nn.Conv2d:
-    """The first convolution with its BatchNorm; what an activation clamps, the bytes behind it clamp."""
-    layer = model.get_submodule(stage.path)
+def _stem(model: FakeQuantized, op: FusedOp) -> nn.Conv2d:
+    """Return the first convolution with its BatchNorm folded in; its activation is the clamp to the plan's bytes."""
+    layer = model.get_submodule(op.path)
     assert isinstance(layer, nn.Conv2d)
-    gain, shift = _affine_of(model, stage, layer.out_channels)
-    window = stage.window
+    gain, shift = _normalization_of(model, op, layer.out_channels)
+    window = op.window
     folded = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
@@ -132,7 +160,7 @@ def _stem(model: FakeQuantized, stage: Stage) -> nn.Conv2d:
         window.stride,
         window.padding,
         window.dilation,
-        stage.groups,
+        op.groups,
     )
     folded.weight.copy_(layer.weight * gain[:, None, None, None])
     assert folded.bias is not None
@@ -141,11 +169,12 @@ def _stem(model: FakeQuantized, stage: Stage) -> nn.Conv2d:
 
 
 @torch.no_grad()
-def _head(model: FakeQuantized, stage: Stage) -> nn.Linear:
-    layer = model.get_submodule(stage.path)
+def _head(model: FakeQuantized, op: FusedOp) -> nn.Linear:
+    """Return the classifier as a linear layer, with its BatchNorm folded in."""
+    layer = model.get_submodule(op.path)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     weight = layer.weight.flatten(1)
-    gain, shift = _affine_of(model, stage, len(weight))
+    gain, shift = _normalization_of(model, op, len(weight))
     folded = nn.Linear(weight.shape[1], len(weight))
     folded.weight.copy_(weight * gain[:, None])
     folded.bias.copy_(shift if layer.bias is None else shift + gain * layer.bias)

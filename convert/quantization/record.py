@@ -1,4 +1,4 @@
-"""The record of an integer network, from which it is built again without the model that it was made from."""
+"""Serialize an integer network as a ``quantize`` transform, which rebuilds it without the model it was made from."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,17 +16,17 @@ VERSION = 1
 
 
 def quantize_transform(network: IntegerNetwork, config: QuantizeConfig) -> Transform:
-    """The record, JSON-ready; the tensors are saved as the network's buffers."""
+    """Return the transform, JSON-ready; the tensors are saved as the network's buffers."""
     stem, head = (None if layer is None else _arguments(layer) for layer in (network.stem, network.head))
     plan = {**structure_of(network.plan), "stem": stem, "head": head}
     return {"kind": QUANTIZE, "version": VERSION, "config": config.to_dict(), "plan": plan}
 
 
 def check_quantize(transform: Mapping[str, Any]) -> None:
-    """Refuse a ``quantize`` transform of an unknown version; ``network_from`` checks the rest.
+    """Reject a ``quantize`` transform of an unknown version; ``network_from`` checks everything else.
 
     Raises:
-        CheckpointError: As above.
+        CheckpointError: The version is unknown.
     """
     check_version(transform, VERSION)
 
@@ -37,19 +37,19 @@ def network_from(transform: Mapping[str, Any]) -> IntegerNetwork:
     Raises:
         CheckpointError: The transform is malformed.
     """
-    form = transform.get("plan")
+    structure = transform.get("plan")
     try:
         QuantizeConfig.from_dict(transform.get("config") or {})
-        plan = empty_plan(form)
-        assert isinstance(form, Mapping)
-        stem, head = (_layer(form.get(name), name) for name in ("stem", "head"))
+        plan = empty_plan(structure)
+        assert isinstance(structure, Mapping)
+        stem, head = (_layer(structure.get(name), name) for name in ("stem", "head"))
         return IntegerNetwork(plan, stem, head)  # type: ignore[arg-type]
     except (AdderkitError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the {QUANTIZE!r} transform does not hold a network: {error}") from error
+        raise CheckpointError(f"the {QUANTIZE!r} transform does not describe a network: {error}") from error
 
 
 def _arguments(layer: nn.Module) -> dict[str, Any]:
-    """What a layer is built with, JSON-ready."""
+    """Return the arguments that construct a layer, JSON-ready."""
     if isinstance(layer, nn.Linear):
         return {"in_features": layer.in_features, "out_features": layer.out_features}
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -57,7 +57,7 @@ def _arguments(layer: nn.Module) -> dict[str, Any]:
 
 
 def _layer(arguments: Any, name: str) -> nn.Module | None:
-    """A convolution or linear layer from its recorded arguments."""
+    """Construct a convolution or linear layer from its recorded arguments; ``None`` without any."""
     if arguments is None:
         return None
     wanted = _arguments(nn.Conv2d(1, 1, 1) if name == "stem" else nn.Linear(1, 1))

@@ -1,4 +1,4 @@
-"""Training with quantization: before the first step the model becomes one that computes as in integers."""
+"""Quantization-aware training: before the first step the model becomes one that simulates an integer network."""
 
 from torch import nn
 
@@ -13,21 +13,25 @@ from ..data.datasets import unlabeled_images
 _IMAGES = 256
 
 
-def imitate_integers_(model: nn.Module, recipe: Recipe) -> None:
-    """Choose ranges on training images and change the model, in place, as the recipe's ``bits`` ask; it is recorded.
+def prepare_qat_(model: nn.Module, recipe: Recipe) -> None:
+    """Fake-quantize a model in place, with ranges that are chosen on training images.
 
-    The ranges stay fixed: BatchNorm, which trains, scales what goes into them.
+    The ranges stay fixed during training: BatchNorm, which trains, scales the values that they are for.
+
+    Args:
+        model: The model. One that is fake-quantized already stays as it is.
+        recipe: Bits, requantization, and the data set of the images.
 
     Raises:
         AdderkitError: Integers cannot express the model.
-        RecipeError: It is trained for other integers already.
+        RecipeError: The model is fake-quantized with other settings.
     """
     config = QuantizeConfig(recipe.bits, recipe.requant)  # type: ignore[arg-type]  # checked by the recipe
     if isinstance(model, FakeQuantized):
-        if model._quantize_config != config:
+        if model.quantize_config != config:
             raise RecipeError(
-                f"bits is {recipe.bits} and requant {recipe.requant}, expected {model._quantize_config.bits} and "
-                f"{model._quantize_config.requant} as the model was trained with; train its float network anew"
+                f"bits is {recipe.bits} and requant {recipe.requant}, expected {model.quantize_config.bits} and "
+                f"{model.quantize_config.requant} as the model was trained with; train its float network for others"
             )
         return
     images = unlabeled_images(recipe.dataset, recipe.data_dir, model, _IMAGES, recipe.train_split, recipe.seed)

@@ -35,7 +35,7 @@ from .assemble import Run, make_accelerator, prepare
 from .epoch import not_finite, train_epoch
 from .evaluate import Metrics, evaluate
 from .models import Job, build_student, draw_adder_weights, teacher_of
-from .qat import imitate_integers_
+from .qat import prepare_qat_
 from .recovery import LoaderError, begun_before
 
 
@@ -106,7 +106,7 @@ def _first_model(job: Job, recipe: Recipe) -> nn.Module:
     if recipe.adder_init == "normal":
         draw_adder_weights(model)
     if recipe.bits:
-        imitate_integers_(model, recipe)
+        prepare_qat_(model, recipe)
     return model
 
 

@@ -208,7 +208,7 @@ def _export_portable(model: "nn.Module", job: ExportJob, form: "PortableForm") -
     from ...adder_layers.integer.plan import Adder
     from ...convert.export.portable.c_source import memory
     from ...convert.export.portable.folder import integer_plan, write_portable
-    from ...convert.export.portable.pixels import Normalization
+    from ...convert.export.portable.inputs import Normalization
     from ..data.datasets import DataConfig
 
     plan = integer_plan(model, job.model, form)
@@ -254,4 +254,4 @@ def recorded_images(
         split = subset(split, count, 0)
     loader = make_loader(split, evaluation_transform(DataConfig.of(model)), count, 0, training=False)
     images: Tensor = next(iter(loader))[0]
-    return quantize(images, image.scale, image.zero)
+    return quantize(images, image.scale, image.zero_point)

@@ -18,7 +18,19 @@ fuzz = settings.get_profile(environ.get("ADDERKIT_FUZZ", "quick"))
 
 KEYS = st.sampled_from(
     [
-        *("kind", "path", "input", "output", "kernel", "stride", "padding", "dilation", "groups", "levels", "residual"),
+        *(
+            "kind",
+            "path",
+            "input",
+            "output",
+            "kernel",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "quant_max",
+            "residual",
+        ),
         *(
             "activations",
             "steps",

@@ -55,7 +55,7 @@ def test_the_extremes_of_the_sum():
     builder = single(Adder, Layer(512, 32, square(3, padding=1), size=(5, 5)))
     plan = builder.plan()
     plan.steps[0].weight.fill_(255)
-    plan.activations[0].zero.zero_()
+    plan.activations[0].zero_point.zero_()
     image = torch.zeros(2, 5, 5, 512, dtype=torch.uint8)
     assert torch.equal(GpuEngine(plan, "cuda").run(image.cuda()).cpu(), reference.run(plan, image))
 

@@ -1,1 +1,1 @@
-"""Quantized networks for other tools: C99 source, and memory images for hardware."""
+"""Export quantized networks as C99 source, or as memory images for hardware."""

@@ -1,19 +1,19 @@
-"""Where activations lie in one block of memory, so that those whose lives do not meet share it."""
+"""Arena of a network in C: one block of memory, in which activations that do not live at the same time share bytes."""
 
 import dataclasses
 
-from ....adder_layers.integer.arena import place
+from ....adder_layers.integer.memory_layout import place
 from ....adder_layers.integer.plan import IntegerPlan, Linear, Rescale, last_use, reads
 
 
 @dataclasses.dataclass(frozen=True)
 class Arena:
-    """A block of bytes and who lies where in it.
+    """Size of the arena, and the positions of activations in it.
 
     Args:
-        offsets: Byte at which each activation begins, by its number; not of the image and of the network's output,
-            which belong to the caller.
-        size: Bytes in all.
+        offsets: First byte of each activation, by its number; without the image and the network's output, which belong
+            to the caller.
+        size: Number of bytes.
     """
 
     offsets: dict[int, int]
@@ -22,7 +22,7 @@ class Arena:
 
 @dataclasses.dataclass
 class _Buffer:
-    """Bytes that one activation after the other has, each written over the one before."""
+    """Bytes that several activations use one after the other, each overwriting the previous one."""
 
     activations: list[int]
     size: int
@@ -31,9 +31,9 @@ class _Buffer:
 
 
 def plan_arena(plan: IntegerPlan) -> Arena:
-    """Place the activations where those that live at the same time do not meet.
+    """Place the activations so that those that live at the same time do not overlap.
 
-    A step that adds a residual nobody needs afterwards writes over it, which halves what a residual block needs.
+    A step overwrites the residual that it adds if nothing reads it later, which halves the memory of a residual block.
     """
     buffers = dict(enumerate(_buffers(plan)))
     sizes = {number: buffer.size for number, buffer in buffers.items()}
@@ -45,10 +45,10 @@ def plan_arena(plan: IntegerPlan) -> Arena:
 def _buffers(plan: IntegerPlan) -> list[_Buffer]:
     ends = last_use(plan)
     buffers: dict[int, _Buffer] = {}
-    for index, step in enumerate(plan.steps[: len(plan.steps) - 1]):  # what the last one writes is the caller's
+    for index, step in enumerate(plan.steps[: len(plan.steps) - 1]):  # the caller owns what the last one writes
         assert not isinstance(step, Linear)
         last = ends.get(step.output, index)
-        # Byte for byte: a residual is read where the output is written, and so is the input of a rescaling.
+        # A residual is read byte by byte where the output is written, as is the input of a rescaling.
         same_place = reads(step) if isinstance(step, Rescale) else set(reads(step)) - {step.input}
         free = [number for number in same_place if number in buffers and ends[number] == index]
         if free:

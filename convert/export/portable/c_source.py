@@ -1,7 +1,8 @@
-"""A quantized network as C99: one file of code, a header of numbers, the header to include, and a test of its own.
+"""Write a quantized network as C99: a header to include, a file of code, a header with its weights, and a test.
 
-No dependency, no heap, no floating point. Kernels are the files of ``templates/``, of which a network gets those that
-it uses, with its name for ``net``; they compute what ``adder_layers/integer/reference.py`` does, to the bit.
+The code has no dependencies and uses neither the heap nor floating point. The kernels are the files of ``templates/``:
+a network gets those that it uses, with its own name in place of ``net``. Their results are bit-identical to those of
+``adder_layers/integer/reference.py``.
 """
 
 import dataclasses
@@ -9,21 +10,32 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 from torch import Tensor
+from typing_extensions import assert_never
 
-from ....adder_layers.integer.plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale
+from ....adder_layers.integer.plan import (
+    Adder,
+    AveragePool,
+    Convolution,
+    IntegerPlan,
+    Linear,
+    MaxPool,
+    Rescale,
+    Step,
+    requantization_of,
+)
 from ....adder_layers.integer.reference import run
 from ...errors import ExportError
 from .arena import plan_arena
-from .c_steps import CSteps, size, variant
+from .c_steps import CSteps, by_shifts, size, variant
 from .c_tables import number_lines
-from .checks import check_exportable, check_images
-from .constants import by_shifts
-from .pixels import Normalization
+from .inputs import Normalization, check_inputs
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_VARYING = "factor|times|requantization|requantize|adder|convolution|rescale|average_pool"  # see ``variant``
+# Names that differ between requantization by multipliers and by shifts.
+_VARYING = "factor|times|requantization|requantize|adder|convolution|rescale|average_pool"
 _INT32_MAX = 2**31 - 1
 
 
@@ -32,20 +44,18 @@ def c_source(plan: IntegerPlan, name: str, images: Tensor, pixels: Normalization
 
     Args:
         plan: The network.
-        name: What it is called; C names and file names begin with ``c_identifier(name)``.
-        images: Bytes ``[N, H, W, C]`` uint8, recorded in the test together with what the network makes of them.
-        pixels: How images are normalized, for the header.
+        name: Name of the network; C names and file names begin with ``c_identifier(name)``.
+        images: Bytes ``[N, H, W, C]`` uint8, recorded in the test together with the network's outputs.
+        pixels: Normalization of the images, for the header.
 
     Returns:
-        For each file its text, in pieces that are made while they are read: ``NAME.h``, ``NAME_weights.h``, ``NAME.c``
-        and ``NAME_test.c``.
+        The text of each file, generated piece by piece: ``NAME.h``, ``NAME_weights.h``, ``NAME.c`` and ``NAME_test.c``.
 
     Raises:
-        ExportError: The plan does not fit together, could overflow or is too large for 32-bit addresses, or images
-            are of another size.
+        ExportError: The plan is inconsistent, could overflow or is too large for 32-bit addresses, or the images have
+            another size.
     """
-    check_exportable(plan)
-    check_images("images are", images, plan)
+    check_inputs(plan, "images are", images)
     arena, prefix = plan_arena(plan), c_identifier(name)
     largest = max([arena.size, *(a.height * a.width * a.channels for a in plan.activations)])
     if largest > _INT32_MAX:
@@ -61,7 +71,7 @@ def c_source(plan: IntegerPlan, name: str, images: Tensor, pixels: Normalization
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a network in C needs.
+    """Memory that a network in C needs.
 
     Args:
         ram: Bytes of activations, without the caller's image and output.
@@ -73,13 +83,13 @@ class Memory:
 
 
 def memory(plan: IntegerPlan) -> Memory:
-    """What a plan needs as C."""
+    """Return the memory that a plan needs in C."""
     arena = plan_arena(plan)
     return Memory(arena.size, sum(table.bytes for table in CSteps(plan, "net", arena).tables()))
 
 
 def c_identifier(name: str) -> str:
-    """A name in small letters, digits and underscores that may begin C names; ``net`` where nothing is left."""
+    """Turn a name into lowercase letters, digits and underscores that may begin C names; ``net`` if nothing is left."""
     word = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_").lower()[:40].rstrip("_")
     return word if word[:1].isalpha() else f"net_{word}".rstrip("_")
 
@@ -93,7 +103,7 @@ def _header(plan: IntegerPlan, steps: CSteps, pixels: Normalization) -> Iterator
         "IMAGE_CHANNELS": image.channels,
         "IMAGE_BYTES": image.height * image.width * image.channels,
         "IMAGE_SCALE": image.scale,
-        "IMAGE_ZERO": braced(image.zero.tolist()),
+        "IMAGE_ZERO_POINT": braced(image.zero_point.tolist()),
         "IMAGE_MEAN": braced(pixels.mean),
         "IMAGE_STD": braced(pixels.std),
     }
@@ -102,26 +112,27 @@ def _header(plan: IntegerPlan, steps: CSteps, pixels: Normalization) -> Iterator
         constants |= {"OUTPUTS": len(last.offset), "OUTPUT_SCALE": last.scale}
     else:
         output = plan.activations[last.output]
-        written = f"bytes {size(output)}, channels fastest; a byte stands for {macro}_OUTPUT_SCALE * (byte - zero)"
+        real = f"{macro}_OUTPUT_SCALE * (byte - {macro}_OUTPUT_ZERO_POINT[c])"
+        written = f"{size(output)} bytes, channels last; a byte of channel c stands for\n *     {real}"
         constants |= {
             "OUTPUTS": output.height * output.width * output.channels,
             "OUTPUT_SCALE": output.scale,
-            "OUTPUT_ZERO": braced(output.zero.tolist()),
+            "OUTPUT_ZERO_POINT": braced(output.zero_point.tolist()),
         }
     needed = memory(plan)
     constants |= {"RAM_BYTES": needed.ram, "ROM_BYTES": needed.rom}
     yield from (
-        f"/* {prefix}: a network in integers alone, written by adderkit.\n",
+        f"/* {prefix}: an integer-only network, generated by adderkit.\n",
         " *\n",
-        f" * {prefix}_run reads an image of bytes {size(image)} (height x width x channels, channels fastest)\n",
+        f" * {prefix}_run reads an image of {size(image)} bytes (height x width x channels, channels last)\n",
         f" * and writes {written}.\n",
-        " * A pixel p of channel c, from 0 to 255, is the byte q:\n",
+        " * A pixel p of channel c, from 0 to 255, becomes the byte q:\n",
         f" *     x = (p / 255 - {macro}_IMAGE_MEAN[c]) / {macro}_IMAGE_STD[c]\n",
-        f" *     q = clamp(floor(x / {macro}_IMAGE_SCALE + {macro}_IMAGE_ZERO[c] + 1/2), 0, 255)\n",
+        f" *     q = clamp(floor(x / {macro}_IMAGE_SCALE + {macro}_IMAGE_ZERO_POINT[c] + 1/2), 0, 255)\n",
         " *\n",
-        " * Memory: RAM_BYTES for activations, static, so that a call must have ended before the next one begins;\n",
-        " * ROM_BYTES for weights and factors, without the code. The caller's image and output come on top, and on\n",
-        f" * the stack an address for each tap of the largest window ({_most_taps(plan)}).\n",
+        f" * Memory: {macro}_RAM_BYTES of static memory for activations, hence calls must not overlap, and\n",
+        f" * {macro}_ROM_BYTES for weights and factors, without the code. Not included are the caller's image and\n",
+        f" * output, and on the stack a pointer for each tap of the largest window ({_most_taps(plan)}).\n",
         " */\n",
         f"#ifndef {macro}_H\n#define {macro}_H\n\n#include <stdint.h>\n\n",
         '#ifdef __cplusplus\nextern "C" {\n#endif\n\n',
@@ -132,13 +143,13 @@ def _header(plan: IntegerPlan, steps: CSteps, pixels: Normalization) -> Iterator
 
 
 def braced(values: Iterable[float]) -> str:
-    """The constants of an array."""
+    """Return the initializer of an array."""
     return "{" + ", ".join(map(str, values)) + "}"
 
 
 def _weights(steps: CSteps) -> Iterator[str]:
     macro = steps.prefix.upper()
-    yield f"/* Weights and factors of {steps.prefix}; only {steps.prefix}.c includes this. */\n"
+    yield f"/* Weights and factors of {steps.prefix}, included by {steps.prefix}.c only. */\n"
     yield f"#ifndef {macro}_WEIGHTS_H\n#define {macro}_WEIGHTS_H\n\n#include <stdint.h>\n"
     for table in steps.tables():
         yield "\n"
@@ -148,7 +159,7 @@ def _weights(steps: CSteps) -> Iterator[str]:
 
 def _body(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
     prefix = steps.prefix
-    yield f"/* {prefix}: see {prefix}.h. C99 without heap and without floating point. */\n"
+    yield f"/* {prefix}: C99 without heap and floating point; the interface is described in {prefix}.h. */\n"
     yield f'#include "{prefix}.h"\n\n#include <stddef.h>\n\n#include "{prefix}_weights.h"\n\n'
     if _most_taps(plan):
         yield f"#define {prefix.upper()}_MOST_TAPS {_most_taps(plan)}\n\n"
@@ -156,7 +167,7 @@ def _body(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
         yield _template(part, prefix, shifts) + "\n"
     yield from steps.structs()
     if steps.arena.size:
-        yield "\n/* Activations; those whose lives do not meet share their place. */\n"
+        yield "\n/* Activations; those that are not in use at the same time share bytes. */\n"
         yield f"static uint8_t {prefix}_arena[{prefix.upper()}_RAM_BYTES];\n"
     yield f"\n{_prototype(plan, prefix)}\n{{\n"
     yield from steps.calls()
@@ -164,28 +175,37 @@ def _body(plan: IntegerPlan, steps: CSteps) -> Iterator[str]:
 
 
 def _parts(plan: IntegerPlan) -> Iterator[tuple[str, bool]]:
-    """Names of the templates that a plan needs, in the order of definition, and whether those that requantize shift."""
-    used = {(type(step), by_shifts(step)) for step in plan.steps}
-    classes = {cls for cls, _ in used}
-    if classes - {Rescale, Linear}:
-        yield "windows", False
-    if classes & {Adder, Convolution, MaxPool}:
-        yield "sliding", False
-    if classes & {Adder, Convolution}:
-        yield "layers", False
+    """Yield the templates that a plan needs, in the order of definition, and whether those that requantize shift."""
+    needed = {part for step in plan.steps for part in _shared_parts(step)}
+    yield from ((part, False) for part in ("windows", "sliding", "layers") if part in needed)
+    used = {(type(step), by_shifts(step)) for step in plan.steps if requantization_of(step) is not None}
     for shifts in (False, True):
-        kinds = [cls.kind for cls in (Adder, Convolution, Rescale, AveragePool) if (cls, shifts) in used]
+        kinds = [cls.kind for cls in get_args(Step) if (cls, shifts) in used]
         if kinds:
             yield "times_shift" if shifts else "times_multiply", shifts
-        for part in (["requantize"] if kinds else []) + kinds:
-            yield part, shifts
-    for cls in (MaxPool, Linear):
-        if cls in classes:
-            yield cls.kind, False
+            yield "requantize", shifts
+        yield from ((kind, shifts) for kind in kinds)
+    others = {type(step) for step in plan.steps if requantization_of(step) is None}
+    yield from ((cls.kind, False) for cls in get_args(Step) if cls in others)
+
+
+def _shared_parts(step: Step) -> tuple[str, ...]:
+    """Return the templates without a kernel on which the one of a step depends, besides those of requantization."""
+    match step:
+        case Adder() | Convolution():
+            return "windows", "sliding", "layers"
+        case MaxPool():
+            return "windows", "sliding"
+        case AveragePool():
+            return ("windows",)
+        case Rescale() | Linear():
+            return ()
+        case _:
+            assert_never(step)
 
 
 def _most_taps(plan: IntegerPlan) -> int:
-    """Taps of the largest window that ``templates/sliding.c`` moves, 0 without one."""
+    """Return the number of taps of the largest window that ``templates/sliding.c`` moves, 0 without one."""
     steps = [step for step in plan.steps if isinstance(step, Adder | Convolution | MaxPool)]
     return max((step.window.kernel[0] * step.window.kernel[1] for step in steps), default=0)
 
@@ -203,7 +223,7 @@ def _prototype(plan: IntegerPlan, prefix: str) -> str:
 
 def _test(plan: IntegerPlan, prefix: str, images: Tensor) -> Iterator[str]:
     macro, kind = prefix.upper(), "int32_t" if plan.ends_in_logits else "uint8_t"
-    yield f"/* Runs {prefix} on recorded images and compares with what was recorded: a program of its own.\n"
+    yield f"/* Test program: runs {prefix} on recorded images and compares its outputs with the recorded ones.\n"
     yield f" *     cc -std=c99 {prefix}.c {prefix}_test.c && ./a.out\n */\n"
     yield f'#include <stdio.h>\n\n#include "{prefix}.h"\n\n#define IMAGES {len(images)}\n\n'
     yield f"static const uint8_t images[IMAGES][{macro}_IMAGE_BYTES] = {{\n"

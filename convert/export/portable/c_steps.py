@@ -1,8 +1,10 @@
-"""The steps of a plan in C: for each the constants it points to, and the call of its kernel."""
+"""The steps of a plan in C: the constants of each step, and the call of its kernel."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
+
+from typing_extensions import assert_never
 
 from ....adder_layers.geometry import Window
 from ....adder_layers.integer.plan import (
@@ -10,18 +12,19 @@ from ....adder_layers.integer.plan import (
     Adder,
     AveragePool,
     Convolution,
+    Filters,
     IntegerPlan,
     Linear,
     MaxPool,
     Requantization,
     Rescale,
     Step,
+    powers_of_two,
     requantization_of,
     step_tensors,
 )
 from .arena import Arena
-from .c_tables import Table
-from .constants import by_shifts, padded, shift_codes
+from .c_tables import Table, shift_codes
 
 Windowed: TypeAlias = Adder | Convolution | MaxPool | AveragePool
 
@@ -32,8 +35,8 @@ class CSteps:
 
     Args:
         plan: The network.
-        prefix: What all C names begin with.
-        arena: Where the activations lie.
+        prefix: Prefix of all C names.
+        arena: Positions of the activations.
     """
 
     plan: IntegerPlan
@@ -41,10 +44,10 @@ class CSteps:
     arena: Arena
 
     def tables(self) -> Iterator[Table]:
-        """All arrays of numbers."""
-        for number in padded(self.plan):
-            zero = self.plan.activations[number].zero
-            yield Table(self._name("zero", number), zero, f"the padded pixel of activation {number}")
+        """Yield all arrays of numbers."""
+        for number in padded_activations(self.plan):
+            zero_point = self.plan.activations[number].zero_point
+            yield Table(self._name("zero_point", number), zero_point, f"the padded pixel of activation {number}")
         for index, step in enumerate(self.plan.steps):
             for name, values in step_tensors(step).items():
                 as_shifts = name.endswith("multiplier") and by_shifts(step)
@@ -56,19 +59,24 @@ class CSteps:
                 )
 
     def structs(self) -> Iterator[str]:
-        """The constants that kernels take by address."""
+        """Yield the structs that kernels take by address."""
         for index, step in enumerate(self.plan.steps):
-            if isinstance(step, Adder | Convolution):
-                yield self._constant("layer", index, self._layer(index, step))
-            elif isinstance(step, MaxPool | AveragePool):
-                yield self._constant("window", index, self._window(step))
+            match step:
+                case Adder() | Convolution():
+                    yield self._constant("layer", index, self._layer(step))
+                case MaxPool() | AveragePool():
+                    yield self._constant("window", index, self._window(step))
+                case Rescale() | Linear():
+                    pass
+                case _:
+                    assert_never(step)
             requantization = requantization_of(step)
             if requantization is not None:
                 kind = "requantization" + variant(by_shifts(step))
                 yield self._constant(kind, index, self._requantization(index, requantization))
 
     def calls(self) -> Iterator[str]:
-        """A comment and a call for each step."""
+        """Yield a comment and a call for each step."""
         activations = self.plan.activations
         for index, (step, path) in enumerate(zip(self.plan.steps, self.plan.paths, strict=True)):
             source = activations[step.input]
@@ -83,19 +91,19 @@ class CSteps:
     def _constant(self, kind: str, index: int, value: str) -> str:
         return wrapped(f"static const {self.prefix}_{kind} {self._name(kind, index)} = {value};")
 
-    def _layer(self, index: int, step: Adder | Convolution) -> str:
+    def _layer(self, step: Adder | Convolution) -> str:
         fields = {
             "window": self._window(step),
             "groups": step.groups,
             "filters": len(step.weight) // step.groups,
             "channels": step.weight.shape[3],
-            "zero": self._name("zero", step.input) if any(step.window.padding) else "NULL",
+            "zero_point": self._name("zero_point", step.input) if any(step.window.padding) else "NULL",
         }
         return braces(fields)
 
     def _requantization(self, index: int, requantization: Requantization) -> str:
-        tables = ("multiplier", "offset", "shift", "exponent", "residual_multiplier")
-        fields = {name: self._name(name, index) for name in tables} | {"levels": str(requantization.levels)}
+        tables = ("multiplier", "offset", "shift", "scale_exponent", "residual_multiplier")
+        fields = {name: self._name(name, index) for name in tables} | {"quant_max": str(requantization.quant_max)}
         if requantization.residual is None:
             fields["residual_multiplier"] = "NULL"
         return braces(fields)
@@ -106,23 +114,31 @@ class CSteps:
         return braces(fields)
 
     def _arguments(self, index: int, step: Step, source: Activation) -> list[str]:
-        of_step = {name: self._name(name, index) for name in ("weight", "multiplier", "offset", "shift")}
-        if isinstance(step, Linear):
-            classes, values = step.weight.shape
-            return [str(classes), str(values), *of_step.values(), self._memory(step.input), "logits"]
-        requantization = requantization_of(step)
-        first = {
-            Adder: [f"&{self._name('layer', index)}", of_step["weight"]],
-            Convolution: [f"&{self._name('layer', index)}", of_step["weight"]],
-            Rescale: [str(source.height * source.width), str(source.channels)],
-            MaxPool: [f"&{self._name('window', index)}", str(source.channels)],
-            AveragePool: [f"&{self._name('window', index)}", str(source.channels)],
-        }[type(step)]
-        if requantization is None:
-            return [*first, self._memory(step.input), self._memory(step.output)]
-        residual = "NULL" if requantization.residual is None else self._memory(requantization.residual)
+        read = self._memory(step.input)
+        match step:
+            case Adder() | Convolution():
+                first = [f"&{self._name('layer', index)}", self._name("weight", index)]
+                return [*first, *self._requantized(index, step)]
+            case AveragePool():
+                return [f"&{self._name('window', index)}", str(source.channels), *self._requantized(index, step)]
+            case Rescale():
+                return [str(source.height * source.width), str(source.channels), *self._requantized(index, step)]
+            case MaxPool():
+                first = [f"&{self._name('window', index)}", str(source.channels)]
+                return [*first, read, self._memory(step.output)]
+            case Linear():
+                classes, values = step.weight.shape
+                tables = [self._name(name, index) for name in ("weight", "multiplier", "offset", "shift")]
+                return [str(classes), str(values), *tables, read, "logits"]
+            case _:
+                assert_never(step)
+
+    def _requantized(self, index: int, step: Adder | Convolution | AveragePool | Rescale) -> list[str]:
+        """Return the arguments that all kernels with a requantization have: factors, input, residual and output."""
+        number = step.requantization.residual
+        residual = "NULL" if number is None else self._memory(number)
         factors = f"&{self._name('requantization' + variant(by_shifts(step)), index)}"
-        return [*first, factors, self._memory(step.input), residual, self._memory(step.output)]
+        return [factors, self._memory(step.input), residual, self._memory(step.output)]
 
     def _memory(self, number: int) -> str:
         if number == 0:
@@ -131,8 +147,19 @@ class CSteps:
         return "output" if offset is None else f"{self.prefix}_arena + {offset}"
 
 
+def by_shifts(step: Step) -> bool:
+    """Return whether a step requantizes by shifts alone, because all multipliers are 0 or powers of two."""
+    return requantization_of(step) is not None and powers_of_two(step)
+
+
+def padded_activations(plan: IntegerPlan) -> list[int]:
+    """Return the numbers of the activations whose zero point is read, because a layer pads them."""
+    readers = [step for step in plan.steps if isinstance(step, Filters) and any(step.window.padding)]
+    return sorted({step.input for step in readers})
+
+
 def window_distances(window: Window, source: Activation) -> dict[str, int]:
-    """A window's sizes as ``templates/windows.c`` wants them: in bytes of the activation ``[H, W, C]`` it reads."""
+    """Return the sizes of a window for ``templates/windows.c``, in bytes of its input ``[H, W, C]``."""
     line = source.width * source.channels
     return {
         "size": source.height * line,
@@ -149,22 +176,22 @@ def window_distances(window: Window, source: Activation) -> dict[str, int]:
 
 
 def variant(shifts: bool) -> str:
-    """What the names of kernels that requantize by shifts end in."""
+    """Return the suffix of the names of kernels that requantize by shifts."""
     return "_by_shifts" if shifts else ""
 
 
 def braces(fields: Mapping[str, object]) -> str:
-    """A struct's constants by name."""
+    """Return a struct's initializer, by field name."""
     return "{" + ", ".join(f".{name} = {value}" for name, value in fields.items()) + "}"
 
 
 def size(activation: Activation) -> str:
-    """``HxWxC``."""
+    """Return ``HxWxC``."""
     return f"{activation.height}x{activation.width}x{activation.channels}"
 
 
 def wrapped(line: str) -> str:
-    """A statement broken into lines of at most 120 letters, behind commas."""
+    """Break a statement after commas into lines of at most 120 characters."""
     first, *rest = line.split(", ")
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     lines = [first]
@@ -178,5 +205,5 @@ def wrapped(line: str) -> str:
 
 
 def in_comment(text: str) -> str:
-    """Text of others, such as a layer's path, with nothing that could end a C comment."""
+    """Replace everything in a foreign text, such as a layer's path, that could end a C comment."""
     return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._- ") else "_" for letter in text)

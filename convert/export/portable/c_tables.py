@@ -1,4 +1,4 @@
-"""Tables of numbers as C99 arrays, line by line, so that millions of weights need no second copy in memory."""
+"""Tables of numbers as C99 arrays, written line by line: millions of weights need no second copy in memory."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ class Table:
     """A constant array.
 
     Args:
-        name: Its C name.
-        values: Of one of the integer types; a table has one dimension in C, the last one of ``values`` fastest.
-        comment: What it is; no text of others.
+        name: Name in C.
+        values: Numbers of an integer dtype; the array has one dimension in C, with the last one of ``values`` fastest.
+        comment: Description, without any text from outside, which could end the comment.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Table:
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory."""
+        """Size in memory."""
         return self.values.numel() * self.values.element_size()
 
     def lines(self) -> Iterator[str]:
-        """The definition."""
+        """Yield the definition."""
         flat = self.values.flatten()
         yield f"/* {self.comment} */\n"
         yield f"static const {_TYPES[flat.dtype]} {self.name}[{len(flat)}] = {{\n"
@@ -40,9 +40,16 @@ class Table:
 
 
 def number_lines(flat: Tensor) -> Iterator[str]:
-    """Numbers with commas between them, some to a line, without braces."""
+    """Yield lines of comma-separated numbers, without braces."""
     per_line = _BYTES_PER_LINE // flat.element_size()
     for part in flat.split(_NUMBERS_AT_ONCE):
         words = [str(number) for number in part.tolist()]
         for start in range(0, len(words), per_line):
             yield ",".join(words[start : start + per_line]) + ",\n"
+
+
+def shift_codes(factors: Tensor) -> Tensor:
+    """Encode powers of two ``±2^k`` int32 as ``±(k + 1)`` int8, and 0 as 0."""
+    sizes = factors.long().abs()
+    bits = torch.frexp(sizes.double()).exponent  # 2^k is 0.5 · 2^(k + 1), and 0 has the exponent 0
+    return (bits * factors.sign()).to(torch.int8)

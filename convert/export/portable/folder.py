@@ -1,4 +1,4 @@
-"""A quantized network as a folder of text files: C99 source or memory images."""
+"""Write a quantized network as a folder of text files: C99 source or memory images."""
 
 import json
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from ....adder_layers.integer.plan import IntegerPlan
 from ...errors import ExportError
 from ...files import write_pieces
 from .c_source import c_source
+from .inputs import Normalization
 from .memory_images import memory_images
-from .pixels import Normalization
 
 PortableForm = Literal["c", "hex"]
 

@@ -1,7 +1,7 @@
-"""A quantized network as memory images for test benches of hardware: ``$readmemh`` files and a manifest.
+"""Write a quantized network as memory images for hardware test benches: ``$readmemh`` files and a manifest.
 
-A file holds one array, one word to a line, the last dimension fastest. A word has the array's width in hexadecimal
-digits, negative numbers in two's complement (IEEE 1364, ``$readmemh``).
+Each file holds one array, with one word per line and the last dimension fastest. Words are hexadecimal, as wide as the
+array's dtype, with negative numbers in two's complement (IEEE 1364, ``$readmemh``).
 """
 
 import dataclasses
@@ -9,27 +9,31 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import assert_never
 
-from ....adder_layers.integer.plan import IntegerPlan, Linear, Rescale, Step, requantization_of, step_tensors
+from ....adder_layers.geometry import Window
+from ....adder_layers.integer.plan import (
+    Adder,
+    AveragePool,
+    Convolution,
+    IntegerPlan,
+    Linear,
+    MaxPool,
+    Rescale,
+    Step,
+    requantization_of,
+    step_tensors,
+)
 from ....adder_layers.integer.reference import trace
-from .checks import check_exportable, check_images
-from .pixels import Normalization
+from .inputs import Normalization, check_inputs
 
-_SUMS = {
-    "adder": "a[o] = sum |q - weight[o]| over a window",
-    "convolution": "a[o] = sum q * weight[o] over a window",
-    "rescale": "a[c] = q",
-    "max_pool": "the largest q of a window; padded taps do not count; written as it is",
-    "average_pool": "a[c] = sum q over a window",
-    "linear": "logit[o] = (sum q * weight[o] * multiplier[o] + offset[o]) >> shift[o], rounded down, int32",
-}
 _FORMULA = {
     "total": "t = a * multiplier[c] + r * residual_multiplier[c] + offset[c], int64; r is the residual's byte",
-    "byte": "q = min(max(t, 0) >> shift[c], levels) << exponent[c]",
-    "pixel": "of p, 0 to 255: q = floor((p / 255 - mean[c]) / std[c] / scale + zero[c] + 1/2), clamped",
-    "real": "scale * (q - zero[c]); an adder layer or convolution reads zero[c] where it is padded",
+    "byte": "q = min(max(t, 0) >> shift[c], quant_max) << scale_exponent[c]",
+    "pixel": "q = floor((p / 255 - mean[c]) / std[c] / scale + zero_point[c] + 1/2), clamped, for p from 0 to 255",
+    "real": "scale * (q - zero_point[c]); adder layers and convolutions read zero_point[c] at padded taps",
     "window": "tap (i, j) of output pixel (y, x) is input pixel (y * stride + i * dilation - padding, likewise for x)",
-    "groups": "filter o sees channels g * C .. g * C + C - 1, with g = o / (filters / groups) and C of weight",
+    "groups": "filter o reads channels g * C to g * C + C - 1, with g = o / (filters / groups) and C of weight",
 }
 _LINES = 4096
 
@@ -37,21 +41,20 @@ _LINES = 4096
 def memory_images(
     plan: IntegerPlan, image: Tensor, pixels: Normalization
 ) -> tuple[dict[str, Any], dict[str, Iterable[str]]]:
-    """Write a network, and what it makes of one image, as memory images.
+    """Write a network, and its activations and outputs for one image, as memory images.
 
     Args:
         plan: The network.
         image: Bytes ``[H, W, C]`` uint8.
-        pixels: How images are normalized, for the manifest.
+        pixels: Normalization of the images, for the manifest.
 
     Returns:
-        The manifest, JSON-ready, and for each file it names the text, in pieces that are made while they are read.
+        The manifest, JSON-ready, and the text of each file that it names, generated piece by piece.
 
     Raises:
-        ExportError: The plan does not fit together or could overflow, or the image is of another size.
+        ExportError: The plan is inconsistent or could overflow, or the image has another size.
     """
-    check_exportable(plan)
-    check_images("image is", image, plan)
+    check_inputs(plan, "image is", image)
     values, output = trace(plan, image[None])
     files: dict[str, Iterable[str]] = {}
 
@@ -70,7 +73,7 @@ def memory_images(
             "number": number,
             "scale": activation.scale,
             "bytes": entry(f"activation_{number:03}", values[number][0], "HWC"),
-            "zero": entry(f"activation_{number:03}_zero", activation.zero, "C"),
+            "zero_point": entry(f"activation_{number:03}_zero_point", activation.zero_point, "C"),
         }
         for number, activation in enumerate(plan.activations)
     ]
@@ -80,7 +83,7 @@ def memory_images(
             name: entry(f"step_{index:03}_{name}", tensor, _dimensions(tensor))
             for name, tensor in step_tensors(step).items()
         }
-        steps.append({"index": index, "path": path} | _described(step) | {"arrays": arrays})
+        steps.append({"index": index, "path": path} | _describe(step) | {"arrays": arrays})
     manifest = {
         "format": 1,
         "formula": _FORMULA,
@@ -94,7 +97,7 @@ def memory_images(
 
 
 def hex_lines(values: Tensor) -> Iterator[str]:
-    """Numbers as words of hexadecimal digits, one to a line."""
+    """Yield numbers as hexadecimal words, one per line."""
     width = values.element_size()
     for part in values.flatten().split(_LINES):
         big_endian = part.numpy().astype(part.numpy().dtype.newbyteorder(">"))
@@ -105,15 +108,36 @@ def _dimensions(tensor: Tensor) -> str:
     return {1: "O", 2: "O(HWC)", 4: "OHWC"}[tensor.ndim]
 
 
-def _described(step: Step) -> dict[str, Any]:
-    """What a step does, without its arrays."""
-    found: dict[str, Any] = {"kind": step.kind, "formula": _SUMS[step.kind], "input": step.input}
-    if isinstance(step, Linear):
-        return found
-    found["output"] = step.output
-    if not isinstance(step, Rescale):
-        found |= {name: list(pair) for name, pair in step.window._asdict().items()}
+def _describe(step: Step) -> dict[str, Any]:
+    """Return the entry of a step without its arrays."""
+    found: dict[str, Any] = {"kind": step.kind, "formula": "", "input": step.input}
+    match step:
+        case Adder():
+            found["formula"] = "a[o] = sum |q - weight[o]| over a window"
+            found |= {"output": step.output, **_window(step.window), "groups": step.groups}
+        case Convolution():
+            found["formula"] = "a[o] = sum q * weight[o] over a window"
+            found |= {"output": step.output, **_window(step.window), "groups": step.groups}
+        case Rescale():
+            found["formula"] = "a[c] = q"
+            found["output"] = step.output
+        case MaxPool():
+            found["formula"] = "the largest q of a window, ignoring padded taps, is the output byte"
+            found |= {"output": step.output, **_window(step.window)}
+        case AveragePool():
+            found["formula"] = "a[c] = sum q over a window"
+            found |= {"output": step.output, **_window(step.window)}
+        case Linear():
+            found["formula"] = (
+                "logit[o] = (sum q * weight[o] * multiplier[o] + offset[o]) >> shift[o], rounded down, int32"
+            )
+        case _:
+            assert_never(step)
     requantization = requantization_of(step)
     if requantization is not None:
-        found |= {"levels": requantization.levels, "residual": requantization.residual}
-    return found | ({"groups": step.groups} if hasattr(step, "groups") else {})
+        found |= {"quant_max": requantization.quant_max, "residual": requantization.residual}
+    return found
+
+
+def _window(window: Window) -> dict[str, list[int]]:
+    return {name: list(pair) for name, pair in window._asdict().items()}

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from adderkit.adder_layers.geometry import Window
+from adderkit.adder_layers.geometry import POINT, Window
 from adderkit.adder_layers.integer.plan import (
     Activation,
     Adder,
@@ -19,8 +19,6 @@ from adderkit.adder_layers.integer.plan import (
     Step,
 )
 
-POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
-
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -31,7 +29,7 @@ class Layer:
     window: Window = POINT
     groups: int = 1
     size: tuple[int, int] = (7, 7)
-    levels: int = 255
+    quant_max: int = 255
     residual: bool = False
 
 
@@ -50,32 +48,32 @@ class Builder:
 
     def activation(self, channels: int, height: int, width: int) -> int:
         """A new activation's number."""
-        zero = self.integers(0, 256, channels, dtype=torch.uint8)
-        self.activations.append(Activation(channels, height, width, 0.125, zero))
+        zero_point = self.integers(0, 256, channels, dtype=torch.uint8)
+        self.activations.append(Activation(channels, height, width, 0.125, zero_point))
         return len(self.activations) - 1
 
     def requantization(
-        self, filters: int, low: int, high: int, levels: int = 255, residual: int | None = None
+        self, filters: int, low: int, high: int, quant_max: int = 255, residual: int | None = None
     ) -> Requantization:
         """Factors that bring sums between ``low`` and ``high`` to bytes; signs of both kinds, some beyond the range."""
         shift = self.integers(20, 40, filters)
         signs = self.integers(0, 2, filters) * 2 - 1
         spread = max(high - low, 1)
         size = (
-            (levels * 2.0**shift / spread * (0.5 + torch.rand(filters, generator=self.random)))
+            (quant_max * 2.0**shift / spread * (0.5 + torch.rand(filters, generator=self.random)))
             .long()
             .clamp(max=2**31 - 1)
         )
         multiplier = size * signs
         middle = (low + high) // 2 + self.integers(-spread // 4 - 1, spread // 4 + 1, filters)
-        offset = ((levels // 2) << shift) - multiplier * middle
-        most = 7 - (levels.bit_length() - 1)
+        offset = ((quant_max // 2) << shift) - multiplier * middle
+        most = 7 - (quant_max.bit_length() - 1)
         return Requantization(
             multiplier.to(torch.int32),
             offset,
             shift.to(torch.uint8),
             self.integers(0, most + 1, filters, dtype=torch.uint8),
-            levels,
+            quant_max,
             residual,
             None if residual is None else (size // 3).to(torch.int32),
         )
@@ -86,7 +84,7 @@ class Builder:
         filters: int,
         window: Window,
         groups: int = 1,
-        levels: int = 255,
+        quant_max: int = 255,
         residual: int | None = None,
         input: int | None = None,
     ) -> int:
@@ -99,7 +97,7 @@ class Builder:
         terms = window.kernel[0] * window.kernel[1] * before.channels // groups
         # Around the mean of the sums, a few of their standard deviations to each side.
         mean, spread = (85 * terms, 60 * int(terms**0.5) + 60) if cls is Adder else (0, 11000 * int(terms**0.5) + 11000)
-        requantization = self.requantization(filters, mean - 3 * spread, mean + 3 * spread, levels, residual)
+        requantization = self.requantization(filters, mean - 3 * spread, mean + 3 * spread, quant_max, residual)
         target = self.activation(filters, *window.output_size(before.height, before.width))
         self.steps.append(cls(source, target, weight, window, groups, requantization))
         return target
@@ -118,7 +116,7 @@ class Builder:
         source = len(self.activations) - 1
         before = self.activations[source]
         target = self.activation(before.channels, *(size or window.output_size(before.height, before.width)))
-        self.activations[target] = dataclasses.replace(self.activations[target], zero=before.zero)
+        self.activations[target] = dataclasses.replace(self.activations[target], zero_point=before.zero_point)
         self.steps.append(MaxPool(source, target, window))
         return target
 
@@ -160,7 +158,7 @@ def single(cls: type[Adder] | type[Convolution], layer: Layer, seed: int = 0) ->
     residual = None
     if layer.residual:
         residual = builder.layer(Convolution, layer.filters, layer.window, layer.groups)
-    builder.layer(cls, layer.filters, layer.window, layer.groups, layer.levels, residual, input=0)
+    builder.layer(cls, layer.filters, layer.window, layer.groups, layer.quant_max, residual, input=0)
     return builder
 
 
@@ -212,8 +210,8 @@ LAYERS: dict[str, Layer] = {
     "depthwise": Layer(72, 72, square(3, 1, 1), groups=72, size=(10, 9)),
     "depthwise-stride2": Layer(33, 33, square(5, 2, 2), groups=33, size=(11, 12)),
     "depthwise-doubling": Layer(10, 20, square(3, 1, 1), groups=10, size=(6, 7)),
-    "four-bits": Layer(16, 24, square(3, padding=1), levels=15, size=(7, 7)),
+    "four-bits": Layer(16, 24, square(3, padding=1), quant_max=15, size=(7, 7)),
     "residual": Layer(16, 16, square(3, padding=1), residual=True, size=(7, 9)),
-    "residual-six-bits": Layer(16, 20, POINT, levels=63, residual=True, size=(6, 6)),
+    "residual-six-bits": Layer(16, 20, POINT, quant_max=63, residual=True, size=(6, 6)),
     "many-terms": Layer(512, 16, square(3, padding=1), size=(4, 4)),
 }

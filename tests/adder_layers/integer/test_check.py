@@ -83,7 +83,7 @@ def test_sums_beyond_32_bits_are_refused():
         plan = one_step(1, 0, 0)
         wide = torch.zeros(1, dtype=torch.uint8).expand(1, 1, 1, channels)
         activations = (
-            dataclasses.replace(plan.activations[0], channels=channels, zero=wide.reshape(-1)),
+            dataclasses.replace(plan.activations[0], channels=channels, zero_point=wide.reshape(-1)),
             plan.activations[1],
         )
         plan = dataclasses.replace(changed(plan, 0, weight=wide), activations=activations)
@@ -142,15 +142,18 @@ NETWORK = (
         (changed(NETWORK, 2, window=square(3, 0, 1)), r"step 2 .* has stride \(0, 0\), expected at least 1"),
         (changed(NETWORK, 2, window=square(3, 1, -1)), r"step 2 .* has padding \(-1, -1\)"),
         (changed(NETWORK, 9, window=square(3, 1, 1)), r"step 9 .* has padding \(1, 1\) .* expected 0 and 1"),
-        (refactored(NETWORK, 2, levels=256), "step 2 .* has 256 levels"),
-        (refactored(NETWORK, 2, exponent=torch.ones(16, dtype=torch.uint8)), "levels, up to 510 once shifted"),
+        (refactored(NETWORK, 2, quant_max=256), "step 2 .* has quant_max 256, 256 after shifting, expected 1 to 255"),
+        (
+            refactored(NETWORK, 2, scale_exponent=torch.ones(16, dtype=torch.uint8)),
+            "step 2 .* has quant_max 255, 510 after shifting",
+        ),
         (
             refactored(NETWORK, 2, shift=torch.full((16,), 63, dtype=torch.uint8)),
             "shifts by 63 bits, expected at most 62",
         ),
         (refactored(NETWORK, 2, multiplier=torch.zeros(16)), "multiplier of step 2 .* torch.float32"),
         (refactored(NETWORK, 2, residual=2), "step 2 .* has a residual without a multiplier"),
-        (refactored(NETWORK, 3, residual=0), "step 3 .* adds activation 0, which has another size than its output"),
+        (refactored(NETWORK, 3, residual=0), "step 3 .* adds activation 0, whose size differs from that of its output"),
         (
             dataclasses.replace(
                 NETWORK, activations=(dataclasses.replace(NETWORK.activations[0], scale=0.0), *NETWORK.activations[1:])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from adderkit.adder_layers.backends import cpu
 from adderkit.adder_layers.geometry import Window
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.arena import lay_out
 from adderkit.adder_layers.integer.cpu_engine import Engine, available, terms
+from adderkit.adder_layers.integer.memory_layout import lay_out
 from adderkit.adder_layers.integer.plan import Adder, Convolution, Linear, MaxPool, last_use
 from tests.adder_layers.integer.random_plans import (
     LAYERS,
@@ -127,7 +127,7 @@ def test_extremes(layer, cls, weight, byte, forced):
                 ),
             )
             builder.activations[0] = dataclasses.replace(
-                builder.activations[0], zero=torch.full_like(builder.activations[0].zero, 255 - byte)
+                builder.activations[0], zero_point=torch.full_like(builder.activations[0].zero_point, 255 - byte)
             )
             assert_equals_reference(builder, forced, torch.full_like(builder.image(1), byte))
 
@@ -179,19 +179,19 @@ def test_no_image_at_all(forced):
 @pytest.mark.parametrize("scale", [1 / 58.4, 0.02, 1.0])
 def test_real_images_become_bytes_as_the_reference_says(scale, forced):
     builder = residual_network()
-    zero = torch.tensor([0, 124, 255], dtype=torch.uint8)
-    builder.activations[0] = dataclasses.replace(builder.activations[0], scale=scale, zero=zero)
+    zero_point = torch.tensor([0, 124, 255], dtype=torch.uint8)
+    builder.activations[0] = dataclasses.replace(builder.activations[0], scale=scale, zero_point=zero_point)
     halves = (torch.arange(300) - 150.5) * scale  # on the edges between two bytes, as far as fp32 has them
     images = torch.randn(4, 3, 23, 19) * 60 * scale
     images.view(-1)[:300] = halves
     images[1, 1, 1, :2] = torch.tensor([float("inf"), -float("inf")])
     plan = builder.plan()
-    expected = reference.run(plan, reference.quantize(images, scale, zero))
+    expected = reference.run(plan, reference.quantize(images, scale, zero_point))
     for layout in (images, images.contiguous(memory_format=torch.channels_last), images.double()):
         assert torch.equal(Engine(plan, forced).run_float(layout), expected)
     layer = single(Adder, Layer(3, 4, size=(23, 19)))
     layer.activations[0] = builder.activations[0]
-    expected = reference.run(layer.plan(), reference.quantize(images, scale, zero))
+    expected = reference.run(layer.plan(), reference.quantize(images, scale, zero_point))
     assert torch.equal(Engine(layer.plan(), forced).run_float(images), expected)
 
 
@@ -314,7 +314,7 @@ def test_the_reference_serves_where_it_must():
     assert engine.instruction_set is None
     assert torch.equal(engine.run(image), reference.run(plan, image))
     assert torch.equal(engine.run_float(real), Engine(plan).run_float(real))
-    with pytest.raises(RuntimeError, match="the reference serves as the engine and has no profile"):
+    with pytest.raises(RuntimeError, match="the engine runs the reference implementation, which has no profile"):
         engine.profile(image)
 
 

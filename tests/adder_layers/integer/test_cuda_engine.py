@@ -97,7 +97,7 @@ def test_real_images_become_bytes_as_the_reference_says():
     plan = single(Convolution, LAYERS["7x7-stem"]).plan()
     first = plan.activations[0]
     images = torch.randn(2, 3, 20, 18, generator=torch.Generator().manual_seed(0)) * 9
-    expected = reference.run(plan, reference.quantize(images, first.scale, first.zero))
+    expected = reference.run(plan, reference.quantize(images, first.scale, first.zero_point))
     engine = GpuEngine(plan, "cpu")
     assert torch.equal(engine.run_float(images), expected)
     with pytest.raises(TypeError, match="expected floating point; run takes bytes"):

@@ -32,7 +32,7 @@ def test_network_is_the_reference_behind_rounding(builder):
     network = IntegerNetwork(plan)
     first = plan.activations[0]
     images = torch.randn(3, first.channels, first.height, first.width)
-    expected = run(plan, quantize(images, first.scale, first.zero)) * plan.steps[-1].scale
+    expected = run(plan, quantize(images, first.scale, first.zero_point)) * plan.steps[-1].scale
     assert torch.equal(network(images), expected.float())
     again = IntegerNetwork(empty_plan(structure_of(plan)))
     again.load_state_dict(network.state_dict())
@@ -40,7 +40,7 @@ def test_network_is_the_reference_behind_rounding(builder):
 
 
 def test_images_of_another_size(builder):
-    with pytest.raises(ValueError, match="an integer network takes images of one size"):
+    with pytest.raises(ValueError, match="an integer network accepts images of one size"):
         IntegerNetwork(builder.plan())(torch.zeros(1, 3, 4, 4))
 
 
@@ -49,7 +49,10 @@ WRONG = {
     "size": ({"activations": [[3, 0, 3, 0.1]]}, "a size of activation 0 is 0"),
     "scale": ({"activations": [[3, 3, 3, -1.0]]}, "scale of activation 0 is -1.0"),
     "steps": ({"steps": 3}, "steps is 3"),
-    "kind": ({"steps": [{"kind": "gate", "path": "x", "input": 0, "output": 1}]}, "kernel of step 0 is None"),
+    "kind": (
+        {"steps": [{"kind": "gate", "path": "x", "input": 0, "output": 1}]},
+        "kind of step 0 is 'gate', which",
+    ),
     "input": ({"steps": [{"kind": "linear", "path": "x", "input": 99, "outputs": 2}]}, "input of step 0 is 99"),
     "step": ({"steps": [None]}, "step 0 is None, expected an object"),
 }

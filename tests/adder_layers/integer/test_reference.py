@@ -22,7 +22,7 @@ def identity(filters: int) -> Requantization:
 def requantize_in_python(total: int, factors: Requantization, channel: int) -> int:
     """The formula of `plan.py` in unbounded integers; `//` of a power of two is the shift."""
     code = max(total, 0) // 2 ** int(factors.shift[channel])
-    return min(code, factors.levels) * 2 ** int(factors.exponent[channel])
+    return min(code, factors.quant_max) * 2 ** int(factors.scale_exponent[channel])
 
 
 def layer_in_python(builder: Builder) -> list[int]:
@@ -46,7 +46,7 @@ def layer_in_python(builder: Builder) -> list[int]:
                             channel = o // filters * per_group + c
                             v, u = y * down - top + i * row_gap, z * right - left + j * column_gap
                             inside = 0 <= v < source.height and 0 <= u < source.width
-                            value = x[v][u][channel] if inside else int(source.zero[channel])
+                            value = x[v][u][channel] if inside else int(source.zero_point[channel])
                             weight = w[o][i][j][c]
                             total += abs(value - weight) if isinstance(step, Adder) else value * weight
                 total = total * int(factors.multiplier[o]) + int(factors.offset[o])
@@ -65,19 +65,19 @@ def test_layers_are_what_loops_in_python_give(name, cls):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_sums_are_those_of_the_real_layers(name):
-    """Integers below 2^53 are exact in fp64; the bytes' distance from `zero` is what is padded by 0."""
+    """Integers below 2^53 are exact in fp64; the bytes' distance from `zero_point` is what is padded by 0."""
     layer = LAYERS[name]
     (stride, padding, dilation), groups = layer.window[1:], layer.groups
     for cls in (Adder, Convolution):
         builder = single(cls, layer)
         plan, image = builder.plan(), builder.image()
         step = plan.steps[-1]
-        zero = plan.activations[step.input].zero.double()
-        real = (image.double() - zero).permute(0, 3, 1, 2)
+        zero_point = plan.activations[step.input].zero_point.double()
+        real = (image.double() - zero_point).permute(0, 3, 1, 2)
         weight = step.weight.double().permute(0, 3, 1, 2)
         if cls is Convolution:
             expected = F.conv2d(real, weight, None, stride, padding, dilation, groups)
-            shift = zero.expand(len(image), *image.shape[1:]).permute(0, 3, 1, 2)
+            shift = zero_point.expand(len(image), *image.shape[1:]).permute(0, 3, 1, 2)
             constant = F.conv2d(
                 F.pad(shift, (padding[1],) * 2 + (padding[0],) * 2, "replicate"),
                 weight,
@@ -90,11 +90,13 @@ def test_sums_are_those_of_the_real_layers(name):
             expected = expected + constant
         else:
             per_group = layer.channels // groups
-            shift = zero.reshape(groups, 1, per_group).expand(-1, layer.filters // groups, -1).reshape(-1, per_group)
+            shift = (
+                zero_point.reshape(groups, 1, per_group).expand(-1, layer.filters // groups, -1).reshape(-1, per_group)
+            )
             expected = -adder_conv2d_reference(
                 real, weight - shift[:, :, None, None], None, stride, padding, dilation, groups
             )
-        sums = reference._sums(step, image, plan.activations[step.input])
+        sums = reference.step_sums(step, image, plan.activations[step.input])
         assert torch.equal(sums.permute(0, 3, 1, 2).double(), expected), cls.kind
 
 
@@ -123,7 +125,7 @@ def test_average_pool_is_torchs(kernel, stride):
     image = builder.image()
     builder.average_pool(kernel, stride)
     plan = builder.plan()
-    sums = reference._sums(plan.steps[0], image, plan.activations[0])
+    sums = reference.step_sums(plan.steps[0], image, plan.activations[0])
     expected = F.avg_pool2d(image.permute(0, 3, 1, 2).double(), kernel, stride) * math.prod(kernel)
     assert torch.equal(sums.double(), expected.permute(0, 2, 3, 1).round())
 
@@ -135,7 +137,7 @@ def test_requantization_at_its_edges():
         torch.tensor([-5, 100, 0, 2**61]),
         torch.tensor([0, 1, 31, 62], dtype=torch.uint8),
         torch.tensor([0, 2, 4, 4], dtype=torch.uint8),
-        levels=15,
+        quant_max=15,
     )
     sums = torch.tensor([[0, 0, 0, 0], [5, 33, 1, 1], [6, 34, 2, -(2**30)], [25, -(2**31), 2**31 - 1, 2**30]])
     codes = reference.requantize(sums.reshape(2, 2, 1, 4), factors, {}).reshape(4, 4)
@@ -169,9 +171,9 @@ def test_the_classifier_in_python():
 
 
 def test_quantize_rounds_halves_up_and_saturates():
-    zero = torch.tensor([0, 128], dtype=torch.uint8)
+    zero_point = torch.tensor([0, 128], dtype=torch.uint8)
     images = torch.tensor([-100.0, -0.25, 0.0, 0.24, 0.25, 63.5, 1e9]).reshape(1, 1, 1, 7).repeat(1, 2, 1, 1)
-    codes = reference.quantize(images, 0.5, zero)
+    codes = reference.quantize(images, 0.5, zero_point)
     assert codes.shape == (1, 1, 7, 2)
     assert codes[..., 0].flatten().tolist() == [0, 0, 0, 0, 1, 127, 255]
     assert codes[..., 1].flatten().tolist() == [0, 128, 128, 128, 129, 255, 255]
@@ -182,9 +184,9 @@ def test_a_network_is_its_steps_one_after_the_other():
     plan, image = builder.plan(), builder.image(1)
     whole, values = reference.run(plan, image), {0: image}
     for step, path in zip(plan.steps[:-1], plan.paths, strict=False):
-        values[step.output] = reference._carry_out(step, plan.activations, values)
+        values[step.output] = reference.run_step(step, plan.activations, values)
         size = plan.activations[step.output]
         assert values[step.output].shape == (1, size.height, size.width, size.channels), path
         assert values[step.output].unique().numel() > 8 or size.height == 1, f"{path} says nothing"
-    assert torch.equal(reference._carry_out(plan.steps[-1], plan.activations, values), whole)
+    assert torch.equal(reference.run_step(plan.steps[-1], plan.activations, values), whole)
     assert whole.unique().numel() > 5

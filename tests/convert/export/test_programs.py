@@ -206,7 +206,7 @@ def test_no_half_a_file_is_left(small, tmp_path, monkeypatch):
 
     (tmp_path / "net.pt2").write_bytes(b"old")
     monkeypatch.setattr(torch.export, "save", save)
-    with pytest.raises(ExportError, match=r"net\.pt2 cannot be written: No space left on device"):
+    with pytest.raises(ExportError, match=r"cannot write .*net\.pt2: No space left on device"):
         export_program(small, tmp_path / "net.pt2")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("net.pt2", b"old")]
 
@@ -227,7 +227,8 @@ def test_verb(tmp_path, adder_kit, resnet20):
         "bytes": (tmp_path / "net.pt2").stat().st_size,
     }
     status, _, err = adder_kit("export", "net", "--format", "coreml")
-    assert (status, err) == (1, "error: format is 'coreml', expected one of onnx, torch-export, c, hex\n")
+    assert status == 2
+    assert "'coreml' is not one of 'onnx', 'torch-export', 'c', 'hex'" in err
     status, _, err = adder_kit("export", "net", "--format", "torch-export", "--opset", "18")
     assert (status, err) == (1, "error: --opset 18 goes with --format onnx, not with torch-export\n")
     for output, message in (("net.txt", "ends in '.txt', expected '.pt2'"), ("net", "ends in '', expected '.pt2'")):

@@ -1,9 +1,11 @@
-"""Models cut into stages: what the stages compute is what the model's own forward does, and each is as wide as it can.
+"""Models cut into fused operations: they compute what the model's forward pass does, and each fuses all that it can.
 
 Whole networks in integers are in ``test_quantize.py``; these are small ones with one difficulty each.
 """
 
+import dataclasses
 import math
+from typing import get_args
 
 import pytest
 import timm
@@ -12,9 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import adderkit
+from adderkit.adder_layers.integer.plan import Step
 from adderkit.convert.errors import AdderkitError
-from adderkit.convert.quantization.fake_quantize import carry_out
-from adderkit.convert.quantization.fusion import Stages, stages_of
+from adderkit.convert.quantization.config import QuantizeConfig
+from adderkit.convert.quantization.fake_quantize import compute_op, fake_quantize_
+from adderkit.convert.quantization.fold import _PlanBuilder
+from adderkit.convert.quantization.fused_ops import OpKind
+from adderkit.convert.quantization.fusion import fuse
 
 IMAGE = (3, 9, 7)
 INFINITE = math.inf
@@ -58,21 +64,22 @@ def drawn(model):
 
 
 @torch.no_grad()
-def computed(model, stages, images):
-    values = {0: images}
-    for stage in stages.stages:
-        values[stage.output] = carry_out(model, stage, values)
-        assert tuple(values[stage.output].shape[1:]) == stages.shapes[stage.output]
-    return values[stages.stages[-1].output].flatten(1)
+def computed(model, graph, images):
+    def visit(op, values):
+        result = compute_op(model, op, values)
+        assert tuple(result.shape[1:]) == graph.shapes[op.output]
+        return result
+
+    return graph.run(images, visit).flatten(1)
 
 
 def same_as_forward(model, image=IMAGE):
-    """The stages, after a comparison with what the model gives."""
-    images, stages = torch.randn(3, *image), stages_of(model, image)
+    """The fused operations, after a comparison with what the model gives."""
+    images, graph = torch.randn(3, *image), fuse(model, image)
     with torch.no_grad():
         expected = model(images)
-    torch.testing.assert_close(computed(model, stages, images), expected)
-    return stages
+    torch.testing.assert_close(computed(model, graph, images), expected)
+    return graph
 
 
 def bottleneck(net, x):
@@ -150,7 +157,7 @@ def padded_to_the_same_size(net, x):
     return net.odd(x).relu()
 
 
-STAGES = {  # kind, module, input, residual, low, high of each stage between the image and the mean
+FUSED = {  # kind, module, input, residual, low, high of each operation between the image and the mean
     bottleneck: [("convolution", "one", 0, None, 0, 6), ("convolution", "two", 1, 1, -INFINITE, INFINITE)],
     residual_in_place: [("convolution", "one", 0, None, 0, INFINITE), ("convolution", "two", 1, 1, 0, INFINITE)],
     residual_of_a_sum: [
@@ -196,11 +203,11 @@ STAGES = {  # kind, module, input, residual, low, high of each stage between the
 }
 
 
-@pytest.mark.parametrize("body", STAGES, ids=lambda body: body.__name__)
-def test_stages_are_what_the_formulas_allow(body):
-    stages = same_as_forward(drawn(Net(body))).stages
-    found = [(stage.kind, stage.path, stage.input, stage.residual, stage.low, stage.high) for stage in stages]
-    assert found[:-2] == STAGES[body]
+@pytest.mark.parametrize("body", FUSED, ids=lambda body: body.__name__)
+def test_operations_are_what_the_formulas_allow(body):
+    ops = same_as_forward(drawn(Net(body))).ops
+    found = [(op.kind, op.path, op.input, op.residual, op.low, op.high) for op in ops]
+    assert found[:-2] == FUSED[body]
     assert [kind for kind, *_ in found[-2:]] == ["average_pool", "linear"]
 
 
@@ -210,8 +217,8 @@ def test_what_changes_in_place_changes_for_all(body):
 
 
 def test_norms_stand_in_order():
-    stages = stages_of(drawn(Net(two_norms_and_two_clamps)), IMAGE)
-    assert stages.stages[0].norms == ("norm1", "norm2")
+    graph = fuse(drawn(Net(two_norms_and_two_clamps)), IMAGE)
+    assert graph.ops[0].norms == ("norm1", "norm2")
 
 
 @pytest.mark.parametrize(
@@ -222,29 +229,28 @@ def test_networks_of_timm(name):
     image = (3, 32, 32)
     model = drawn(timm.create_model(name, num_classes=3))
     layers = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    found = [stage.path for stage in same_as_forward(model, image).stages if stage.kind not in ("rescale", "max_pool")]
+    found = [op.path for op in same_as_forward(model, image).ops if op.kind not in ("rescale", "max_pool")]
     assert [path for path in found if path in layers] == sorted(layers, key=found.index)
 
 
 def test_depthwise_adder_layers_with_their_norms():
     model = drawn(timm.create_model("mobilenetv2_035", num_classes=3))
     adderkit.convert_(model, example_input=torch.randn(1, 3, 32, 32))
-    stages = same_as_forward(model, (3, 32, 32)).stages
-    depthwise = [stage for stage in stages if stage.path.endswith("conv_dw")]
+    ops = same_as_forward(model, (3, 32, 32)).ops
+    depthwise = [op for op in ops if op.path.endswith("conv_dw")]
     assert len(depthwise) == 17
-    assert {(stage.kind, stage.low, stage.high) for stage in depthwise} == {("adder", 0, 6)}
-    assert all(stage.groups == model.get_submodule(stage.path).groups for stage in depthwise)
-    assert {stage.window.stride for stage in depthwise} == {(1, 1), (2, 2)}
-    linear = [stage for stage in stages if stage.path.endswith("conv_pwl")]
-    assert all((stage.low, stage.high) == (-INFINITE, INFINITE) for stage in linear)
-    assert sum(stage.residual is not None for stage in linear) == 10  # all other blocks change size or width
+    assert {(op.kind, op.low, op.high) for op in depthwise} == {("adder", 0, 6)}
+    assert all(op.groups == model.get_submodule(op.path).groups for op in depthwise)
+    assert {op.window.stride for op in depthwise} == {(1, 1), (2, 2)}
+    linear = [op for op in ops if op.path.endswith("conv_pwl")]
+    assert all((op.low, op.high) == (-INFINITE, INFINITE) for op in linear)
+    assert sum(op.residual is not None for op in linear) == 10  # all other blocks change size or width
 
 
 def test_consumers_are_found_behind_max_pooling():
-    stages = stages_of(drawn(Net(pooled)), IMAGE)
-    assert [stage.path for stage in stages.consumers(1)] == ["two"]
-    assert [stage.path for stage in stages.consumers(4)] == []
-    assert isinstance(stages, Stages)
+    graph = fuse(drawn(Net(pooled)), IMAGE)
+    assert [op.path for op in graph.consumers(1)] == ["two"]
+    assert [op.path for op in graph.consumers(4)] == []
 
 
 @pytest.mark.parametrize(
@@ -259,7 +265,7 @@ def test_flattened_pixels_are_a_window_as_large_as_the_image(flatten):
         def forward(self, x):
             return self.head(self.flat(self.conv(x).relu()))
 
-    last = same_as_forward(Flat().eval()).stages[-1]
+    last = same_as_forward(Flat().eval()).ops[-1]
     assert (last.window.kernel, last.input) == ((7, 5), 1)
 
 
@@ -281,9 +287,9 @@ def test_every_way_to_pool_the_whole_image(pool):
         def forward(self, x):
             return self.head(self.pool(self.conv(x)).flatten(1)[:, :, None, None]).flatten(1)
 
-    stages = same_as_forward(Pooled().eval()).stages
-    assert [stage.kind for stage in stages] == ["convolution", "average_pool", "linear"]
-    assert stages[1].window.kernel == (7, 5)
+    ops = same_as_forward(Pooled().eval()).ops
+    assert [op.kind for op in ops] == ["convolution", "average_pool", "linear"]
+    assert ops[1].window.kernel == (7, 5)
 
 
 def chosen_by_values(net, x):
@@ -299,9 +305,9 @@ REFUSED = {
     "calls getitem": lambda net, x: net.two(net.first(x).relu()[:, :, ::2, 1:]),
     "calls max_pool2d": lambda net, x: F.max_pool2d(net.first(x), 2),
     "calls mean": lambda net, x: net.first(x).mean(1, keepdim=True).expand(-1, 4, -1, -1),
-    "adds what is not just another activation": lambda net, x: net.first(x) + 1,
-    "add adds what is not": lambda net, x: torch.add(net.first(x), net.one(x), alpha=2),
-    "add adds what": lambda net, x: net.first(x) + net.one(x).mean((2, 3), keepdim=True),
+    "adds something other than one activation": lambda net, x: net.first(x) + 1,
+    "add adds something other": lambda net, x: torch.add(net.first(x), net.one(x), alpha=2),
+    "add adds something": lambda net, x: net.first(x) + net.one(x).mean((2, 3), keepdim=True),
     "padded_pool pads": lambda net, x: net.padded_pool(net.first(x)),
     "rounded_pool pads or rounds its size up": lambda net, x: net.rounded_pool(net.first(x)),
     "even pads more on one side": lambda net, x: net.even(x),
@@ -314,7 +320,7 @@ REFUSED = {
 @pytest.mark.parametrize("line", REFUSED)
 def test_what_integers_cannot_express_is_named(line):
     with pytest.raises(AdderkitError) as caught:
-        stages_of(drawn(Net(REFUSED[line])), IMAGE)
+        fuse(drawn(Net(REFUSED[line])), IMAGE)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -322,10 +328,10 @@ def test_what_integers_cannot_express_is_named(line):
 @pytest.mark.parametrize(
     ("result", "line"),
     [
-        (lambda x, y: (x, y), "returns something else than logits"),
-        (lambda x, y: x.flatten(1) + x.flatten(1), "flattened pixels are used by something else than a layer"),
-        (lambda x, y: {"logits": y}, "returns something else than logits"),
-        (lambda x, y: (y + y, x)[1], "returns something else than what its last layer writes"),
+        (lambda x, y: (x, y), "returns something other than logits"),
+        (lambda x, y: x.flatten(1) + x.flatten(1), "flattened pixels are used by something other than a layer"),
+        (lambda x, y: {"logits": y}, "returns something other than logits"),
+        (lambda x, y: (y + y, x)[1], "returns something other than what its last layer writes"),
     ],
 )
 def test_models_that_return_no_logits(result, line):
@@ -339,4 +345,18 @@ def test_models_that_return_no_logits(result, line):
             return result(x, self.two(x))
 
     with pytest.raises(AdderkitError, match=line):
-        stages_of(Two().eval(), IMAGE)
+        fuse(Two().eval(), IMAGE)
+
+
+def test_every_operation_becomes_a_step():
+    assert set(get_args(OpKind)) == {cls.kind for cls in get_args(Step)}
+
+
+def test_operations_of_unknown_kinds_fail():
+    model = drawn(Net(pooled))
+    op = dataclasses.replace(fuse(model, IMAGE).ops[0], kind="gate")
+    with pytest.raises(AssertionError, match="unreachable"):
+        compute_op(model, op, {0: torch.zeros(1, *IMAGE)})
+    fake_quantize_(model, QuantizeConfig(), IMAGE)
+    with pytest.raises(AssertionError, match="unreachable"):
+        _PlanBuilder(model).add(op)

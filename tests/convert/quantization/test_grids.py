@@ -10,7 +10,7 @@ FOUR_BITS = Grid(0.25, torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.0]), 15)
 
 
 def test_values_a_code_stands_for():
-    """By the formula scale * 2^exponent * (code - zero)."""
+    """By the formula scale * 2^scale_exponent * (code - zero_point)."""
     torch.testing.assert_close(FOUR_BITS.low, torch.tensor([0.0, -0.75]))
     torch.testing.assert_close(FOUR_BITS.high, torch.tensor([7.5, 3.0]))
 
@@ -19,8 +19,8 @@ def test_nearest_is_the_nearest_of_all_values():
     values = torch.randn(64, 2, 3, 1) * 6
     nearest = FOUR_BITS.nearest(values, (-1, 1, 1))
     for channel in range(2):
-        codes = torch.arange(16) - FOUR_BITS.zero[channel]
-        grid = codes * FOUR_BITS.step[channel]
+        codes = torch.arange(16) - FOUR_BITS.zero_point[channel]
+        grid = codes * FOUR_BITS.step_size[channel]
         own = values[:, channel].flatten()
         closest = (own[:, None] - grid).abs().min(1).values
         torch.testing.assert_close((own - nearest[:, channel].flatten()).abs(), closest)
@@ -44,13 +44,13 @@ def test_clamping_weights_costs_nothing(groups):
     """For inputs on the grid, distances to clamped weights and the excess are distances to the weights themselves."""
     grid = Grid(0.5, torch.tensor([0.0, 2.0, 0.0, 7.0]), torch.tensor([0.0, 1.0, 2.0, 0.0]), 7)
     whole = torch.randint(-40, 40, (6, 4 // groups, 3, 3)).float()
-    rows = whole.unflatten(0, (groups, -1)) * grid.step.view(
+    rows = whole.unflatten(0, (groups, -1)) * grid.step_size.view(
         groups, 1, -1, 1, 1
     )  # on the grid's lattice, beyond its ends
     weight = rows.flatten(0, 1)
     nearest, excess = grid.weights(weight, groups)
     codes = torch.randint(0, 8, (4, 3, 3)).float()
-    patch = ((codes - grid.zero.view(-1, 1, 1)) * grid.step.view(-1, 1, 1)).unflatten(0, (groups, -1))
+    patch = ((codes - grid.zero_point.view(-1, 1, 1)) * grid.step_size.view(-1, 1, 1)).unflatten(0, (groups, -1))
     patch = patch[:, None].expand(groups, 6 // groups, -1, 3, 3).flatten(0, 1)
     expected = (patch - weight).abs().sum((1, 2, 3))
     torch.testing.assert_close((patch - nearest).abs().sum((1, 2, 3)) + excess, expected)
@@ -67,24 +67,24 @@ def test_gradient_of_weights_passes_beyond_the_range():
 def test_exponents_are_the_best_assignment():
     """No other assignment of channels to octaves above the same base is nearer."""
     spans = torch.exp2(torch.rand(40) * 7)
-    exponent, base = channel_exponents(spans, 4)
+    scale_exponent, base = channel_exponents(spans, 4)
     octaves = spans.log2()[:, None] - math.log2(base) - torch.arange(5)
-    assert exponent.tolist() == octaves.abs().argmin(1).tolist()
+    assert scale_exponent.tolist() == octaves.abs().argmin(1).tolist()
 
 
 def test_dead_channels_draw_nobody_down():
     spans = torch.tensor([4.0, 4.0, 4.0, 1e-9])
-    exponent, base = channel_exponents(spans, 4)
-    assert base * 2 ** float(exponent[0]) == pytest.approx(4)
-    assert exponent[3] == 0
+    scale_exponent, base = channel_exponents(spans, 4)
+    assert base * 2 ** float(scale_exponent[0]) == pytest.approx(4)
+    assert scale_exponent[3] == 0
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
 def test_codes_shifted_fit_into_bytes(bits):
     high = torch.exp2(torch.randn(32) * 3)
     grid = grid_for(torch.zeros(32), high, bits)
-    assert int((grid.levels * torch.exp2(grid.exponent)).max()) <= 255
-    assert int(grid.zero.max()) == 0
+    assert int((grid.quant_max * torch.exp2(grid.scale_exponent)).max()) <= 255
+    assert int(grid.zero_point.max()) == 0
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -13,7 +13,7 @@ from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.quantization.config import QuantizeConfig
-from adderkit.convert.quantization.fake_quantize import FakeQuantized, carry_out
+from adderkit.convert.quantization.fake_quantize import FakeQuantized, compute_op
 from adderkit.convert.quantization.fold import fold
 from adderkit.convert.quantization.quantize import prepare_, quantize, quantize_with_ranges
 
@@ -77,21 +77,23 @@ def test_each_step_of_a_depthwise_network(kind, requant):
     adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [images])
     prepare_(model, [images], QuantizeConfig(requant=requant))
     plan = fold(model)
-    codes, logits = reference.trace(plan, reference.quantize(images[:2], plan.activations[0].scale, model.grid(0).zero))
+    codes, logits = reference.trace(
+        plan, reference.quantize(images[:2], plan.activations[0].scale, model.grid(0).zero_point)
+    )
     values = {
-        number: ((codes[number].double() - each.zero) * each.scale).float().permute(0, 3, 1, 2)
+        number: ((codes[number].double() - each.zero_point) * each.scale).float().permute(0, 3, 1, 2)
         for number, each in enumerate(plan.activations)
     }
-    stages = model._stages
-    for stage in stages.stages[:-1]:
-        if stages.shapes[stage.output][1:] == (1, 1):  # hardly a variance is left, and fp32's rounding is divided by it
+    graph = model.fused_graph
+    for op in graph.ops[:-1]:
+        if graph.shapes[op.output][1:] == (1, 1):  # hardly a variance is left, and fp32's rounding is divided by it
             continue
         with torch.no_grad():
-            found = model.quantize(stage.output, carry_out(model, stage, values))
-        away = ((found - values[stage.output]) / plan.activations[stage.output].scale).abs().round()
+            found = model.quantize(op.output, compute_op(model, op, values))
+        away = ((found - values[op.output]) / plan.activations[op.output].scale).abs().round()
         assert float(away.max()) <= 1  # sums on the boundary between two codes
         assert float(away.mean()) < 0.005
-    found = carry_out(model, stages.stages[-1], values).flatten(1).detach()
+    found = compute_op(model, graph.ops[-1], values).flatten(1).detach()
     torch.testing.assert_close(found, logits * plan.steps[-1].scale, atol=1e-4 * float(found.abs().max()), rtol=0)
 
 
@@ -164,7 +166,7 @@ def test_a_network_of_integers_is_not_quantized_again(student, images):
 
 
 def test_a_network_that_is_trained_for_integers(student, images):
-    """It costs what the float network costs, and its layers cannot be changed: its stages would not know."""
+    """It costs what the float network costs, and its layers cannot be changed: its operations would not know."""
     expected = adderkit.cost(student, images)
     model = copy.deepcopy(student)
     prepare_(model, [images], QuantizeConfig())
@@ -174,6 +176,15 @@ def test_a_network_that_is_trained_for_integers(student, images):
         adderkit.calibrate_(model, student, images)
     with pytest.raises(AdderkitError, match="is prepared for quantization-aware training and cannot be pruned"):
         adderkit.prune_(model, adderkit.PruneConfig(0.5, importance="random"))
+
+
+def test_the_class_says_what_it_was(student, images):
+    """Also with another mixin in front, as FSDP2 puts one."""
+    model = copy.deepcopy(student)
+    prepare_(model, [images], QuantizeConfig())
+    assert type(model).__name__ == f"FakeQuantized{type(student).__name__}"
+    model.__class__ = type("Sharded", (type("Mixin", (), {}), type(model)), {})
+    assert type(model.float_model()) is type(student)
 
 
 class Averages(nn.Module):

@@ -14,7 +14,7 @@ from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.quantization.config import QuantizeConfig
 from adderkit.convert.quantization.fake_quantize import fake_quantize_
-from adderkit.convert.quantization.fusion import Stages
+from adderkit.convert.quantization.fused_ops import FusedGraph
 from adderkit.convert.quantization.grids import grid_for
 from adderkit.convert.quantization.ranges import PERCENTILES, images_that_fit, set_ranges_
 
@@ -67,7 +67,7 @@ def nearest_of_all(values, grid):
     rows = values.transpose(0, 1)
     found = torch.empty_like(rows)
     for channel, row in enumerate(rows):
-        points = (torch.arange(grid.levels + 1) - grid.zero[channel]) * grid.step[channel]
+        points = (torch.arange(grid.quant_max + 1) - grid.zero_point[channel]) * grid.step_size[channel]
         found[channel] = points[(row[..., None] - points).abs().argmin(-1)]
     return found.transpose(0, 1)
 
@@ -116,7 +116,7 @@ def test_the_range_is_the_one_that_costs_the_reader_least(images, bits):
     best = grids[errors.index(min(errors))]
     held = twin.grid(1)
     assert ranges["0"].error == pytest.approx(min(errors), rel=1e-3)
-    torch.testing.assert_close(held.step, best.step)
+    torch.testing.assert_close(held.step_size, best.step_size)
     assert ranges["0"].high == pytest.approx(float(best.high.max()))
     assert ranges["0"].bits == bits
 
@@ -159,8 +159,8 @@ def test_signed_activations_are_offset(images):
     twin, ranges = chosen(two_layers(images, nn.Identity), images)
     grid, values = twin.grid(1), two_layers(images, nn.Identity)[:2](images)
     assert values.min() < 0 < values.max()
-    assert grid.zero.min() > 0
-    assert grid.zero.max() < 255
+    assert grid.zero_point.min() > 0
+    assert grid.zero_point.max() < 255
     assert ranges["0"].low < 0 < ranges["0"].high
 
 
@@ -193,10 +193,10 @@ def test_statistics_are_those_of_the_images_and_momenta_stay(images):
 
 def test_images_that_fit():
     """Three times the four largest activations in fp32, by hand: 3 * 4 * (100 + 90 + 80 + 70) bytes for an image."""
-    stages = Stages(((1, 10, 10), (1, 9, 10), (2, 4, 10), (7, 10, 1), (1, 1, 1)), ())
-    assert images_that_fit(stages, 5 * 4080) == 5
-    assert images_that_fit(stages, 5 * 4080 - 1) == 4
-    assert images_that_fit(stages, 10) == 1
+    graph = FusedGraph(((1, 10, 10), (1, 9, 10), (2, 4, 10), (7, 10, 1), (1, 1, 1)), ())
+    assert images_that_fit(graph, 5 * 4080) == 5
+    assert images_that_fit(graph, 5 * 4080 - 1) == 4
+    assert images_that_fit(graph, 10) == 1
 
 
 class Aliased(nn.Module):
@@ -214,5 +214,5 @@ class Aliased(nn.Module):
 
 
 def test_a_model_that_tracing_misunderstands_is_refused(images):
-    with pytest.raises(AdderkitError, match=r"^Aliased cannot be quantized: cut into stages by torch\.fx it gives"):
+    with pytest.raises(AdderkitError, match=r"^Aliased cannot be quantized: the operations that torch\.fx finds give"):
         chosen(Aliased().eval(), images)

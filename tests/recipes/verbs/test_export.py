@@ -90,7 +90,7 @@ def test_quantized_resnet20(config, adder_kit, tmp_path):
     network = adderkit.load(tmp_path / "net")
     first = network.plan.activations[0]
     recorded = recorded_images(network.plan, network, 4, None, None)
-    real = (recorded.float() - first.zero.float()) * first.scale
+    real = (recorded.float() - first.zero_point.float()) * first.scale
     expected = re.findall(r"-?\d+", (tmp_path / "net-c" / "net_test.c").read_text().split("expected[IMAGES]")[1])
     logits = torch.tensor([int(number) for number in expected[: 4 * 10]]).view(4, 10) * network.plan.steps[-1].scale
     torch.testing.assert_close(network(real.permute(0, 3, 1, 2)), logits.float(), rtol=0, atol=0)
@@ -118,8 +118,8 @@ def test_images_of_a_data_set_are_recorded(quantized):
     """The network's bytes of real images, on the grid of its plan."""
     images = recorded_images(quantized.plan, quantized, 4, "digits", None)
     assert images.shape == (4, 8, 8, 3)
-    zero = quantized.plan.activations[0].zero.double()
-    real = 0.125 * (images.double() - zero)  # digits are 0 to 1: from -2 to 2 once they are normalized
+    zero_point = quantized.plan.activations[0].zero_point.double()
+    real = 0.125 * (images.double() - zero_point)  # digits are 0 to 1: from -2 to 2 once they are normalized
     assert real.min() < -1.8
     assert -2.07 < real.min() <= real.max() < 2.07
     assert torch.equal(images, recorded_images(quantized.plan, quantized, 4, "digits", None))

@@ -1,11 +1,11 @@
-/* Sums of |input - weight|. */
+/* Adder layer: sums of |input - weight|. */
 static void net_adder(const net_layer *layer, const uint8_t *weights, const net_requantization *to,
                       const uint8_t *input, const uint8_t *residual, uint8_t *output)
 {
     net_position at;
     int32_t taps, group, filter, tap, channel, first, written;
 
-    net_start(&at, &layer->window, input, layer->zero);
+    net_start(&at, &layer->window, input, layer->zero_point);
     while ((taps = net_slide(&at)) > 0) {
         const uint8_t *weight = weights;
 

@@ -1,4 +1,4 @@
-/* Sums of each window, which has no padding; the requantization divides. */
+/* Average pooling without padding: sums of each window, which the requantization divides. */
 static void net_average_pool(const net_window *window, int32_t channels, const net_requantization *to,
                              const uint8_t *input, const uint8_t *residual, uint8_t *output)
 {

@@ -1,6 +1,6 @@
-/* What adder layers and convolutions have in common; weights are [groups][filters][taps][channels]. */
+/* Adder layers and convolutions; weights are [groups][filters][taps][channels]. */
 typedef struct {
     net_window window;
-    int32_t groups, filters, channels; /* number of groups; filters and channels of each */
-    const uint8_t *zero;               /* the padded pixel; a null pointer without padding */
+    int32_t groups, filters, channels; /* number of groups; filters and channels of each group */
+    const uint8_t *zero_point;         /* the padded pixel; a null pointer without padding */
 } net_layer;

@@ -1,4 +1,4 @@
-/* The largest byte of each window; padded taps do not count. */
+/* Max-pooling: the largest byte of each window, ignoring padded taps. */
 static void net_max_pool(const net_window *window, int32_t channels, const uint8_t *input, uint8_t *output)
 {
     net_position at;

@@ -3,12 +3,12 @@ typedef struct {
     const net_factor *multiplier;
     const int64_t *offset;
     const uint8_t *shift;
-    const uint8_t *exponent;
+    const uint8_t *scale_exponent;
     const net_factor *residual_multiplier; /* a null pointer without a residual */
-    int32_t levels;                        /* the largest code */
+    int32_t quant_max;                     /* the largest code */
 } net_requantization;
 
-/* From a sum, and the residual's byte, to the byte of a channel; a total below 0 becomes 0 before it is shifted. */
+/* Turn a sum, and the residual's byte, into the byte of a channel; a negative total becomes 0 before it is shifted. */
 static uint8_t net_requantize(const net_requantization *to, int32_t channel, int32_t sum, int32_t residual)
 {
     int64_t total = net_times(sum, to->multiplier[channel]) + to->offset[channel];
@@ -18,7 +18,7 @@ static uint8_t net_requantize(const net_requantization *to, int32_t channel, int
     if (total < 0)
         return 0;
     total >>= to->shift[channel];
-    if (total > to->levels)
-        total = to->levels;
-    return (uint8_t)(total << to->exponent[channel]);
+    if (total > to->quant_max)
+        total = to->quant_max;
+    return (uint8_t)(total << to->scale_exponent[channel]);
 }

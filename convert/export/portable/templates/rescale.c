@@ -1,4 +1,4 @@
-/* Bytes to bytes, perhaps with a residual. */
+/* Element-wise step: bytes to bytes, with or without a residual. */
 static void net_rescale(int32_t pixels, int32_t channels, const net_requantization *to, const uint8_t *input,
                         const uint8_t *residual, uint8_t *output)
 {

@@ -1,4 +1,4 @@
-/* Where a window is, and the pixels under it. */
+/* Position of a sliding window, and the pixels under it. */
 typedef struct {
     const net_window *window;
     const uint8_t *input;
@@ -18,7 +18,7 @@ static void net_start(net_position *at, const net_window *window, const uint8_t 
     at->left = window->left;
 }
 
-/* Fill the taps of the next window, row by row. Returns how many they are, 0 behind the last window. */
+/* Fill the taps of the next window, row by row. Return their number, 0 after the last window. */
 static int32_t net_slide(net_position *at)
 {
     const net_window *window = at->window;

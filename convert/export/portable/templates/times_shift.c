@@ -1,7 +1,7 @@
 typedef int8_t net_factor;
 
-/* A value times a power of two: the factor k + 1 stands for 2^k, -(k + 1) for -2^k, 0 for 0. Only sizes are shifted,
- * since a shift of a negative number is undefined. */
+/* Multiply by a power of two: the factor k + 1 stands for 2^k, -(k + 1) for -2^k, 0 for 0. Only absolute values are
+ * shifted, since left shifts of negative numbers are undefined. */
 static int64_t net_times(int32_t value, net_factor factor)
 {
     int64_t size = value < 0 ? -(int64_t)value : value;

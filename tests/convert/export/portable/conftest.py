@@ -11,7 +11,7 @@ import torch
 
 from adderkit.adder_layers.integer.plan import Linear
 from adderkit.convert.export.portable.c_source import c_identifier, c_source
-from adderkit.convert.export.portable.pixels import Normalization
+from adderkit.convert.export.portable.inputs import Normalization
 
 PIXELS = Normalization((0.5, 0.25, 0.125), (1.5, 0.75, 1e-5))
 WARNINGS = [

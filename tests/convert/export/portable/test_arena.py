@@ -9,7 +9,7 @@ from .conftest import random_plans
 
 
 def replay(plan, arena):
-    """Carry out a plan on bytes that are only labels: who wrote them. Fails where a step reads another's bytes."""
+    """Run a plan on bytes that are only labels: who wrote them. Fails where a step reads another's bytes."""
     memory = [None] * arena.size
 
     def place(number):

@@ -197,7 +197,7 @@ def test_header_states_memory_and_grid(plans):
     files = {name: "".join(pieces) for name, pieces in c_source(plan, "net", builder.image(1), PIXELS).items()}
     defined = dict(re.findall(r"#define NET_(\w+) (.+)", files["net.h"]))
     assert defined["IMAGE_SCALE"] == "0.125"
-    assert defined["IMAGE_ZERO"] == f"{{{', '.join(str(int(zero)) for zero in plan.activations[0].zero)}}}"
+    assert defined["IMAGE_ZERO_POINT"] == f"{{{', '.join(str(int(byte)) for byte in plan.activations[0].zero_point)}}}"
     assert (defined["IMAGE_MEAN"], defined["IMAGE_STD"]) == ("{0.5, 0.25, 0.125}", "{1.5, 0.75, 1e-05}")
     assert [int(defined[f"IMAGE_{name}"]) for name in ("HEIGHT", "WIDTH", "CHANNELS", "BYTES")] == [23, 19, 3, 1311]
     assert (defined["OUTPUTS"], defined["OUTPUT_SCALE"]) == ("10", "0.5")

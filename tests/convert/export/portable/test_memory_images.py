@@ -40,7 +40,7 @@ class TestBench:
         total = total * arrays["multiplier"][channel] + arrays["offset"][channel]
         if step["residual"] is not None:
             total += residual * arrays["residual_multiplier"][channel]
-        return min(max(total, 0) >> arrays["shift"][channel], step["levels"]) << arrays["exponent"][channel]
+        return min(max(total, 0) >> arrays["shift"][channel], step["quant_max"]) << arrays["scale_exponent"][channel]
 
     def taps(self, step, source, y, x):
         """Input pixels under a window, ``None`` where it is padded."""
@@ -50,7 +50,7 @@ class TestBench:
             inside = 0 <= row < len(source) and 0 <= column < len(source[0])
             yield (i, j), source[row, column] if inside else None
 
-    def value(self, step, arrays, source, zero, place, residual):
+    def value(self, step, arrays, source, zero_point, place, residual):
         """One byte of the output."""
         y, x, c = place
         kind = step["kind"]
@@ -66,7 +66,7 @@ class TestBench:
         first = c // (len(weight) // step["groups"]) * width
         total = 0
         for (i, j), pixel in pixels:
-            seen = (zero if pixel is None else pixel)[first : first + width]
+            seen = (zero_point if pixel is None else pixel)[first : first + width]
             terms = abs(seen - weight[c, i, j]) if kind == "adder" else seen * weight[c, i, j]
             total += terms.sum()
         return self.byte(step, arrays, c, total, residual)
@@ -74,7 +74,7 @@ class TestBench:
     def check(self, step):
         """Compare what a step computes with what was recorded."""
         activations = self.manifest["activations"]
-        source, zero = (self.array(activations[step["input"]][name]) for name in ("bytes", "zero"))
+        source, zero_point = (self.array(activations[step["input"]][name]) for name in ("bytes", "zero_point"))
         arrays = {name: self.array(entry) for name, entry in step["arrays"].items()}
         if step["kind"] == "linear":
             sums = (arrays["weight"] * source.flatten()).sum(1)
@@ -86,7 +86,7 @@ class TestBench:
         added = None if residual is None else self.array(activations[residual]["bytes"])
         for place in numpy.ndindex(recorded.shape):
             other = 0 if added is None else added[place]
-            assert self.value(step, arrays, source, zero, place, other) == recorded[place], (step, place)
+            assert self.value(step, arrays, source, zero_point, place, other) == recorded[place], (step, place)
 
 
 @pytest.mark.parametrize("builder", [random_plans.residual_network(2, (11, 9)), random_plans.plain_network()])
