@@ -8,7 +8,8 @@ from ..errors import AdderkitError
 from ..patterns import check_keys
 
 CONFIG_VERSION = 1
-BITS = (8, 6, 5, 4)
+Bits = Literal[8, 6, 5, 4]
+BITS: tuple[int, ...] = get_args(Bits)
 Requant = Literal["fixed", "shift"]
 FirstLast = Literal["int8", "fp32"]
 
@@ -30,14 +31,15 @@ class QuantizeConfig:
         >>> network = adderkit.quantize(model, images, config)
     """
 
-    bits: int = 8
+    bits: Bits = 8
     requant: Requant = "fixed"
     first_last: FirstLast = "int8"
     version: int = CONFIG_VERSION
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or self.bits not in BITS:
-            raise AdderkitError(f"bits is {self.bits!r}, expected one of {', '.join(map(str, BITS))}")
+        bits: Any = self.bits
+        if type(bits) is not int or bits not in BITS:
+            raise AdderkitError(f"bits is {bits!r}, expected one of {', '.join(map(str, BITS))}")
         for name, allowed in (("requant", get_args(Requant)), ("first_last", get_args(FirstLast))):
             if getattr(self, name) not in allowed:
                 raise AdderkitError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}")

@@ -1,6 +1,6 @@
 """Options that several verbs share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,18 +9,23 @@ from ..data.unlabeled import UnlabeledImages
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Dataset = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="digits, fashion-mnist, folder, or a timm reader: hfds/…, wds/…, torch/…."),
+    typer.Option(metavar="NAME", help="Data set: digits, fashion-mnist, folder, hfds/…, wds/… or torch/…."),
 ]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder with the files of the data set.")]
-CalibrationImages = Annotated[int, typer.Option(min=16, help="Number of unlabeled training images to use.")]
+CalibrationImages = Annotated[int, typer.Option(min=16, metavar="N", help="Number of unlabeled training images.")]
 Checkpoint = Annotated[
-    str | None, typer.Option(metavar="PATH", help="Load weights from this file or folder instead of the Hub.")
+    str | None, typer.Option(metavar="PATH", help="File or folder of weights to load instead of pretrained ones.")
 ]
 Pretrained = Annotated[bool, typer.Option(help="Start from pretrained weights rather than random ones.")]
-NumClasses = Annotated[int | None, typer.Option(min=1, help="Number of classes.")]
-InChans = Annotated[int | None, typer.Option(min=1, help="Number of input channels.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per forward pass.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Number of data loader processes.")]
+NumClasses = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of classes.")]
+InChans = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of input channels.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Images per forward pass.")]
+Workers = Annotated[int, typer.Option("--workers", "-j", min=0, metavar="N", help="Number of data loader processes.")]
+
+
+def output_option(metavar: str, default: str, help: str = "Folder to write.") -> Any:
+    """Return the option ``--output``, which help lists with a default that depends on other arguments."""
+    return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=default)
 
 
 def unlabeled_images(dataset: str | None, data_dir: str | None, count: int) -> UnlabeledImages | None:

@@ -20,12 +20,14 @@ _LEAST_RUNS, _MOST_RUNS, _SECONDS = 5, 200, 10.0
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="Saved folder, or a timm model name (built without weights).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Saved folder, or timm model name to build without weights.")
+    ],
     batch_size: BatchSize = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Also time each step of an integer network.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure how long a forward pass takes on this machine's CPU."""
+    """Time the forward pass of a model on the CPU."""
     from ..terminal.tables import show
 
     result = run_bench(model, batch_size, profile=profile)

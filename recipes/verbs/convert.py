@@ -20,6 +20,7 @@ from ..terminal.options import (
     Json,
     NumClasses,
     Pretrained,
+    output_option,
     unlabeled_images,
 )
 from ..terminal.output import announce, print_json
@@ -33,52 +34,51 @@ if TYPE_CHECKING:
 
 _GB = 1 << 30
 
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Modules to convert: path, glob or re:REGEX.", show_default="all"),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="PATTERN", help="Modules not to convert; overrides --include.")
+]
+SkipDepthwise = Annotated[bool, typer.Option(help="Keep depthwise convolutions.")]
+SkipGates = Annotated[bool, typer.Option(help="Keep convolutions on 1x1 maps without normalization, as in gates.")]
+NormOption = Annotated[Norm, typer.Option(help="What to do where no normalization follows a convolution.")]
+MinFidelity = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, metavar="X", help="Return layers with a fidelity below this to convolutions."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(metavar="mults=N%", help="Return the worst layers to convolutions, up to N% of the multiplications."),
+]
+CalibrationSteps = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Adam steps for each layer; 0 only scales the weights.")
+]
+MatchingSteps = Annotated[int, typer.Option(min=0, metavar="N", help="Adam steps of the joint fit of all layers.")]
+Memory = Annotated[float, typer.Option(min=0.1, metavar="GB", help="Memory that calibration may use, in GB.")]
+
 
 def convert(
     model: Annotated[str, typer.Option(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")],
     to: Annotated[str, typer.Option(help="What convolutions become; 'adder' is the one target there is.")] = "adder",
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-adder"),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Modules to convert: path, glob or re:REGEX.", show_default="all"),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Modules to leave unchanged; overrides --include.")
-    ] = None,
+    output: Annotated[str | None, output_option("DIR", "MODEL-adder")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = AdderConfig.skip_first,
-    skip_last: Annotated[bool, typer.Option(help="Keep the classifier.")] = AdderConfig.skip_last,
-    skip_depthwise: Annotated[bool, typer.Option(help="Keep depthwise convolutions.")] = AdderConfig.skip_depthwise,
-    skip_gates: Annotated[
-        bool, typer.Option(help="Keep unnormalized convolutions on 1x1 maps, as in squeeze-and-excite gates.")
-    ] = AdderConfig.skip_gates,
-    norm: Annotated[
-        Norm, typer.Option(help="What to do with a convolution that no normalization follows.")
-    ] = AdderConfig.norm,
-    min_fidelity: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Revert layers whose fidelity after calibration is lower.")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="mults=N%", help="Revert the worst layers within this budget of multiplications."),
-    ] = None,
+    skip_last: Annotated[bool, typer.Option(help="Keep a convolutional classifier.")] = AdderConfig.skip_last,
+    skip_depthwise: SkipDepthwise = AdderConfig.skip_depthwise,
+    skip_gates: SkipGates = AdderConfig.skip_gates,
+    norm: NormOption = AdderConfig.norm,
+    min_fidelity: MinFidelity = None,
+    budget: Budget = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     calibration_images: CalibrationImages = UnlabeledImages.count,
-    calibration_steps: Annotated[
-        int, typer.Option(min=0, help="Adam steps per layer; 0 only scales weights.")
-    ] = CalibrationConfig.steps,
-    matching_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of the joint fit of all layers.")
-    ] = CalibrationConfig.matching_steps,
-    calibration_memory: Annotated[
-        float, typer.Option(min=0.1, help="Memory for calibration, in GB.")
-    ] = CalibrationConfig.memory / _GB,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed for the choice of images and samples.")
-    ] = CalibrationConfig.seed,
+    calibration_steps: CalibrationSteps = CalibrationConfig.steps,
+    matching_steps: MatchingSteps = CalibrationConfig.matching_steps,
+    calibration_memory: Memory = CalibrationConfig.memory / _GB,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of calibration.")] = CalibrationConfig.seed,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
@@ -86,28 +86,29 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without writing anything.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert a CNN to an adder network; with --dataset, also calibrate it on unlabeled training images."""
-    from ..terminal.tables import show
+    """Convert a CNN to an adder network.
 
+    With --dataset, also calibrate it on unlabeled training images.
+    """
     if to != "adder":
         raise typer.BadParameter(f"'{to}' is unknown, expected 'adder'", param_hint="--to")
     config = AdderConfig(
-        include=AdderConfig.include if include is None else tuple(include),
-        exclude=tuple(exclude or ()),
+        include=tuple(include or AdderConfig.include),
+        exclude=tuple(exclude or AdderConfig.exclude),
         skip_first=skip_first,
         skip_last=skip_last,
         skip_depthwise=skip_depthwise,
         skip_gates=skip_gates,
         norm=norm,
     )
-    calibration = CalibrationConfig(
-        steps=calibration_steps, matching_steps=matching_steps, memory=int(calibration_memory * _GB), seed=seed
-    )
+    memory = int(calibration_memory * _GB)
+    calibration = CalibrationConfig(calibration_steps, matching_steps=matching_steps, memory=memory, seed=seed)
+    hybrid = HybridPolicy(min_fidelity, None if budget is None else parse_budget(budget))
     job = ConversionJob(
         model=model,
         config=config,
         calibration=calibration,
-        hybrid=HybridPolicy(min_fidelity, None if budget is None else parse_budget(budget)),
+        hybrid=hybrid,
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images),
         checkpoint=checkpoint,
@@ -116,9 +117,12 @@ def convert(
         in_chans=in_chans,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
-    if json:
-        print_json(result.to_dict())
-        return
+    print_json(result.to_dict()) if json else _print_result(result)
+
+
+def _print_result(result: "ConversionResult") -> None:
+    from ..terminal.tables import show
+
     show(plan_table(result.plan, result.calibration))
     print(result.summary())
 

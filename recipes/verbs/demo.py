@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from ..terminal.options import Json
+from ..terminal.options import Json, output_option
 from ..terminal.output import announce, print_json
 
 if TYPE_CHECKING:
@@ -22,13 +20,13 @@ _SETTINGS = {"dataset": DATASET, "batch_size": 64, "hflip": 0.0, "crop_padding":
 
 
 def demo(
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to keep.", show_default="a temporary one"),
-    ] = None,
+    output: Annotated[str | None, output_option("DIR", "a temporary one")] = None,
     json: Json = False,
 ) -> None:
-    """Train a CNN on scikit-learn's digits, convert, calibrate, fine-tune, save, reload and evaluate it."""
+    """Run the whole workflow on scikit-learn's digits.
+
+    Trains a CNN, converts, calibrates, fine-tunes, saves, reloads and evaluates it.
+    """
     from ..terminal.tables import metrics_table, show
 
     rows = run_demo(output, announce)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Saved folder or timm model name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
     dataset: Dataset = None,
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = Recipe.val_split,
@@ -37,10 +37,13 @@ def evaluate(
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
     in_chans: InChans = None,
-    record: Annotated[bool, typer.Option("--record", help="Add the result to the folder's report.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Add the result to the saved folder's report.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure top-1 and top-5 accuracy, loss and images per second."""
+    """Evaluate a model on a split of a data set.
+
+    Prints top-1 and top-5 accuracy, loss and images per second.
+    """
     from ...convert.model_source import ModelSource
     from ..terminal.tables import metrics_table, show
     from ..training.models import Job

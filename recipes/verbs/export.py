@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..terminal.options import DataDir, Dataset, Json
+from ..terminal.options import DataDir, Dataset, Json, output_option
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -23,24 +23,22 @@ _RECORDED = {"c": 4, "hex": 1}  # images
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Saved folder or timm model name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
     form: Annotated[
-        Format, typer.Option("--format", help="Format to write; c and hex (memory images) need a quantized model.")
+        Format, typer.Option("--format", help="Format to write; c and hex need a quantized model.")
     ] = "onnx",
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", help="File or folder to write.", show_default="MODEL.onnx, .pt2, -c, -hex"
-        ),
+    output: Annotated[str | None, output_option("PATH", "MODEL.onnx|.pt2|-c|-hex", "File or folder to write.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="ONNX opset version.", show_default=f"{_OPSET} for onnx")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset version.", show_default=str(_OPSET))] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write a model as ONNX or a torch.export program, or a quantized one as C99 source or memory images.
+    """Export a model for other programs.
 
-    C99 source and memory images come with test images: those of --dataset, or random ones.
+    Formats are ONNX, torch.export programs, C99 source (c) and memory images for $readmemh (hex). The latter two
+    come with test images: those of --dataset, or random ones.
     """
     result = run_export(ExportJob(model, form, output, opset, dataset, data_dir))
     if json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal.options import Checkpoint, DataDir, Dataset, InChans, Json, NumClasses, Pretrained
+from ..terminal.options import Checkpoint, DataDir, Dataset, InChans, Json, NumClasses, Pretrained, output_option
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -20,42 +20,60 @@ if TYPE_CHECKING:
     from ..training.models import Job
 
 
+Recipes = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Shipped recipe or YAML file.", show_default="distill or cnn"),
+]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Images per process and forward pass.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of weights, order and augmentation.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-j", min=0, metavar="N", help="Number of data loader processes.")
+]
+SaveEvery = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Optimizer steps between saves within an epoch.")
+]
+Teacher = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="CNN to distill from.", show_default="the converted one")
+]
+Resume = Annotated[str | None, typer.Option(metavar="DIR", help="Run folder to resume; excludes all other options.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of processes on this machine, one per GPU.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print plan, steps and memory without writing anything.")]
+
+
 def finetune(
-    model: Annotated[str | None, typer.Argument(help="Converted folder, or a timm model name to train a CNN.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE", help="Shipped recipe, or YAML file.", show_default="distill or cnn"),
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Converted folder, or a timm model name to train a CNN.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key.")] = None,
+    recipe: Recipes = None,
+    set_: Changes = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", min=1, help="Images per process and forward pass.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for weights, order and augmentation.")] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", "-j", min=0, help="Number of data loader processes.")
-    ] = None,
-    save_every: Annotated[int | None, typer.Option(min=0, help="Steps between saves within an epoch.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="CNN to distill from.", show_default="the converted one")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs.")] = None,
+    batch_size: BatchSize = None,
+    lr: Annotated[float | None, typer.Option(metavar="LR", help="Peak learning rate.")] = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    save_every: SaveEvery = None,
+    teacher: Teacher = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
     in_chans: InChans = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Run folder to write.", show_default="runs/TIME-MODEL"),
-    ] = None,
-    resume: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder to resume; excludes all else.")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, help="Processes to start, one per GPU.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, steps and memory; write nothing.")] = False,
+    output: Annotated[str | None, output_option("DIR", "runs/TIME-MODEL", "Run folder to write.")] = None,
+    resume: Resume = None,
+    num_processes: Processes = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Fine-tune a converted model by distillation, or train a CNN."""
+    """Fine-tune a converted model, or train a CNN.
+
+    Settings come from a recipe, which --set and the options below change; adderkit recipes lists the shipped ones.
+    """
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
     if num_processes is not None and num_processes > 1 and not dry_run:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal.options import Json, NumClasses
+from ..terminal.options import Json, NumClasses, output_option
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -14,15 +14,10 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    file: Annotated[str, typer.Argument(help="State dict saved by PyTorch, or a safetensors file.")],
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="timm name of the same network, such as resnet50 or cifar_resnet20.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="State dict of PyTorch or safetensors.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="timm name of its architecture, such as resnet50.")],
     num_classes: NumClasses = None,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-adder"),
-    ] = None,
+    output: Annotated[str | None, output_option("DIR", "MODEL-adder")] = None,
     json: Json = False,
 ) -> None:
     """Import a checkpoint of AdderNet's published code."""

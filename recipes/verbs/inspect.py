@@ -14,17 +14,22 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Saved folder, or a timm model name (built without weights).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Saved folder, or timm model name to build without weights.")
+    ],
     num_classes: NumClasses = None,
     in_chans: InChans = None,
     input_size: Annotated[
         tuple[int, int, int] | None,
         typer.Option(metavar="C H W", help="Shape of the input image.", show_default="the model's own"),
     ] = None,
-    chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw a chart of the layers: .png or .svg.")] = None,
+    chart: Annotated[str | None, typer.Option(metavar="FILE", help="Also draw a chart: .png or .svg.")] = None,
     json: Json = False,
 ) -> None:
-    """Count operations, bytes and energy for one image, and compare with a CNN of the same shape."""
+    """Count the operations, bytes and energy of a model.
+
+    Counts are for one image, next to those of a CNN of the same shape.
+    """
     from ..terminal.cost_tables import cost_tables
     from ..terminal.tables import show
 

@@ -18,6 +18,7 @@ from ..terminal.options import (
     Json,
     NumClasses,
     Pretrained,
+    output_option,
     unlabeled_images,
 )
 from ..terminal.output import announce, print_json
@@ -32,50 +33,61 @@ _KEPT = ("plan", "calibration", "imported")
 _UNITS = {"mults": "multiplications", "adds": "additions", "params": "parameters", "energy": "energy, fp32, µJ"}
 
 
+Cost = Annotated[
+    str | None,
+    typer.Option("--target", metavar="COST=N%", help="Share of mults, adds, params or energy to keep."),
+]
+Criterion = Annotated[Importance, typer.Option(help="Importance of a channel; variance and taylor need --dataset.")]
+Globally = Annotated[bool, typer.Option("--global", help="Rank the channels of all layers together.")]
+RoundTo = Annotated[int, typer.Option(min=1, metavar="N", help="Keep a multiple of this many channels.")]
+Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="Number of rounds; each measures importance again.")]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Layers that keep all channels: path, glob or re:REGEX."),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of images, positions and random importance.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed without writing anything.")]
+
+
 def prune(
-    model: Annotated[str, typer.Argument(help="Saved folder (adder network or CNN) or timm model name.")],
-    ratio: Annotated[float | None, typer.Option(help="Fraction of the channels to remove, such as 0.3.")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="COST=N%", help="Share of the cost to keep; COST is mults, adds, params or energy."),
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
+    ratio: Annotated[
+        float | None, typer.Option(metavar="X", help="Fraction of the channels to remove, such as 0.3.")
     ] = None,
-    importance: Annotated[
-        Importance, typer.Option(help="Measure of a channel's importance; variance and taylor need --dataset.")
-    ] = PruneConfig.importance,
-    global_: Annotated[
-        bool, typer.Option("--global", help="Compare channels across layers.")
-    ] = PruneConfig.global_pruning,
-    round_to: Annotated[int, typer.Option(min=1, help="Keep a multiple of this many channels.")] = PruneConfig.round_to,
-    iterative: Annotated[
-        int, typer.Option(min=1, help="Number of rounds; importance is measured in each.")
-    ] = PruneConfig.iterative,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Layers that keep all channels: path, glob or re:REGEX."),
-    ] = None,
+    target: Cost = None,
+    importance: Criterion = PruneConfig.importance,
+    global_: Globally = PruneConfig.global_pruning,
+    round_to: RoundTo = PruneConfig.round_to,
+    iterative: Rounds = PruneConfig.iterative,
+    ignore: Ignore = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     calibration_images: CalibrationImages = UnlabeledImages.count,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed for images, positions and random importance.")
-    ] = PruneConfig.seed,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-pruned"),
-    ] = None,
+    seed: Seed = PruneConfig.seed,
+    output: Annotated[str | None, output_option("DIR", "MODEL-pruned")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
     in_chans: InChans = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be removed without writing anything.")
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Remove whole channels from an adder network or a CNN."""
+    """Remove channels from an adder network or a CNN.
+
+    Give either --ratio or --target.
+    """
     from ..terminal.tables import show
 
-    config = PruneConfig(ratio, target, importance, global_, round_to, iterative, tuple(ignore or ()), seed)
+    config = PruneConfig(
+        ratio=ratio,
+        target=target,
+        importance=importance,
+        global_pruning=global_,
+        round_to=round_to,
+        iterative=iterative,
+        ignore=tuple(ignore or PruneConfig.ignore),
+        seed=seed,
+    )
     job = PruningJob(
         model=model,
         config=config,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...convert.quantization.config import FirstLast, QuantizeConfig, Requant
+from ...convert.quantization.config import Bits, FirstLast, QuantizeConfig, Requant
 from ..data.unlabeled import UnlabeledImages
 from ..terminal.options import (
     CalibrationImages,
@@ -16,6 +16,7 @@ from ..terminal.options import (
     Dataset,
     Json,
     Pretrained,
+    output_option,
     unlabeled_images,
 )
 from ..terminal.output import announce, print_json
@@ -30,25 +31,21 @@ if TYPE_CHECKING:
 _KEPT = ("plan", "calibration", "pruning", "imported", "teacher")
 
 
+BitsOption = Annotated[Bits, typer.Option(help="Bits of all layers but the first and the last.")]
+Rescaling = Annotated[Requant, typer.Option(help="Rescale sums by multiplying and shifting, or by shifts alone.")]
+Ends = Annotated[FirstLast, typer.Option(help="Format of the first convolution and the classifier.")]
+
+
 def quantize(
-    model: Annotated[str, typer.Argument(help="Saved folder (adder network or CNN) or timm model name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    bits: Annotated[
-        int, typer.Option(help="Bits of weights and activations between the first and the last layer.")
-    ] = QuantizeConfig.bits,
-    requant: Annotated[
-        Requant, typer.Option(help="Rescale sums to bytes by multiplying and shifting, or by shifts alone.")
-    ] = QuantizeConfig.requant,
-    first_last: Annotated[
-        FirstLast, typer.Option(help="Format of the first convolution and the classifier.")
-    ] = QuantizeConfig.first_last,
+    bits: BitsOption = QuantizeConfig.bits,
+    requant: Rescaling = QuantizeConfig.requant,
+    first_last: Ends = QuantizeConfig.first_last,
     calibration_images: CalibrationImages = UnlabeledImages.count,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of images.")] = 0,
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write.", show_default="MODEL-int8"),
-    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the choice of images.")] = 0,
+    output: Annotated[str | None, output_option("DIR", "MODEL-intBITS")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     dry_run: Annotated[
@@ -56,7 +53,10 @@ def quantize(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Quantize a model to an integer network, using unlabeled images."""
+    """Quantize a model to an integer network.
+
+    Ranges of activations are measured on unlabeled training images of --dataset.
+    """
     from ..terminal.tables import integer_table, show
 
     job = QuantizationJob(

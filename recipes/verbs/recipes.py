@@ -1,4 +1,4 @@
-"""``adderkit recipes``: list, show and copy the shipped recipes."""
+"""``adderkit recipes``: list, print and copy the shipped recipes."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from ..terminal.options import Json
 from ..terminal.output import print_json
 
-recipes_app = typer.Typer(help="Recipes: settings of training runs.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List, print or copy the shipped training recipes.", no_args_is_help=True)
 
 
 @recipes_app.command("ls")
@@ -24,8 +24,8 @@ def recipes_ls(json: Json = False) -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")]) -> None:
-    """Print a recipe, header included; redirect it to a file to make your own."""
+def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped recipe or YAML file.")]) -> None:
+    """Print a recipe with its header."""
     from ..configs.files import load_recipe, recipe_text
 
     load_recipe(name)
@@ -34,10 +34,13 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or YAML f
 
 @recipes_app.command("copy")
 def recipes_copy(
-    name: Annotated[str, typer.Argument(help="Recipe name or YAML file.")],
-    file: Annotated[str | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped recipe or YAML file.")],
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="File to write.", show_default="NAME.yaml")] = None,
 ) -> None:
-    """Write a recipe, header included, to a file of your own to change; an existing file is not overwritten."""
+    """Copy a recipe to a file of your own.
+
+    An existing file is not overwritten.
+    """
     from ..configs.files import copy_recipe
 
     print(f"recipe written: {copy_recipe(name, file)}")

@@ -4,16 +4,13 @@ from typing import Annotated
 
 import typer
 
-from ..terminal.options import DataDir, Dataset, Json
+from ..terminal.options import DataDir, Dataset, Json, output_option
 from ..terminal.output import announce, print_json
 
 
 def report(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Saved folder, such as runs/mine/best.")],
-    output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="HTML file to write.", show_default="DIR-report.html"),
-    ] = None,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Saved folder, such as runs/mine/best.")],
+    output: Annotated[str | None, output_option("FILE", "FOLDER-report.html", "HTML file to write.")] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     teacher: Annotated[
@@ -21,7 +18,10 @@ def report(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write one HTML page about a saved model; with --dataset, also show predictions for a few images."""
+    """Write an HTML page about a saved model.
+
+    With --dataset, it also shows predictions for a few images.
+    """
     from ..reporting.report import ReportJob, run_report
 
     result = run_report(ReportJob(folder, output, dataset, data_dir, teacher), announce)
