@@ -1,8 +1,8 @@
-"""adderkit: convolutional timm models become adder networks, and come back to accuracy.
+"""adderkit: conversion of convolutional timm models to adder networks, and training that recovers their accuracy.
 
-Importing the package is cheap: a public name is imported when it is first used. As soon as timm is imported too,
-our models are registered with it, so that ``timm.create_model("local-dir:…", pretrained=True)`` knows them. As soon as
-torch is, it knows our operators, so that ``torch.export.load`` reads programs that hold them.
+Importing the package is quick: each public name is imported when it is first used. Once timm is imported as well, our
+models are registered with it, so that ``timm.create_model("local-dir:…", pretrained=True)`` finds them. Once torch is
+imported, our operators are registered with it, so that ``torch.export.load`` reads programs that use them.
 """
 
 from importlib import import_module
@@ -84,7 +84,7 @@ def _register_models(_timm: ModuleType) -> None:
 
 
 def _register_operator(_torch: ModuleType) -> None:
-    if f"{__name__}.adder_layers" not in modules:  # else one of its own files imports torch, and is not ready yet
+    if f"{__name__}.adder_layers" not in modules:  # else one of its files is importing torch, and is not ready yet
         import_module(".adder_layers.ops", __name__)
 
 

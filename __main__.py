@@ -1,4 +1,4 @@
-"""``python -m adderkit``, and the module that ``accelerate launch -m adderkit`` starts."""
+"""Entry point of ``python -m adderkit`` and ``accelerate launch -m adderkit``."""
 
 from adderkit.cli import main
 

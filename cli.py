@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from adderkit.recipes.terminal.errors import fail, line_of
+from adderkit.recipes.terminal.errors import fail, one_line
 from adderkit.recipes.verbs.bench import bench
 from adderkit.recipes.verbs.convert import convert
 from adderkit.recipes.verbs.demo import demo
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        fail(line_of(error))
+        fail(one_line(error))
     sys.exit(0)
 
 

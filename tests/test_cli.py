@@ -202,7 +202,7 @@ class TestConvert:
         assert list(tmp_path.iterdir()) == []
 
     def test_twice(self, fails, adder_folder):
-        assert "is an adder network already" in fails("convert", "--model", adder_folder)
+        assert "is already an adder network" in fails("convert", "--model", adder_folder)
 
     def test_checkpoint_that_does_not_fit(self, fails, cnn_folder):
         line = fails("convert", "--model", "resnet18", "--checkpoint", cnn_folder / "model.safetensors")

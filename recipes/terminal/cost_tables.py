@@ -16,7 +16,7 @@ _COUNTS = ("multiplications before", "after", "additions before", "after")
 
 
 def cost_tables(cost: Cost) -> list[Table]:
-    """Operations by layer, bytes and energy by layer, then the totals: what a reader sees last."""
+    """Tables of operations and of energy by layer, followed by their totals, which a reader sees last."""
     integers = [integer_table(cost.integers)] if cost.integers else []
     return [*integers, _operations_table(cost), _energy_table(cost), _total_table(cost), _total_energy_table(cost)]
 
@@ -37,7 +37,7 @@ def _operations_table(cost: Cost) -> Table:
 
 
 def _energy_table(cost: Cost) -> Table:
-    title = "bytes in fp32, and energy of the arithmetic in µJ before (as a CNN) and after, by format"
+    title = "bytes in fp32, and arithmetic energy in µJ by format, before (as a CNN) and after"
     names = [name for each in PRECISIONS for name in (f"{each} before", "after")]
     table = new_table(title, ("layer", "kind"), ("weights kB", "activations kB", *names))
     fp32 = PRECISIONS["fp32"]
@@ -54,7 +54,7 @@ def _energy_table(cost: Cost) -> Table:
 
 
 def _total_table(cost: Cost) -> Table:
-    table = new_table("operations for one image, in total", ("count",), _COUNTS)
+    table = new_table("total operations for one image", ("count",), _COUNTS)
     table.add_row("papers' headline", *_before_after(cost.headline_before, cost.headline))
     table.add_row("honest", *_before_after(cost.honest_before, cost.honest), end_section=True)
     kinds = dict.fromkeys(row.kind for row in cost.layers)
@@ -63,13 +63,15 @@ def _total_table(cost: Cost) -> Table:
         before, after = (_sum(getattr(row, name) for row in rows) for name in ("before", "operations"))
         table.add_row(f"  {kind}", *_before_after(before, after))
     notes = [
-        "papers' headline: weight layers alone, in an adder network the first and last taken for adder layers",
-        "honest: all that runs; a BatchNorm is folded behind a convolution, and cannot be behind an adder layer",
+        "papers' headline: weight layers only; the first and the last layer of an adder network count as adder layers",
+        "honest: everything that runs; a BatchNorm after a convolution is folded into it, one after an adder layer is not",
     ]
     if functions := cost.honest.functions:
-        notes.append(f"besides, before and after: {functions:,} exponentials, roots and divisions; no price, no energy")
+        notes.append(
+            f"not included, before and after: {functions:,} exponentials, roots and divisions, whose energy is unknown"
+        )
     if cost.uncounted:
-        notes.append(f"without a formula, not counted: {', '.join(cost.uncounted)}")
+        notes.append(f"not counted, for want of a formula: {', '.join(cost.uncounted)}")
     table.caption, table.caption_justify = escape("\n".join(notes)), "left"
     return table
 
@@ -96,9 +98,9 @@ def _total_energy_table(cost: Cost) -> Table:
         )
     table.caption_justify = "left"
     table.caption = (
-        f"{cost.parameters:,} parameters. Memory, the same before and after: each weight read once, each activation\n"
-        "written and read once, all from a 1 MB SRAM or all from DRAM. On GPUs an addition in fp32 is no faster than\n"
-        "a multiplication: these figures are for hardware made for the purpose."
+        f"{cost.parameters:,} parameters. Memory is the same before and after: each weight is read once,\n"
+        "each activation written and read once, all in a 1 MB SRAM or all in DRAM. On GPUs, an fp32 addition is no faster than a\n"
+        "multiplication: these figures are for dedicated hardware."
     )
     return table
 

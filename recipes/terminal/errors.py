@@ -1,4 +1,4 @@
-"""How the command line ends when its work failed: one line on standard error, and status 1."""
+"""Errors of the command line: one line on standard error, and exit status 1."""
 
 import sys
 from os import environ
@@ -7,11 +7,11 @@ from typing import NoReturn
 
 from ...convert.errors import AdderkitError
 
-_PATIENCE = 20.0  # seconds; on a busy machine a process takes some to end
+_PATIENCE = 20.0  # seconds; on a busy machine, a process may take that long to end
 
 
-def line_of(error: Exception) -> str:
-    """One line for a person: the message alone where it is ours, else with the way to the traceback."""
+def one_line(error: Exception) -> str:
+    """Return an error as one line: the message of ours, and a pointer to ``--debug`` for any other."""
     message = " ".join(str(error).split())
     if isinstance(error, AdderkitError):
         return message
@@ -19,13 +19,14 @@ def line_of(error: Exception) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Print an error and end with status 1.
+    """Print an error and exit with status 1.
 
-    Of several processes the first of a machine speaks at once; where the others' error is the same, it ends them.
+    If a run has several processes, the first one of each machine prints at once. The launcher then ends the others,
+    which wait for that, so that an error that all of them have is printed once.
     """
     process = int(environ.get("LOCAL_RANK", 0))
     if process:
-        sleep(_PATIENCE)  # the launcher ends all of them as soon as one has failed
+        sleep(_PATIENCE)
         message = f"process {process}: {message}"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

@@ -47,9 +47,9 @@ def metrics_table(rows: Sequence[tuple[str, "Metrics"]]) -> Table:
 
 
 def integer_table(rows: Iterable["IntegerRow"]) -> Table:
-    """Table of the steps of an integer network, with the range and width of what each step writes."""
-    numbers = ("bits", "channel groups", "from", "to", "bits of sums")
-    table = new_table("integers: what each step writes", ("layer", "kind"), numbers)
+    """Table of the steps of an integer network, with the width and the range of their outputs."""
+    numbers = ("bits", "channel groups", "min", "max", "sum bits")
+    table = new_table("outputs of the integer steps", ("layer", "kind"), numbers)
     for row in rows:
         ends = ["" if end is None else f"{end:.3g}" for end in (row.low, row.high)]
         table.add_row(escape(row.path), row.kind, str(row.bits), str(row.groups), *ends, str(row.sum_bits))

@@ -81,7 +81,9 @@ def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResu
 
     model = build_model(name, pretrained=is_folder(name))
     if profile and not isinstance(model, IntegerNetwork):
-        raise AdderkitError(f"{name} is not quantized, expected an integer network for --profile: adderkit quantize")
+        raise AdderkitError(
+            f"{name} is not quantized, which --profile needs; first: adderkit quantize {name} --dataset NAME"
+        )
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, *input_size(model), generator=generator)
     seconds = _latencies(model, images)
@@ -140,7 +142,7 @@ def bench_tables(result: BenchResult) -> "list[Table]":
     table.add_row(escape(result.model), *cells, f"{result.images_per_second:,.1f}")
     if not result.steps:
         return [table]
-    steps = new_table("one pass, step by step", ("layer", "kind"), ("ms", "share", "giga-terms/s"))
+    steps = new_table("profile of one pass", ("layer", "kind"), ("ms", "share", "giga-terms/s"))
     total = sum(step.seconds for step in result.steps)
     for step in result.steps:
         rate = f"{step.giga_terms_per_second:.1f}" if step.giga_terms_per_second else ""

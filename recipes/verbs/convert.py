@@ -182,16 +182,16 @@ class ConversionResult:
     def summary(self) -> str:
         """Return a one-line summary."""
         converted = f"{len(self.plan.paths('convert'))} of {len(self.plan.rows)} convolutions"
-        # The calibration also lists the layers that were reverted.
-        reverted = len(self.calibration.layers) - len(self.plan.paths("convert")) if self.calibration else 0
+        # The calibration also lists the layers that returned to convolutions.
+        returned = len(self.calibration.layers) - len(self.plan.paths("convert")) if self.calibration else 0
         if self.folder is None:
             return f"{converted} would become adder layers; nothing was written (--dry-run)"
         if self.calibration is None:
             return (
-                f"{converted} became adder layers in {self.folder}/, not calibrated: its accuracy is near chance. "
-                "Convert again with --dataset to calibrate, or fine-tune it"
+                f"{converted} became adder layers in {self.folder}/, not calibrated: its accuracy is near chance "
+                "until you convert again with --dataset to calibrate it, or fine-tune it"
             )
-        hybrid = f"; {reverted} went back to convolutions" if reverted else ""
+        hybrid = f"; {returned} returned to convolutions" if returned else ""
         images = self.calibration.images
         return f"{converted} became adder layers in {self.folder}/, calibrated on {images} images{hybrid}"
 
@@ -216,7 +216,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     reason = ", which is needed as teacher"
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint, reason=reason)
     if job.hybrid.acts and job.images is None:
-        raise AdderkitError("--min-fidelity and --budget act on calibrated layers; give --dataset to calibrate on")
+        raise AdderkitError("--min-fidelity and --budget choose among calibrated layers: give --dataset")
     model = _load_cnn(job, dry_run)
     if dry_run:
         return ConversionResult(plan(model, job.config), None, None)
@@ -242,7 +242,7 @@ def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
     require_float(model, "converted", "convert the CNN that it was made from")
     if is_converted(model):
-        raise ModelSourceError(f"{job.model} is an adder network already; convert the CNN it was made from")
+        raise ModelSourceError(f"{job.model} is already an adder network; convert the CNN that it was made from")
     return model
 
 
@@ -254,9 +254,9 @@ def _calibrate(
     job: ConversionJob,
     announce: Callable[[str], None],
 ) -> "tuple[ConversionPlan, CalibrationReport]":
-    """Calibrate the student and revert the layers that the hybrid policy chooses by their own fit.
+    """Calibrate the student, and return the layers that the hybrid policy chooses to convolutions.
 
-    If any may be reverted, all layers are fitted together only afterwards.
+    The policy judges layers by their own fit. If it acts, the joint fit of the layers that remain follows its choice.
     """
     from ...convert.calibration.calibrate import calibrate_
     from ...convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
@@ -277,7 +277,7 @@ def _calibrate(
         if not job.hybrid.acts:
             return done, report
         kept = layers_to_keep(done, report, cost(teacher).multiplications, cost(student).multiplications, job.hybrid)
-        announce(f"{len(kept)} of {len(report.layers)} layers go back to convolutions")
+        announce(f"{len(kept)} of {len(report.layers)} layers return to convolutions")
         keep_convolutions_(student, teacher, kept, images, config, progress=progress)
     return kept_plan(done, kept), dataclasses.replace(report, config=config)
 

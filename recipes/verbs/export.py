@@ -139,7 +139,7 @@ class PortableResult:
         code = next(file.name for file in self.files if file.name.endswith("_test.c")).removesuffix("_test.c")
         return (
             f"{what}; it needs {self.memory.ram:,} bytes of RAM and {self.memory.rom:,} of ROM besides the code\n"
-            f"to test it there: cc -std=c99 {code}.c {code}_test.c && ./a.out"
+            f"to test it in that folder: cc -std=c99 {code}.c {code}_test.c && ./a.out"
         )
 
 
@@ -170,7 +170,7 @@ def _check_options(job: ExportJob) -> None:
         if value is not None and not portable:
             raise ExportError(f"{option} {value} goes with --format {' or '.join(_RECORDED)}, not with {job.form}")
     if job.data_dir is not None and job.dataset is None:
-        raise ExportError(f"--data-dir {job.data_dir} goes with --dataset, expected its name too")
+        raise ExportError(f"--data-dir {job.data_dir} needs the name of the data set: give --dataset as well")
     if not portable:
         suffix = _SUFFIXES[job.form]
         check_file_target(f"--output {job.target}", job.target, (suffix,), repr(suffix))
@@ -182,8 +182,8 @@ def _load(name: str) -> "nn.Module":
 
     if not is_folder(name) and lacks_weights(name):
         raise ModelSourceError(
-            f"timm has no pretrained weights for {name!r}, expected a network that has some: name the folder that "
-            "finetune or convert wrote"
+            f"timm has no pretrained weights for {name!r}, expected a network that has some, or a folder that convert "
+            "or finetune wrote"
         )
     return build_model(name)
 

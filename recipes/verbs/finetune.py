@@ -75,7 +75,7 @@ def finetune(
     Settings come from a recipe, which --set and the options below change; adderkit recipes lists the shipped ones.
     """
     if (model is None) == (resume is None):
-        raise typer.BadParameter("give either a model to begin with, or --resume RUN_DIR", param_hint="MODEL")
+        raise typer.BadParameter("give either a model to start from, or --resume DIR", param_hint="MODEL")
     if num_processes is not None and num_processes > 1 and not dry_run:
         from ..distributed.launch import launch
 
@@ -86,7 +86,7 @@ def finetune(
     if model is None:
         others = (dry_run, given, recipe, set_, teacher, checkpoint, output, not pretrained, num_classes, in_chans)
         if any(others):
-            raise typer.BadParameter("a run continues as it was begun; give no other option", param_hint="--resume")
+            raise typer.BadParameter("a resumed run keeps its settings; give no other option", param_hint="--resume")
         folder, rows = _resume(str(resume))
     else:
         from ...convert.model_source import ModelSource

@@ -51,7 +51,7 @@ class ImportResult:
     def summary(self) -> str:
         """Return a one-line summary."""
         layers = f"{len(self.plan.paths('convert'))} adder layers, {self.num_classes} classes"
-        return f"{self.file} is {self.model} with {layers}; it was saved in {self.folder}/"
+        return f"{self.file} is {self.model} with {layers}; saved in {self.folder}/"
 
 
 def run_import(file: str, model: str, num_classes: int | None, output: str | None) -> ImportResult:

@@ -154,16 +154,17 @@ class PruningResult:
         before, after = (sum(getattr(row, when) for row in self.report.groups) for when in ("before", "after"))
         lines = [f"{before - after} of {before} channels removed"]
         if self.report.not_folded:
-            lines.append(f"behind {', '.join(self.report.not_folded[:3])} nothing takes up the mean of what was lost")
+            layers = ", ".join(self.report.not_folded[:3])
+            lines.append(f"the mean of the channels removed from {layers} could not be folded into another layer")
         if self.folder is None:
             lines.append("nothing was written (--dry-run)")
         elif self.report.images == 0:
             lines.append(
-                f"saved in {self.folder}/ with the BatchNorm statistics of the whole network: its accuracy is near "
-                "chance until you fine-tune it, or prune with --dataset"
+                f"saved in {self.folder}/ with the BatchNorm statistics of the unpruned network: its accuracy is "
+                "near chance until you fine-tune it, or prune with --dataset"
             )
         else:
-            lines.append(f"saved in {self.folder}/, BatchNorm measured on {self.report.images} images")
+            lines.append(f"saved in {self.folder}/, BatchNorm re-estimated on {self.report.images} images")
         return "; ".join(lines)
 
 
@@ -226,11 +227,11 @@ def pruning_tables(report: "PruningReport") -> "list[Table]":
     from ..terminal.tables import new_table
 
     groups = new_table("channels", ("layers",), ("before", "after"))
-    groups.add_column("stays because of")
+    groups.add_column("kept because of")
     for row in report.groups:
         more = f" and {len(row.layers) - 1} more" if len(row.layers) > 1 else ""
         groups.add_row(escape(row.layers[0]) + more, str(row.before), str(row.after), escape(row.reason or ""))
-    total = new_table("for one image", ("",), ("before", "after", "left"))
+    total = new_table("cost for one image", ("",), ("before", "after", "remaining"))
     for name, title in _UNITS.items():
         before, after = (values[name] / (1e6 if name == "energy" else 1) for values in (report.before, report.after))
         form = ",.1f" if name == "energy" else ",.0f"

@@ -127,10 +127,11 @@ class QuantizationResult:
 
     def summary(self) -> str:
         """Return a one-line summary."""
-        sizes = f"{self.bytes_before / 1e3:,.0f} kB of weights became {self.bytes_after / 1e3:,.0f} kB"
+        sizes = f"weights {self.bytes_before / 1e3:,.0f} kB before, {self.bytes_after / 1e3:,.0f} kB after"
         if self.folder is None:
-            return f"{len(self.steps)} integer steps, {sizes}; nothing was written (--dry-run)"
-        return f"{len(self.steps)} integer steps, {sizes}, measured on {self.images} images; saved in {self.folder}/"
+            return f"{len(self.steps)} integer steps; {sizes}; nothing was written (--dry-run)"
+        images = f"ranges measured on {self.images} images"
+        return f"{len(self.steps)} integer steps; {sizes}; {images}; saved in {self.folder}/"
 
 
 def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[[str], None]) -> QuantizationResult:
@@ -190,7 +191,7 @@ def range_table(ranges: "Sequence[Range]") -> "Table":
 
     from ..terminal.tables import new_table
 
-    table = new_table("ranges of the activations", ("written by", "rule"), ("bits", "from", "to", "variance lost"))
+    table = new_table("activation ranges", ("layer", "rule"), ("bits", "min", "max", "variance lost"))
     for row in ranges:
         cells = (str(row.bits), f"{row.low:.3g}", f"{row.high:.3g}", f"{100 * row.error:.2f} %")
         table.add_row(escape(row.path) or "(image)", row.rule, *cells)

@@ -104,7 +104,7 @@ def test_saved_and_loaded(published, tmp_path, adder_kit):
     network, images, file = published
     status, out, err = adder_kit("import-checkpoint", file, "--model", "cifar_resnet20", "--output", "imported")
     assert (status, err) == (0, "")
-    assert "is cifar_resnet20 with 20 adder layers, 10 classes; it was saved in imported/" in out
+    assert "is cifar_resnet20 with 20 adder layers, 10 classes; saved in imported/" in out
     assert_same(adderkit.load(tmp_path / "imported"), network, images)
 
 

@@ -99,7 +99,7 @@ def test_tables_for_people(adder_kit, integer_folder):
     status, out, err = adder_kit("bench", integer_folder, "--profile", "-b", 2)
     assert (status, err) == (0, "")
     assert f"batch of 2, {torch.get_num_threads()} threads, " in out
-    for word in ("p20 ms", "p50 ms", "p80 ms", "images/s", "(image)", "giga-terms/s", "one pass, step by step"):
+    for word in ("p20 ms", "p50 ms", "p80 ms", "images/s", "(image)", "giga-terms/s", "profile of one pass"):
         assert word in out
 
 
@@ -115,7 +115,8 @@ def test_shares_add_up(capsys):
 
 def test_a_float_network_has_no_profile(fails, adder_folder):
     line = fails("bench", adder_folder, "--profile")
-    assert line == f"{adder_folder} is not quantized, expected an integer network for --profile: adderkit quantize"
+    command = f"adderkit quantize {adder_folder} --dataset NAME"
+    assert line == f"{adder_folder} is not quantized, which --profile needs; first: {command}"
 
 
 def test_no_profile_without_the_extension(integer_folder, monkeypatch):

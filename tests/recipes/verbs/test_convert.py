@@ -109,8 +109,8 @@ def test_unfaithful_layers_go_back(convert, cnn_folder):
     result, lines = convert(cnn_folder, **HYBRID, hybrid=HybridPolicy(limit), output="hybrid")
     worst = min(measured, key=lambda layer: layer.correlation).path
     assert result.plan.paths("convert") == [layer.path for layer in measured if layer.path != worst]
-    assert "1 went back to convolutions" in result.summary()
-    assert any("1 of 4 layers go back" in line for line in lines)
+    assert "1 returned to convolutions" in result.summary()
+    assert any("1 of 4 layers return" in line for line in lines)
     loaded, original = adderkit.load(result.folder), adderkit.load(cnn_folder)
     assert torch.equal(loaded.get_submodule(worst).weight, original.get_submodule(worst).weight)
     assert worst not in adder_layers(loaded)
@@ -197,7 +197,7 @@ class TestTeacher:
 
 
 def test_converting_twice_is_refused(convert, adder_folder):
-    with pytest.raises(ModelSourceError, match="is an adder network already; convert the CNN it was made from"):
+    with pytest.raises(ModelSourceError, match="is already an adder network; convert the CNN that it was made from"):
         convert(adder_folder)
 
 

@@ -161,7 +161,7 @@ def test_layers_in_floating_point_are_refused(quantized, adder_kit, tmp_path):
     [
         (["--format", "hex", "--opset", "18"], "--opset 18 goes with --format onnx, not with hex"),
         (["--dataset", "digits"], "--dataset digits goes with --format c or hex, not with onnx"),
-        (["--format", "c", "--data-dir", "x"], "--data-dir x goes with --dataset, expected its name too"),
+        (["--format", "c", "--data-dir", "x"], "--data-dir x needs the name of the data set: give --dataset as well"),
         (["--format", "c", "-o", "taken"], "--output taken is a file, expected a folder"),
         (["--format", "hex", "-o", "taken/deep"], "cannot write --output taken/deep: Not a directory"),
         (["--format", "c", "--dataset", "nothing"], "nothing"),
