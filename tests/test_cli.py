@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -13,9 +14,10 @@ from adderkit.recipes.training import models
 from adderkit.recipes.training import run as loop
 
 VERBS = (
-    *("convert", "finetune", "evaluate", "inspect", "prune", "import-checkpoint", "export", "publish", "report"),
-    *("demo", "recipes", "quantize", "bench"),
+    *("convert", "finetune", "evaluate", "inspect", "prune", "quantize", "bench"),
+    *("export", "import-checkpoint", "publish", "report", "demo", "recipes"),
 )
+FOLDER = Path(adderkit.__file__).parent / "recipes" / "verbs"
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,18 @@ class TestRoot:
     def test_help_lists_the_verbs(self, adder_kit):
         status, out, _ = adder_kit("--help")
         assert status == 0
-        assert all(verb in out for verb in VERBS)
+        listed = out.split("Commands:\n")[1]
+        assert [line.split()[0] for line in listed.splitlines()] == list(VERBS)
+        assert "..." not in listed  # no summary is truncated
+
+    def test_each_verb_is_a_file(self):
+        files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+        assert files == {verb.replace("-", "_") for verb in VERBS}
+
+    def test_the_verbs_import_nothing_heavy(self, tmp_path):
+        code = "import sys, adderkit.cli; print(*sys.modules)"
+        names = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert {"torch", "timm", "rich.table"} & set(names.stdout.split()) == set()
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_help_of_each_verb(self, adder_kit, verb):

@@ -64,7 +64,7 @@ def _total_table(cost: Cost) -> Table:
         table.add_row(f"  {kind}", *_before_after(before, after))
     notes = [
         "papers' headline: weight layers only; the first and the last layer of an adder network count as adder layers",
-        "honest: everything that runs; a BatchNorm after a convolution is folded into it, one after an adder layer is not",
+        "honest: everything that runs; a BatchNorm is folded into a convolution before it, but not into an adder layer",
     ]
     if functions := cost.honest.functions:
         notes.append(
@@ -99,8 +99,8 @@ def _total_energy_table(cost: Cost) -> Table:
     table.caption_justify = "left"
     table.caption = (
         f"{cost.parameters:,} parameters. Memory is the same before and after: each weight is read once,\n"
-        "each activation written and read once, all in a 1 MB SRAM or all in DRAM. On GPUs, an fp32 addition is no faster than a\n"
-        "multiplication: these figures are for dedicated hardware."
+        "each activation written and read once, all in a 1 MB SRAM or all in DRAM. On GPUs, an fp32 addition is no\n"
+        "faster than a multiplication: these figures are for dedicated hardware."
     )
     return table
 
