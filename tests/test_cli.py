@@ -255,7 +255,7 @@ class TestInspect:
         config["model_args"] = {**config.get("model_args", {}), "in_chans": 3, "num_classes": 7}
         config["num_classes"] = 7
         (folder / "config.json").write_text(json.dumps(config))
-        assert "expected [7, 64, 1, 1] by the steps in config.json" in fails("inspect", folder)
+        assert "expected [7, 64, 1, 1] by the transforms in config.json" in fails("inspect", folder)
 
 
 @pytest.mark.parametrize("words", [["prune", "--ratio", "0.5"], ["convert", "--model"], ["quantize"]])
