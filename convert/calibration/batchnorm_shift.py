@@ -7,13 +7,14 @@ class as before for 19 % of other crops. So inside ``calibration_statistics`` th
 those with which statistics *of the calibration images* give what the original gives.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..graph.hooks import hooked
 from ..graph.modes import eval_mode, move_like
 from .batchnorm import named_batch_norms
 
@@ -78,25 +79,17 @@ def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, C
     Means and variances are averaged over batches, as measuring a BatchNorm's statistics does.
     """
     norms = named_batch_norms(teacher)
-    sums: dict[str, list[tuple[int, Tensor, Tensor]]] = {path: [] for path in norms}
+    measured: dict[str, list[tuple[int, Tensor, Tensor]]] = {path: [] for path in norms}
 
-    def hook_for(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].float().transpose(0, 1).flatten(1)  # [C, N · H · W]
-            sums[path].append((len(inputs[0]), values.mean(1), values.var(1)))
+    def measure(path: str, inputs: tuple[Any, ...]) -> None:
+        values = inputs[0].float().transpose(0, 1).flatten(1)  # [C, N · H · W]
+        measured[path].append((len(inputs[0]), values.mean(1), values.var(1)))
 
-        return hook
-
-    handles = [norm.register_forward_pre_hook(hook_for(path)) for path, norm in norms.items()]
-    try:
-        with eval_mode(teacher):
-            for batch in batches:
-                if len(batch) > 1:  # one value alone has no variance
-                    teacher(move_like(batch, teacher))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: _shift(norm, sums[path]) for path, norm in norms.items() if sums[path]}
+    with hooked(norms, pre=measure), eval_mode(teacher):
+        for batch in batches:
+            if len(batch) > 1:  # one value alone has no variance
+                teacher(move_like(batch, teacher))
+    return {path: _shift(norm, measured[path]) for path, norm in norms.items() if measured[path]}
 
 
 def _shift(norm: _BatchNorm, found: list[tuple[int, Tensor, Tensor]]) -> ChannelShift:

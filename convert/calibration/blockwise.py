@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...adder_layers.modules import adder_layers
 from ..errors import AdderkitError
+from ..graph.hooks import hooked
 from ..graph.layers import Layer, trace_layers
 from ..graph.modes import eval_mode, move_like
 from .batchnorm import batch_norms
@@ -140,19 +141,12 @@ def outputs_at(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Ten
     """Inside, what the modules at ``paths`` give that give a tensor; of several calls, the last."""
     found: dict[str, Tensor] = {}
 
-    def hook_for(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
-                found[path] = output
+    def record(path: str, _: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            found[path] = output
 
-        return hook
-
-    handles = [model.get_submodule(path).register_forward_hook(hook_for(path)) for path in paths]
-    try:
+    with hooked({path: model.get_submodule(path) for path in paths}, post=record):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A layer's fit needs thousands of windows, not all of them: a few positions from 
 every position of a few images, and keep the memory small.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...adder_layers.modules import AdderConv2dSame, same_padding
 from ..conversion.converters import converter_of
+from ..graph.hooks import hooked
 from ..graph.modes import move_like
 
 
@@ -76,20 +77,17 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
     parts: list[Tensor] = []
     taken = 0
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def sample(_: str, inputs: tuple[Any, ...]) -> None:
         chosen = positions[taken : taken + len(inputs[0])]
         parts.append(windows_at(inputs[0], layer, chosen).cpu())
         raise _Reached
 
-    handle = layer.register_forward_pre_hook(hook)
-    try:
+    with hooked({path: layer}, pre=sample):
         for batch in batches:
             try:
                 model(move_like(batch, model))
             except _Reached:
                 taken += len(batch)
-    finally:
-        handle.remove()
     return torch.cat(parts, dim=1)
 
 
@@ -105,30 +103,20 @@ def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Se
     Returns:
         For each path ``[G, S, O / G]`` on the CPU, S = N · P in the order of ``layer_windows``.
     """
+    layers: dict[str, Any] = {path: model.get_submodule(path) for path in positions}
     parts: dict[str, list[Tensor]] = {path: [] for path in positions}
     index = taken = 0
 
-    def hook_for(path: str, groups: int) -> Callable[..., None]:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            if len(parts[path]) > index:
-                return  # a layer that is called again in the same pass: the first call counts, as in layer_windows
-            chosen = positions[path][taken : taken + len(output)].to(output.device)
-            values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
-            grouped = values.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-            parts[path].append(grouped.cpu())
+    def sample(path: str, _: tuple[Any, ...], output: Tensor) -> None:
+        if len(parts[path]) > index:
+            return  # a layer that is called again in the same pass: the first call counts, as in layer_windows
+        chosen = positions[path][taken : taken + len(output)].to(output.device)
+        values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
+        grouped = values.unflatten(1, (layers[path].groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        parts[path].append(grouped.cpu())
 
-        return hook
-
-    handles = []
-    for path in positions:
-        layer = model.get_submodule(path)
-        assert isinstance(layer, nn.Conv2d)
-        handles.append(layer.register_forward_hook(hook_for(path, layer.groups)))
-    try:
-        for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
+    with hooked(layers, post=sample):
+        for index, batch in enumerate(batches):  # noqa: B007 - the hook reads it
             model(move_like(batch, model))
             taken += len(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {path: torch.cat(values, dim=1) for path, values in parts.items()}

@@ -5,7 +5,6 @@ nothing escapes, whatever the model. Only what depends on the image is seen: the
 """
 
 import dataclasses
-from contextlib import ExitStack
 from itertools import takewhile
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..graph.hooks import hooked
 from .formulas import BATCH_NORM_NAMES, Tally, call_of, tally, tensors_in
 
 
@@ -49,22 +49,20 @@ def trace_operators(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple
     Returns:
         Events in order of execution, and the names of operators without a formula.
     """
-    names = {module: name for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
     with _Tracer(image) as tracer:
 
-        def before(module: nn.Module, inputs: Any) -> None:
-            tracer.running.append(names[module])
+        def before(path: str, inputs: Any) -> None:
+            tracer.running.append(path)
 
-        def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            path = tracer.running.pop()
-            if isinstance(output, Tensor) and not any(module.children()):  # a linear layer flattens its tokens inside
+        def after(path: str, inputs: Any, output: Any) -> None:
+            tracer.running.pop()
+            is_leaf = not any(modules[path].children())
+            if isinstance(output, Tensor) and is_leaf:  # a linear layer flattens its tokens inside
                 for event in takewhile(lambda event: event.path == path, reversed(tracer.events)):
                     event.output_shape = tuple(output.shape)
 
-        with ExitStack() as hooks:
-            for module in model.modules():
-                hooks.callback(module.register_forward_pre_hook(before).remove)
-                hooks.callback(module.register_forward_hook(after).remove)
+        with hooked(modules, pre=before, post=after):
             model(image)
     return tracer.events, tuple(sorted(tracer.uncounted))
 

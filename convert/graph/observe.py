@@ -6,14 +6,13 @@ Hooks see modules; a ``TorchFunctionMode`` beside them sees the functions and op
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Call = Callable[..., None]
+from .hooks import hooked
 
 
 @dataclasses.dataclass
@@ -76,7 +75,7 @@ def observe(model: nn.Module, example_input: Tensor, kinds: tuple[type[nn.Module
         What was seen of each layer that ran, by path, in order of first execution.
     """
     watch = _Watch(model, kinds)
-    with _hooks(model, watch.before, watch.after), watch:
+    with hooked(watch.modules, pre=watch.before, post=watch.after), watch:
         output = model(example_input)
     for source in watch.sources([output]):
         watch.note(source, "functions", "output")
@@ -89,30 +88,28 @@ class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self.kinds = kinds
-        self.names = {module: name for name, module in model.named_modules()}
+        self.modules = dict(model.named_modules())
         self.seen: dict[str, Seen] = {}
         # A tensor is kept alive, or its id might be used again; its version tells whether it was changed in place.
         self.produced: dict[int, tuple[Tensor, int, str]] = {}
         self.depth = 0  # of units that are running: what happens inside one is its own affair
 
-    def before(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not is_unit(module, self.kinds):
+    def before(self, path: str, inputs: tuple[Any, ...]) -> None:
+        if not is_unit(self.modules[path], self.kinds):
             return
-        if self.depth == 0 and not isinstance(module, nn.Identity):
-            for source in self.sources((inputs, named)):
-                self.note(source, "consumers", self.names[module])
+        if self.depth == 0 and not isinstance(self.modules[path], nn.Identity):
+            for source in self.sources(inputs):
+                self.note(source, "consumers", path)
         self.depth += 1
 
-    def after(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if not is_unit(module, self.kinds):
+    def after(self, path: str, inputs: tuple[Any, ...], output: Any) -> None:
+        if not is_unit(self.modules[path], self.kinds):
             return
         self.depth -= 1
-        if isinstance(module, self.kinds) and isinstance(output, Tensor):
-            name = self.names[module]
-            first = next(iter((*inputs, *named.values())))
-            seen = self.seen.setdefault(name, Seen(tuple(first.shape), tuple(output.shape)))
+        if isinstance(self.modules[path], self.kinds) and isinstance(output, Tensor):
+            seen = self.seen.setdefault(path, Seen(tuple(inputs[0].shape), tuple(output.shape)))
             seen.calls += 1
-            self.produced[id(output)] = (output, output._version, name)
+            self.produced[id(output)] = (output, output._version, path)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -152,16 +149,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, list | tuple):
         for value in values:
             yield from _tensors(value)
-
-
-@contextmanager
-def _hooks(model: nn.Module, before: Call, after: Call) -> Iterator[None]:
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

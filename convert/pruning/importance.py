@@ -11,7 +11,7 @@
 - ``random``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...adder_layers.conv import AdderConv2d
 from ..calibration.blockwise import SHARPNESS
 from ..errors import AdderkitError
+from ..graph.hooks import hooked
 from ..graph.modes import eval_mode, move_like
 from .channel_groups import ChannelGroup, Member
 from .removed_terms import RemovedTerms
@@ -130,27 +131,19 @@ def _changes(model: nn.Module, paths: set[str], images: Tensor, generator: torch
     """``[N, C]`` for each layer: activation times gradient of its input, summed over positions."""
     inputs: dict[str, Tensor] = {}
 
-    def hook_for(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if arguments[0].requires_grad:
-                inputs[path] = arguments[0]
+    def record(path: str, arguments: tuple[Any, ...]) -> None:
+        if arguments[0].requires_grad:
+            inputs[path] = arguments[0]
 
-        return hook
-
-    handles = [model.get_submodule(path).register_forward_pre_hook(hook_for(path)) for path in paths]
-    try:
-        with torch.enable_grad():
-            logits = model(images)
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise AdderkitError("importance taylor needs a classifier; choose another importance")
-            if not logits.isfinite().all():
-                raise AdderkitError("importance taylor met logits that are not finite; calibrate the model first")
-            drawn = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
-            loss = F.cross_entropy(logits.float(), drawn.to(logits.device), reduction="sum")
-            gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked({path: model.get_submodule(path) for path in paths}, pre=record), torch.enable_grad():
+        logits = model(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise AdderkitError("importance 'taylor' needs a classifier; choose another importance")
+        if not logits.isfinite().all():
+            raise AdderkitError("importance 'taylor' met logits that are not finite; calibrate the model first")
+        drawn = torch.multinomial(logits.detach().float().softmax(1).cpu(), 1, generator=generator)[:, 0]
+        loss = F.cross_entropy(logits.float(), drawn.to(logits.device), reduction="sum")
+        gradients = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     found = {}
     for (path, value), gradient in zip(inputs.items(), gradients, strict=True):
         if gradient is not None:

@@ -6,7 +6,7 @@ however large it is. So a small weight does not mean a small contribution to an 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...adder_layers.conv import AdderConv2d, adder_conv2d
 from ...adder_layers.modules import NormalizedAdderConv2d
 from ..calibration.sampling import draw_positions, windows_at
 from ..conversion.converters import converter_of
+from ..graph.hooks import hooked
 from ..graph.layers import Layer
 from ..graph.modes import eval_mode, move_like
 
@@ -129,26 +130,20 @@ def _windows(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor], images: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """``[G, S, C / G · K]`` by path, all from the same pass."""
-    parts: dict[str, list[Tensor]] = {layer.path: [] for layer in layers}
+    by_path = {layer.path: layer for layer in layers}
+    modules = {path: model.get_submodule(path) for path in by_path}
+    parts: dict[str, list[Tensor]] = {path: [] for path in by_path}
     index = 0
 
-    def hook_for(layer: Layer) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if len(parts[layer.path]) > index:
-                return  # a layer that is called again in the same pass: the first call counts
-            parts[layer.path].append(_sampled(module, inputs[0], layer, _positions(images), generator).cpu())
+    def sample(path: str, inputs: tuple[Any, ...]) -> None:
+        if len(parts[path]) > index:
+            return  # a layer that is called again in the same pass: the first call counts
+        parts[path].append(_sampled(modules[path], inputs[0], by_path[path], _positions(images), generator).cpu())
 
-        return hook
-
-    handles = [model.get_submodule(layer.path).register_forward_pre_hook(hook_for(layer)) for layer in layers]
-    try:
-        with eval_mode(model), torch.no_grad():
-            for index, batch in enumerate(batches):  # noqa: B007 - the hooks read it
-                model(move_like(batch, model))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: torch.cat(found, dim=1) for path, found in parts.items()}
+    with hooked(modules, pre=sample), eval_mode(model), torch.no_grad():
+        for index, batch in enumerate(batches):  # noqa: B007 - the hook reads it
+            model(move_like(batch, model))
+    return {path: torch.cat(windows, dim=1) for path, windows in parts.items()}
 
 
 def _sampled(module: nn.Module, input: Tensor, layer: Layer, count: int, generator: torch.Generator) -> Tensor:
