@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .convert.conversion.config import AdderConfig
     from .convert.conversion.plan import plan
     from .convert.conversion.rewrite import convert_, revert_
-    from .convert.cost.count import cost
+    from .convert.cost.cost import cost
     from .convert.pruning.config import PruneConfig
     from .convert.pruning.prune import prune_
     from .convert.quantization.config import QuantizeConfig
@@ -42,7 +42,7 @@ _HOME = {
     "revert_": "convert.conversion.rewrite",
     "CalibrationConfig": "convert.calibration.config",
     "calibrate_": "convert.calibration.calibrate",
-    "cost": "convert.cost.count",
+    "cost": "convert.cost.cost",
     "save": "convert.checkpoint.folder",
     "load": "convert.checkpoint.folder",
     "AdaptiveRate": "recipes.training.adaptive_rate",

@@ -1,1 +1,1 @@
-"""Count operations, bytes and energy."""
+"""Count the operations, bytes and energy of a network for one image."""

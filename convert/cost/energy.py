@@ -1,27 +1,27 @@
 """Energy of a network by the table of Horowitz (ISSCC 2014, "Computing's energy problem", figure 1.1.9): 45 nm, 0.9 V.
 
-A number format has two widths: products and differences are taken in the narrow one, and everything that is summed,
-or done to a sum, in the wide one, as hardware and adderkit's kernels do. Memory is a separate figure: moving a value
-costs more than computing with it, and a conversion changes nothing about that.
+A number format has two widths: products and differences are computed in the narrow one, and sums and operations on
+sums in the wide one, as in hardware and adderkit's kernels. Memory is a separate figure: moving a value costs more than
+computing with it, and a conversion does not change that.
 """
 
 import dataclasses
 
-from .formulas import Operations
+from .operations import Operations
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """A number format and what its operations cost, in pJ.
+    """A number format with the energy of its operations, in pJ.
 
     Args:
-        multiply: A multiplication of two stored values.
-        subtract: An addition or subtraction of two stored values.
+        multiply: Energy of multiplying two stored values.
+        subtract: Energy of adding or subtracting two stored values.
         bytes: Size of a stored value.
-        sum_multiply: A multiplication of a sum.
-        sum_add: An addition to a sum.
-        sum_bytes: Size of a value in a sum's format: biases and factors of normalizations.
-        sums: Name of the sums' format.
+        sum_multiply: Energy of multiplying a sum.
+        sum_add: Energy of adding to a sum.
+        sum_bytes: Size of a sum, and of the biases and factors of normalizations.
+        sums: Name of the format of sums.
     """
 
     multiply: float
@@ -45,7 +45,7 @@ _ACCESS_PJ = {"sram_1mb": 100.0, "dram_least": 1300.0, "dram_most": 2600.0}
 
 
 def arithmetic_energy(operations: Operations, precision: Precision) -> float:
-    """Energy of multiplications and additions in pJ, without memory; ``functions`` have no price in the table.
+    """Return the energy of multiplications and additions in pJ, without memory; ``functions`` are not in the table.
 
     A product costs a narrow multiplication and a wide addition, a distance a narrow subtraction and a wide addition.
     """
@@ -59,5 +59,5 @@ def arithmetic_energy(operations: Operations, precision: Precision) -> float:
 
 
 def memory_energy(moved: int) -> dict[str, float]:
-    """Energy in pJ of moving ``moved`` bytes to or from a 1 MB SRAM, or DRAM at the least and the most."""
+    """Return the energy in pJ of moving ``moved`` bytes to or from a 1 MB SRAM, and DRAM (lowest and highest)."""
     return {level: moved / _ACCESS_BYTES * energy for level, energy in _ACCESS_PJ.items()}

@@ -1,10 +1,10 @@
-"""What each aten operator costs: multiplications, additions and values moved, by formula from the shapes alone.
+"""Cost of each aten operator: multiplications, additions and values moved, computed from shapes alone.
 
-Conventions. A product ``x·w`` with its accumulation is one multiplication and one addition, a distance ``|x - w|`` with
-its accumulation two additions (AdderNet, arXiv 1912.13200, tables 2 and 3); a bias is where the accumulation starts.
-Reading a sign is free, so ``abs`` and ReLU are; comparing two values is a subtraction, hence one addition. Dividing by
-a constant is a multiplication. Functions without a price in the energy table (exp, square root, division of
-two values) are counted apart.
+Conventions: A product ``x·w`` with its accumulation is one multiplication and one addition, a distance ``|x - w|`` with
+its accumulation two additions (AdderNet, arXiv 1912.13200, tables 2 and 3). A bias is the initial value of the
+accumulator and costs nothing. Reading a sign is free, so ``abs`` and ReLU are free; comparing two values is a
+subtraction and counts as one addition. Division by a constant is a multiplication. Functions without an entry in the
+energy table (exp, square root, division of two values) are counted separately.
 """
 
 import dataclasses
@@ -15,72 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .operations import Operations
+
 BATCH_NORM_NAMES = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"})
-WEIGHT_LAYERS = ("convolution", "linear", "adder")
-
-
-@dataclasses.dataclass(frozen=True)
-class Operations:
-    """Operations for one image.
-
-    Args:
-        products: Products that are summed, ``x·w``.
-        distances: Distances that are summed, ``|x - w|``.
-        scalings: Multiplications outside such sums.
-        sums: Additions and comparisons outside such sums.
-        functions: Exponentials, roots, divisions and the like.
-    """
-
-    products: int = 0
-    distances: int = 0
-    scalings: int = 0
-    sums: int = 0
-    functions: int = 0
-
-    @property
-    def multiplications(self) -> int:
-        """All multiplications."""
-        return self.products + self.scalings
-
-    @property
-    def additions(self) -> int:
-        """All additions: one for each product, two for each distance, and those outside."""
-        return self.products + 2 * self.distances + self.sums
-
-    def __add__(self, other: "Operations") -> "Operations":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Operations(*(mine + its for mine, its in pairs))
-
-    def as_products(self) -> "Operations":
-        """The same terms in a convolution."""
-        return dataclasses.replace(self, products=self.products + self.distances, distances=0)
-
-    def as_distances(self) -> "Operations":
-        """The same terms in an adder layer."""
-        return dataclasses.replace(self, products=0, distances=self.products + self.distances)
-
-    def to_dict(self) -> dict[str, int]:
-        """A JSON-ready mapping: the sums first, then their parts."""
-        return {
-            "multiplications": self.multiplications,
-            "additions": self.additions,
-            **dataclasses.asdict(self),
-        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """What one call of an operator costs.
+    """Cost of one call of an operator.
 
     Args:
-        kind: What the operator is: a weight layer, ``normalization``, ``activation``, ``gate``, …
+        kind: Kind of the operator: a weight layer, ``normalization``, ``activation``, ``gate``, …
         operations: Its operations.
-        moved: Activations read and written, in values; 0 for what a layer before it does on its way out.
-        weights: Values of the weight, for weight layers.
+        moved: Number of activations read and written; 0 for an operator that is fused into the layer before it.
+        weights: Number of weight values, for weight layers.
     """
 
     kind: str
-    operations: Operations = Operations()
+    operations: Operations = dataclasses.field(default_factory=Operations)
     moved: int = 0
     weights: int = 0
 
@@ -90,9 +42,9 @@ class Call:
     """One call of an operator.
 
     Args:
-        name: Operator without its namespace and the underscore of its in-place form.
-        arguments: By position.
-        keywords: By name.
+        name: Name of the operator, without namespace and without the underscore of the in-place form.
+        arguments: Positional arguments.
+        keywords: Keyword arguments.
         output: First tensor of the result.
         activations: Tensors among the arguments that depend on the image.
     """
@@ -104,22 +56,22 @@ class Call:
     activations: Sequence[Tensor]
 
     def argument(self, position: int, default: Any = None) -> Any:
-        """A positional argument, or what stands for one that was not given."""
+        """Return a positional argument, or the default if it was not given."""
         return self.arguments[position] if len(self.arguments) > position else default
 
     @property
     def size(self) -> int:
-        """Values of the output."""
+        """Number of values in the output."""
         return self.output.numel()
 
     @property
     def read(self) -> int:
-        """Values of the activations that go in."""
+        """Number of values in the input activations."""
         return sum(tensor.numel() for tensor in self.activations)
 
 
 def tally(call: Call) -> Tally | None:
-    """What a call costs; ``None`` for an operator without a formula."""
+    """Return the cost of a call, or ``None`` for an operator without a formula."""
     if call.name in _FORMULAS:
         return _FORMULAS[call.name](call)
     if call.name.startswith("_scaled_dot_product") or call.name.startswith("_efficient_attention"):
@@ -128,7 +80,7 @@ def tally(call: Call) -> Tally | None:
         kind, scalings, sums, functions = _POINTWISE[call.name]
         size = call.size
         operations = Operations(scalings=scalings * size, sums=sums * size, functions=functions * size)
-        # An operation on one activation is done on its way out of the layer before; a second one is read for it.
+        # An operation on one activation is fused into the layer before it; a second activation has to be read.
         return Tally(kind, operations, moved=sum(sorted(tensor.numel() for tensor in call.activations)[:-1]))
     if call.name in _REDUCTIONS:
         scalings, sums, functions, scalings_out, functions_out = _REDUCTIONS[call.name]
@@ -178,13 +130,13 @@ def _attention(call: Call) -> Tally:
 
 
 def _batch_norm(call: Call) -> Tally:
-    if call.arguments[5]:  # training: statistics of this very image
+    if call.arguments[5]:  # training mode: statistics of the image itself
         return _measured_norm(call)
     return Tally("normalization", Operations(scalings=call.size, sums=call.size))
 
 
 def _measured_norm(call: Call) -> Tally:
-    """Mean, difference, square and its mean, scale; then the affine: 3 multiplications and 4 additions a value."""
+    """Count mean, difference, square, its mean, scale and affine: 3 multiplications and 4 additions per value."""
     return Tally("normalization", Operations(scalings=3 * call.size, sums=4 * call.size), moved=call.read + call.size)
 
 
@@ -219,14 +171,14 @@ def _quotient(call: Call) -> Tally:
 
 
 def _binary(call: Call, kind: str, operations: Operations) -> Tally:
-    """Two activations are a residual or a gate; the smaller one has to be read for it."""
+    """Count an operator on two activations, a residual or a gate, which reads the smaller one."""
     if len(call.activations) < 2:
         return Tally("element-wise", operations)
     return Tally(kind, operations, moved=min(tensor.numel() for tensor in call.activations))
 
 
 def _clamp(call: Call) -> Tally:
-    """Comparing with zero is reading a sign; with another bound, an addition."""
+    """Count an addition for each bound except zero: comparing with zero only reads a sign."""
     defaults = (-1, 1) if call.name == "hardtanh" else (None, None)
     bounds = [call.argument(position, default) for position, default in zip((1, 2), defaults, strict=True)]
     bounds += [call.keywords.get("min"), call.keywords.get("max")]
@@ -257,7 +209,7 @@ _FORMULAS: dict[str, Callable[[Call], Tally]] = {
     "pow": _power,
 }
 
-# kind, then multiplications, additions and functions for each value of the output.
+# Kind, then multiplications, additions and functions per value of the output.
 _POINTWISE = {
     **dict.fromkeys(("relu", "abs", "neg", "sign", "where", "threshold"), ("activation", 0, 0, 0)),
     **dict.fromkeys(("leaky_relu", "_prelu_kernel", "prelu"), ("activation", 1, 0, 0)),
@@ -275,7 +227,7 @@ _POINTWISE = {
     "lerp": ("element-wise", 1, 2, 0),
 }
 
-# Multiplications, additions and functions for each value of the input; multiplications and functions of the output.
+# Multiplications, additions and functions per input value; multiplications and functions per output value.
 _REDUCTIONS = {
     "mean": (0, 1, 0, 1, 0),
     **dict.fromkeys(("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), (0, 1, 0, 1, 0)),
@@ -284,12 +236,12 @@ _REDUCTIONS = {
     **dict.fromkeys(("var", "var_mean"), (1, 3, 0, 1, 0)),
     "std": (1, 3, 0, 1, 1),
     "linalg_vector_norm": (1, 1, 0, 0, 1),
-    # The largest value, the difference, exp, the sum, and a multiplication by its reciprocal.
+    # Maximum, difference, exp, sum, and multiplication by the reciprocal of the sum.
     **dict.fromkeys(("_softmax", "_safe_softmax"), (1, 3, 1, 0, 0)),
     "_log_softmax": (0, 4, 1, 0, 0),
 }
 
-# What only moves values; views are recognized by themselves.
+# Operators that only move values; views are recognized separately.
 _FREE = frozenset(
     {
         "_reshape_alias",
@@ -337,14 +289,14 @@ _FREE = frozenset(
 def call_of(
     operator: torch._ops.OpOverload, arguments: Sequence[Any], keywords: dict[str, Any], output: Tensor, known: Any
 ) -> Call:
-    """A call as the formulas want it.
+    """Describe a call of an operator for the formulas.
 
     Args:
         operator: The operator that was called.
-        arguments: By position; lists of tensors among them are looked into.
-        keywords: By name.
+        arguments: Positional arguments; lists of tensors among them are searched.
+        keywords: Keyword arguments.
         output: First tensor of the result.
-        known: Holds the tensors that depend on the image.
+        known: Container of the tensors that depend on the image.
     """
     name = operator._schema.name.split("::")[1]
     name = name[:-1] if name.endswith("_") else name
@@ -353,7 +305,7 @@ def call_of(
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """The tensors of an operator's arguments or results, in order."""
+    """Return the tensors among an operator's arguments or results, in order."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, list | tuple):

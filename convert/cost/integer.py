@@ -1,6 +1,6 @@
 """Cost of an integer network for one image, step by step, and of the CNN of the same shape in the same integers.
 
-Requantization multiplies each sum once, and the byte of a residual once; if only shifts requantize, nothing is.
+Requantization multiplies each sum once, and the byte of a residual once; if requantization uses only shifts, it multiplies nothing.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from ...adder_layers.integer.plan import (
     powers_of_two,
     requantization_of,
 )
-from .count import Cost, IntegerRow, LayerCost
-from .formulas import Operations
+from .operations import Operations
+from .report import Cost, IntegerRow, LayerCost
 
 _KINDS = {"max_pool": "pooling", "average_pool": "pooling", "rescale": "element-wise"}
 

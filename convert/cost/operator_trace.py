@@ -1,7 +1,7 @@
-"""A forward pass traced operator by operator: what each costs, which module called it, and what its output went into.
+"""Trace a forward pass operator by operator: the cost of each, the module that called it, and the uses of its output.
 
-Below the modules every computation is an aten operator, whether a layer, a function or a ``+`` asked for it; so
-nothing escapes, whatever the model. Only what depends on the image is seen: the rest is done once.
+Below the modules every computation is an aten operator, whether it comes from a layer, a function or a ``+``, so none
+is missed in any model. Only operators that depend on the image are traced: the others run once, not for each image.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ class Event:
     """One call of an operator that computes or moves something.
 
     Args:
-        path: Innermost module that was running; empty for the model itself.
-        tally: What it costs.
-        output_shape: Of the module's output, with the batch; of the operator's where the module contains others.
-        foldable: A BatchNorm with fixed statistics.
-        source: Index of the event whose very output it took.
-        uses: How many operators took its output.
+        path: Path of the innermost module that was running; empty for the model itself.
+        tally: Cost of the call.
+        output_shape: Shape of the module's output with the batch, or of the operator's if the module has children.
+        foldable: True for a BatchNorm with fixed statistics.
+        source: Index of the event whose output is the first input, if any.
+        uses: Number of operators that took the output.
     """
 
     path: str
@@ -40,10 +40,10 @@ class Event:
 
 @torch.no_grad()
 def trace_operators(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple[str, ...]]:
-    """Run a model once.
+    """Run a model once and record its operators.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         image: ``[1, C, H, W]`` on the model's device.
 
     Returns:
@@ -68,14 +68,14 @@ def trace_operators(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple
 
 
 class _Tracer(TorchDispatchMode):
-    """Sees every operator that runs inside its context."""
+    """Dispatch mode that records every operator inside its context."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
         self.running: list[str] = []
         self.events: list[Event] = []
         self.uncounted: set[str] = set()
-        # What depends on the image, with the event that made it; weak, so that a real pass keeps no activations.
+        # Tensors that depend on the image, with their events; weak, so that a real pass keeps no activations.
         self._known = WeakTensorKeyDictionary()
         self._known[image] = None
 
@@ -105,7 +105,7 @@ class _Tracer(TorchDispatchMode):
         output: Tensor,
         inputs: list[Tensor],
     ) -> int | None:
-        """Note a call; the index of its event, or none if it only shows or moves values."""
+        """Record a call and return the index of its event, or ``None`` if it only views or moves values."""
         source: int | None = self._known[inputs[0]]
         for tensor in inputs:
             if (maker := self._known[tensor]) is not None:

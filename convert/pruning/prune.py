@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..calibration.batchnorm import reestimate_batchnorm_
 from ..calibration.calibrate import batches_of
-from ..cost.count import Cost, cost
+from ..cost.cost import cost
 from ..cost.energy import PRECISIONS, arithmetic_energy
+from ..cost.report import Cost
 from ..errors import AdderkitError, NoModuleMatchedError
 from ..graph.layers import Layer, input_size, meta_copy, trace_layers
 from ..patterns import matching, nearest_names

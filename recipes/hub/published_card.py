@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...convert.checkpoint.model_card import beginning, front_matter
-from ...convert.cost.count import Cost
+from ...convert.cost.report import Cost
 from ..reporting.evaluations import Evaluation, eval_results, hub_dataset
 from ..runs.provenance import part_of
 from .licenses import License

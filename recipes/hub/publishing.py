@@ -14,7 +14,8 @@ from torch import nn
 
 from ...convert.checkpoint.folder import CARD, CONFIG, REPORT, WEIGHTS, base_architecture, load, read_report
 from ...convert.conversion.rewrite import is_converted
-from ...convert.cost.count import Cost, cost
+from ...convert.cost.cost import cost
+from ...convert.cost.report import Cost
 from ...convert.errors import PublishError
 from ...convert.files import atomic_path, read_json_object, sha256, write_json, write_text
 from ...convert.model_source import ModelSource

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...convert.cost.count import Cost, LayerCost
-from ...convert.cost.formulas import WEIGHT_LAYERS, Operations
+from ...convert.cost.operations import WEIGHT_LAYERS, Operations
+from ...convert.cost.report import Cost, LayerCost
 from ...convert.errors import AdderkitError
 from ...convert.files import atomic_path, check_file_target
 

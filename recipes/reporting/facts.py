@@ -17,7 +17,8 @@ from torch import nn
 from ...adder_layers.conv import AdderConv2d
 from ...convert.checkpoint.folder import WEIGHTS, base_architecture, load, read_report
 from ...convert.conversion.rewrite import is_converted
-from ...convert.cost.count import Cost, cost
+from ...convert.cost.cost import cost
+from ...convert.cost.report import Cost
 from ...convert.errors import AdderkitError
 from ...convert.files import sha256
 from ...convert.model_source import ModelSource

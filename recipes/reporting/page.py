@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...convert.cost.count import LayerCost
 from ...convert.cost.energy import PRECISIONS, arithmetic_energy
-from ...convert.cost.formulas import Operations
+from ...convert.cost.operations import Operations
+from ...convert.cost.report import LayerCost
 from ..runs.plots import LINES, TITLES
 from .charts import Line, line_chart
 from .cost_chart import layer_groups

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ...convert.cost.count import IntegerRow
+    from ...convert.cost.report import IntegerRow
     from ..training.evaluate import Metrics
 
 

@@ -260,7 +260,7 @@ def _calibrate(
     """
     from ...convert.calibration.calibrate import calibrate_
     from ...convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
-    from ...convert.cost.count import cost
+    from ...convert.cost.cost import cost
     from ..runs.progress import calibration_progress
 
     config = job.calibration

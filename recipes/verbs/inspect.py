@@ -10,7 +10,7 @@ from ..terminal.options import InChans, Json, NumClasses
 from ..terminal.output import announce, print_json
 
 if TYPE_CHECKING:
-    from ...convert.cost.count import Cost
+    from ...convert.cost.report import Cost
 
 
 def inspect(
@@ -61,7 +61,7 @@ def run_inspection(
     Raises:
         AdderkitError: The model or the image size is wrong, or the chart cannot be written.
     """
-    from ...convert.cost.count import cost
+    from ...convert.cost.cost import cost
     from ...convert.errors import AdderkitError
     from ...convert.model_source import build_model, is_folder
     from ..reporting.cost_chart import check_chart, draw_chart

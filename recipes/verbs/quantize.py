@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from ...convert.cost.count import IntegerRow
+    from ...convert.cost.report import IntegerRow
     from ...convert.quantization.ranges import Range
 
 _KEPT = ("plan", "calibration", "pruning", "imported", "teacher")

@@ -3,7 +3,7 @@
 import pytest
 
 from adderkit.convert.cost.energy import PRECISIONS, arithmetic_energy, memory_energy
-from adderkit.convert.cost.formulas import Operations
+from adderkit.convert.cost.operations import Operations
 
 
 @pytest.mark.parametrize(

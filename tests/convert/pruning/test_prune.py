@@ -11,7 +11,7 @@ import adderkit
 from adderkit import PruneConfig, convert_, load, prune_, revert_, save
 from adderkit.convert.calibration.blockwise import match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
-from adderkit.convert.cost.count import cost
+from adderkit.convert.cost.cost import cost
 from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
 from adderkit.convert.record import transforms_of
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from adderkit.adder_layers.conv import AdderConv2d
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.rewrite import convert_, revert_
-from adderkit.convert.cost.count import cost
+from adderkit.convert.cost.cost import cost
 from adderkit.convert.cost.energy import PRECISIONS
-from adderkit.convert.cost.formulas import Operations
+from adderkit.convert.cost.operations import Operations
 from adderkit.convert.errors import AdderkitError
 
 IMAGE = torch.zeros(1, 3, 32, 32)
