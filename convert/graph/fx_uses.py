@@ -1,5 +1,6 @@
-"""The same uses found by ``torch.fx``, for models that it can trace: branches of the graph, not one run of it."""
+"""Find the uses of layer outputs with ``torch.fx``: all branches of the graph, for models that it can trace."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import fx, nn
 
 from .observe import function_name, is_unit
 
+_logger = logging.getLogger(__name__)
 # Functions, methods and attributes that read the shape or type of a tensor, not its values.
 SHAPE_QUERIES = {
     "size",
@@ -45,19 +47,20 @@ def node_name(node: fx.Node) -> str:
 def symbolic_uses(
     model: nn.Module, kinds: tuple[type[nn.Module], ...]
 ) -> dict[str, tuple[list[str], list[str]]] | None:
-    """Trace a model and list what takes each weight layer's output.
+    """Trace a model and list the modules and functions that take each weight layer's output.
 
     Args:
-        model: The model, in evaluation mode and without hooks of the user's, which tracing would call.
+        model: The model, in evaluation mode and without the user's hooks, which tracing would call.
         kinds: Classes of the layers to report.
 
     Returns:
-        Modules and functions by path, in the terms of ``observe``; ``None`` where the model does not trace.
+        Modules and functions by path, named as by ``observe``; ``None`` if the model cannot be traced.
     """
     try:
         graph = UnitTracer(kinds).trace(model)
     except Exception:
-        # Control flow on values, arguments in stars, foreign code: whatever it is, the observed run stands alone.
+        # Control flow on values, starred arguments, foreign code: the uses seen in the observed run must suffice.
+        _logger.debug("torch.fx cannot trace %s", type(model).__name__, exc_info=True)
         return None
     modules = dict(model.named_modules(remove_duplicate=False))
     names = {module: name for name, module in model.named_modules()}
@@ -74,10 +77,10 @@ def symbolic_uses(
 
 
 class UnitTracer(fx.Tracer):
-    """Stops at the modules that ``observe`` takes as a whole.
+    """Tracer that stops at the modules that ``observe`` treats as units.
 
     Args:
-        kinds: Classes of layers that are such, besides modules without children and normalizations.
+        kinds: Classes of layers that are units, besides modules without children and normalizations.
     """
 
     def __init__(self, kinds: tuple[type[nn.Module], ...]) -> None:
@@ -85,24 +88,24 @@ class UnitTracer(fx.Tracer):
         self.kinds = kinds
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the module is taken as a whole."""
+        """Return whether the module is a unit."""
         return is_unit(m, self.kinds)
 
     @torch.no_grad()
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """See ``torch.fx.Tracer``; without gradients."""
+        """Trace as ``torch.fx.Tracer`` does, without gradients."""
         return super().trace(root, concrete_args)
 
 
 def _users(node: fx.Node, modules: dict[str, nn.Module], names: dict[nn.Module, str]) -> list[tuple[str, str]]:
-    """What takes a node's value, seen through everything that only passes it on."""
+    """List the users of a node's value, looking through everything that passes it on unchanged."""
     found: list[tuple[str, str]] = []
     for user in node.users:
         if user.op == "call_module":
             module = modules[str(user.target)]
             if not isinstance(module, nn.Identity):
                 found.append(("module", names[module]))
-            # Dropout takes it, and passes it on: in evaluation mode what follows receives the very same tensor.
+            # Dropout is a user, and passes the value on: in evaluation mode its own users receive the same tensor.
             if passes_through(module):
                 found += _users(user, modules, names)
             continue

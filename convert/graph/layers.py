@@ -1,12 +1,13 @@
-"""How a model runs: the order of its weight layers, and what each convolution's output goes into.
+"""List the weight layers of a model in order of execution, with the uses of their outputs.
 
-A forward pass is watched, which works for any model that runs. It is made on a copy whose tensors are ``meta`` (shapes
-only), so it costs no arithmetic and no memory; a model that cannot run on ``meta`` is run as it is. Where ``torch.fx``
-can trace the model, the uses that it finds are added: what either of them sees is a use.
+A forward pass is observed, which works for any model that runs. It runs on a copy with ``meta`` tensors (shapes only),
+so it needs no arithmetic and no memory; a model that cannot run on ``meta`` is run on real data. If ``torch.fx`` can
+trace the model, the uses that it finds are added.
 """
 
 import copy
 import dataclasses
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -19,21 +20,23 @@ from .fx_uses import symbolic_uses
 from .modes import eval_mode, model_dtype, move_like
 from .observe import observe
 
+_logger = logging.getLogger(__name__)
 Kinds = tuple[type[nn.Module], ...]
 WEIGHT_LAYERS: Kinds = (nn.Conv2d, nn.Linear)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer as it was met in a forward pass.
+    """A convolution or linear layer as observed in a forward pass.
 
     Args:
-        path: Its name in the model; of a shared module, the first.
-        input_shape: Shape of its first input, ``[N, C, H, W]`` for a convolution.
-        output_shape: Shape of its first output.
-        calls: How often a forward pass calls it.
-        consumers: Paths of the modules that take its output unchanged.
-        functions: Names of the functions and operators that do; ``output`` where the model returns it.
+        path: Path in the model; for a shared module, the first one.
+        input_shape: Shape of the input in the first call, ``[N, C, H, W]`` for a convolution.
+        output_shape: Shape of the output in the first call.
+        calls: Number of calls in a forward pass.
+        consumers: Paths of the modules that take the unchanged output.
+        functions: Names of the functions and operators that take the unchanged output; ``output`` if the model
+            returns it.
     """
 
     path: str
@@ -45,14 +48,14 @@ class Layer:
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
-    """``(channels, height, width)`` of the images a model expects, from its timm configuration.
+    """Return ``(channels, height, width)`` of the images that a model expects, from its timm configuration.
 
     Raises:
-        AdderkitError: The model carries no such configuration.
+        AdderkitError: If the model has no timm configuration.
     """
     if not getattr(model, "pretrained_cfg", None):
         raise AdderkitError(
-            f"{type(model).__name__} does not say what images it takes (no timm pretrained_cfg); "
+            f"{type(model).__name__} does not specify its input size (it has no timm pretrained_cfg); "
             "give an example_input of shape [N, C, H, W]"
         )
     from timm.models import (
@@ -70,20 +73,20 @@ def trace_layers(
 
     Args:
         model: Any module that takes one image batch. It is left untouched.
-        example_input: ``[N, C, H, W]``; by default zeros of the size in the model's timm configuration.
+        example_input: ``[N, C, H, W]``; by default, zeros of the size in the model's timm configuration.
         kinds: Classes of the layers to list.
-        symbolic: Also trace with ``torch.fx``, and add the uses that only the graph shows.
+        symbolic: Also trace with ``torch.fx``, and add the uses that only the graph has.
 
     Returns:
-        A layer for each distinct module that ran.
+        One layer for each distinct module that ran.
 
     Raises:
-        AdderkitError: The model is compiled, or cannot run on the input.
+        AdderkitError: If the model is compiled, or cannot run on the input.
     """
     if isinstance(model, torch.jit.ScriptModule) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
         raise AdderkitError(
-            f"{type(model).__name__} is a compiled model, whose layers cannot be seen; "
-            "give the module that it was compiled from (of torch.compile: model._orig_mod)"
+            f"{type(model).__name__} is a compiled model, whose layers are not accessible; "
+            "pass the module that it was compiled from (for torch.compile: model._orig_mod)"
         )
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
@@ -91,13 +94,14 @@ def trace_layers(
         shapes_only = meta_copy(model)
         layers = _observed(shapes_only, example_input.to("meta", model_dtype(model)), kinds)
     except Exception:
-        # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only for real.
-        return _run_for_real(model, example_input, kinds)
+        # Some models cannot be copied, compute sizes from values or keep plain tensors; those run only on real data.
+        _logger.debug("cannot run %s on the meta device", type(model).__name__, exc_info=True)
+        return _observe_real_pass(model, example_input, kinds)
     uses = symbolic_uses(shapes_only, kinds) if symbolic else None
     return layers if uses is None else [_with_uses(layer, *uses.get(layer.path, ((), ()))) for layer in layers]
 
 
-def _run_for_real(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
+def _observe_real_pass(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
     try:
         with eval_mode(model):
             return _observed(model, move_like(example_input, model), kinds)
@@ -119,20 +123,20 @@ def _with_uses(layer: Layer, consumers: Sequence[str], functions: Sequence[str])
     return dataclasses.replace(
         layer,
         consumers=tuple(dict.fromkeys((*layer.consumers, *consumers))),
-        # By name the two differ at times (``add`` and ``iadd``): one name says what a reader needs.
+        # The two sometimes name a function differently (``add`` and ``iadd``), so their names are not merged.
         functions=layer.functions or tuple(functions),
     )
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose parameters and buffers have shapes but no storage."""
+    """Return a copy of the model in evaluation mode, with parameters and buffers on the ``meta`` device."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     for module in model.modules():
-        # Hooks stay behind: they belong to the user, not to a dry run, and may hold what cannot be copied.
+        # Hooks are not copied: they belong to the user, not to a dry run, and may hold objects that cannot be copied.
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             memo[id(hooks)] = OrderedDict()
     return copy.deepcopy(model, memo).eval()

@@ -1,4 +1,4 @@
-"""A model's mode, dtype and device: evaluation mode for a while, and batches moved to where the model is."""
+"""Prepare a model and its input for a forward pass: evaluation mode, device and dtype."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has the mode that it had, also after an error."""
+    """Put models into evaluation mode inside the context; restore the mode of every module on exit."""
     modes = {module: module.training for model in models for module in model.modules()}
     try:
         for model in models:
@@ -21,12 +21,12 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's parameters, fp32 for a model without any."""
+    """Return the dtype of the model's first parameter, fp32 for a model without parameters."""
     parameter = next(model.parameters(), None)
     return torch.float32 if parameter is None else parameter.dtype
 
 
 def move_like(batch: Tensor, model: nn.Module) -> Tensor:
-    """A batch on the model's device and in its dtype; on its own device for a model without parameters."""
+    """Move a batch to the model's device and dtype. A model without parameters leaves the device as it is."""
     parameter = next(model.parameters(), None)
     return batch.to(batch.device if parameter is None else parameter.device, model_dtype(model))

@@ -1,7 +1,7 @@
-"""One forward pass watched: which modules and which functions take the very tensor that a weight layer returned.
+"""Observe one forward pass: which modules and functions take the tensor that a weight layer returned.
 
-Hooks see modules; a ``TorchFunctionMode`` beside them sees the functions and operators between modules, so that
-``norm(y) + y`` and ``F.relu(y)`` are known as uses of ``y``. That works for any model that runs, traced or not.
+Hooks see modules; a ``TorchFunctionMode`` sees the functions and operators between modules, so that ``norm(y) + y`` and
+``F.relu(y)`` are known as uses of ``y``. This works for any model that runs, whether it can be traced or not.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from .hooks import hooked
 
 @dataclasses.dataclass
 class Seen:
-    """What one weight layer did in a pass.
+    """Observations of one weight layer in a forward pass.
 
     Args:
-        input_shape: Shape of its first input.
-        output_shape: Shape of its first output.
+        input_shape: Shape of the input in the first call.
+        output_shape: Shape of the output in the first call.
         calls: Number of calls.
-        consumers: Paths of the modules that take its output unchanged, in order.
-        functions: Names of the functions that do; ``output`` where the model returns it.
+        consumers: Paths of the modules that take the unchanged output, in order.
+        functions: Names of the functions that take the unchanged output; ``output`` if the model returns it.
     """
 
     input_shape: tuple[int, ...]
@@ -35,16 +35,16 @@ class Seen:
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Whether the module re-centers and re-scales its input by statistics that follow the input."""
+    """Return whether the module re-centers and rescales its input by statistics that follow the input."""
     batch = nn.modules.batchnorm._NormBase
     return isinstance(module, batch | nn.GroupNorm | nn.LayerNorm)
 
 
 def normalizes_each_channel(module: nn.Module) -> bool:
-    """Whether a normalization takes away any offset and scale of a single channel, as BatchNorm does.
+    """Return whether a normalization removes the offset and scale of each single channel, as BatchNorm does.
 
-    GroupNorm and LayerNorm take away what channels have in common. Adder outputs lie at another offset and scale in
-    each channel, so behind them such a normalization sees little but these.
+    GroupNorm and LayerNorm remove offset and scale that channels share. Adder outputs have a different offset and scale
+    in each channel, which then dominate the statistics of such a normalization.
     """
     if isinstance(module, nn.GroupNorm):
         return module.num_groups == module.num_channels
@@ -52,19 +52,19 @@ def normalizes_each_channel(module: nn.Module) -> bool:
 
 
 def is_unit(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module computes as a whole; other modules are containers, which only pass tensors on."""
+    """Return whether a module is observed as a unit; other modules are containers that only pass tensors on."""
     return not any(module.children()) or is_normalization(module) or isinstance(module, kinds)
 
 
 def function_name(name: str) -> str:
-    """``relu`` for ``relu_`` and ``add`` for ``__iadd__``: what a reader looks for in the model's source."""
+    """Return the name of a function as in the model's source: ``relu`` for ``relu_``, ``add`` for ``__iadd__``."""
     bare = name.strip("_")
     return bare[1:] if name.startswith("__i") and bare[1:] in {"add", "sub", "mul", "truediv"} else bare
 
 
 @torch.no_grad()
 def observe(model: nn.Module, example_input: Tensor, kinds: tuple[type[nn.Module], ...]) -> dict[str, Seen]:
-    """Run a model once.
+    """Run a model once and observe its layers.
 
     Args:
         model: The model, in evaluation mode.
@@ -72,7 +72,7 @@ def observe(model: nn.Module, example_input: Tensor, kinds: tuple[type[nn.Module
         kinds: Classes of the layers to report.
 
     Returns:
-        What was seen of each layer that ran, by path, in order of first execution.
+        Observations of each layer that ran, by path, in order of first execution.
     """
     watch = _Watch(model, kinds)
     with hooked(watch.modules, pre=watch.before, post=watch.after), watch:
@@ -83,16 +83,16 @@ def observe(model: nn.Module, example_input: Tensor, kinds: tuple[type[nn.Module
 
 
 class _Watch(TorchFunctionMode):
-    """The state of a pass; as a mode it is asked before every torch function."""
+    """State of a forward pass; as a mode, it intercepts every torch function."""
 
     def __init__(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
         self.kinds = kinds
         self.modules = dict(model.named_modules())
         self.seen: dict[str, Seen] = {}
-        # A tensor is kept alive, or its id might be used again; its version tells whether it was changed in place.
+        # Tensors are kept alive so that their ids stay unique; the version tells whether one was changed in place.
         self.produced: dict[int, tuple[Tensor, int, str]] = {}
-        self.depth = 0  # of units that are running: what happens inside one is its own affair
+        self.depth = 0  # number of units that are running: functions inside a unit are not observed
 
     def before(self, path: str, inputs: tuple[Any, ...]) -> None:
         if not is_unit(self.modules[path], self.kinds):
@@ -122,7 +122,7 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "function")
         made = list(_tensors(result))
-        # What returns its argument untouched (contiguous, dropout in evaluation) passes it on, as an Identity does.
+        # A function that returns its argument (contiguous, dropout in evaluation mode) passes it on, like an Identity.
         passes = all(given.get(id(tensor)) == tensor._version for tensor in made)
         if name == "__setitem__" or (made and not passes):
             for source in sources:
@@ -130,7 +130,7 @@ class _Watch(TorchFunctionMode):
         return result
 
     def sources(self, values: Any) -> list[str]:
-        """Layers whose outputs are among the values, unchanged since."""
+        """Return the layers whose unchanged outputs are among the values."""
         found = (self.produced.get(id(tensor)) for tensor in _tensors(values))
         return [name for tensor, version, name in filter(None, found) if tensor._version == version]
 
@@ -141,7 +141,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and mappings."""
+    """Iterate over the tensors in nested lists, tuples and mappings."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):
