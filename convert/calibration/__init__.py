@@ -1,1 +1,1 @@
-"""Fit a converted model to its teacher without labels."""
+"""Label-free calibration: fit a converted model to the network it was made from."""

@@ -1,10 +1,10 @@
-"""BatchNorm over calibration images is to do what the original's does with them, not what it did in training.
+"""Make BatchNorm re-estimation on calibration images reproduce the original network's BatchNorms.
 
-The statistics in the original are those of its training images. Calibration measures a converted network's over the
-images it is given. Where those are few, or of another kind, plain measuring would change even a network in which
-nothing was converted: EfficientNet-Lite0 with statistics measured over crops of twelve photographs names the same
-class as before for 19 % of other crops. So inside ``calibration_statistics`` the factors and offsets of BatchNorm are
-those with which statistics *of the calibration images* give what the original gives.
+The statistics of the original network are those of its training images; calibration re-estimates them on the images it
+is given. If those are few, or of another kind, re-estimation alone would change even a network without converted
+layers: EfficientNet-Lite0 with statistics re-estimated on crops of twelve photographs predicts the same class as before
+for only 19 % of other crops. So inside ``calibration_statistics``, the weights and biases of BatchNorm are adapted to
+statistics *of the calibration images*: together they compute what the original's BatchNorms compute.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,16 @@ from ..graph.modes import eval_mode, move_like
 from .batchnorm import named_batch_norms
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-# Further apart, a channel is dead in one of the domains, and its factor should not explode.
+# With a larger ratio, a channel is dead on one of the two sets of images, and its weight should not explode.
 _LARGEST_RATIO = 10.0
 
 
 class ChannelShift(NamedTuple):
-    """What a BatchNorm of the original receives for the calibration images, in units of its running statistics.
+    """Statistics of a BatchNorm's input on the calibration images, relative to its running statistics.
 
-    ``ratio`` is that of the standard deviations, ``offset`` the difference of the means in running standard
-    deviations; both ``[C]``.
+    Args:
+        ratio: Ratio of the standard deviations, ``[C]``.
+        offset: Difference of the means in running standard deviations, ``[C]``.
     """
 
     ratio: Tensor
@@ -36,10 +37,11 @@ class ChannelShift(NamedTuple):
 
 @contextmanager
 def calibration_statistics(student: nn.Module, teacher: nn.Module, batches: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the student's BatchNorms are written for statistics of the calibration images, afterwards as before.
+    """Re-parameterize the student's BatchNorms for statistics of the calibration images inside the context.
 
-    Both ways of writing them are the same function to rounding, so nothing changes but what measuring statistics, or
-    training with those of a batch, means. A BatchNorm of which the teacher has none of the same size stays as it is.
+    Both parameterizations compute the same function up to rounding; only the effect of re-estimating statistics, or of
+    training with batch statistics, changes. BatchNorms without a counterpart of the same size in the teacher are left
+    unchanged.
 
     Args:
         student: The converted model.
@@ -52,17 +54,17 @@ def calibration_statistics(student: nn.Module, teacher: nn.Module, batches: Sequ
         for path, norm in named_batch_norms(student).items()
         if path in shifts and norm.affine and norm.weight.shape == shifts[path].offset.shape
     ]
-    kept = [(norm.weight.detach().clone(), norm.bias.detach().clone()) for norm, _ in pairs]
+    original = [(norm.weight.detach().clone(), norm.bias.detach().clone()) for norm, _ in pairs]
     for norm, shift in pairs:
-        _rewrite(norm, shift)
+        _reparameterize(norm, shift)
     inside = [(norm.weight.detach().clone(), norm.bias.detach().clone()) for norm, _ in pairs]
     try:
         yield
     finally:
-        for (norm, shift), before, rewritten in zip(pairs, kept, inside, strict=True):
+        for (norm, shift), before, rewritten in zip(pairs, original, inside, strict=True):
             untrained = torch.equal(norm.weight, rewritten[0]) and torch.equal(norm.bias, rewritten[1])
-            _rewrite(norm, ChannelShift(1 / shift.ratio, -shift.offset / shift.ratio))
-            if untrained:  # as it was, to the bit
+            _reparameterize(norm, ChannelShift(1 / shift.ratio, -shift.offset / shift.ratio))
+            if untrained:  # restored bit by bit
                 _copy(norm, before)
 
 
@@ -74,9 +76,9 @@ def _copy(norm: _BatchNorm, values: tuple[Tensor, Tensor]) -> None:
 
 @torch.no_grad()
 def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, ChannelShift]:
-    """How the inputs of the teacher's BatchNorms differ from what they were trained on, by path.
+    """Measure how the inputs of the teacher's BatchNorms differ from those in its training, by path.
 
-    Means and variances are averaged over batches, as measuring a BatchNorm's statistics does.
+    Means and variances are averaged over batches, as in re-estimation of BatchNorm statistics.
     """
     norms = named_batch_norms(teacher)
     measured: dict[str, list[tuple[int, Tensor, Tensor]]] = {path: [] for path in norms}
@@ -92,20 +94,21 @@ def measure_shifts(teacher: nn.Module, batches: Sequence[Tensor]) -> dict[str, C
     return {path: _shift(norm, measured[path]) for path, norm in norms.items() if measured[path]}
 
 
-def _shift(norm: _BatchNorm, found: list[tuple[int, Tensor, Tensor]]) -> ChannelShift:
+def _shift(norm: _BatchNorm, measured: list[tuple[int, Tensor, Tensor]]) -> ChannelShift:
+    """Average ``(images, mean, variance)`` of each batch and compare them with the running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    images = sum(count for count, _, _ in found)
-    mean = torch.stack([count / images * mean for count, mean, _ in found]).sum(0)
-    variance = torch.stack([count / images * variance for count, _, variance in found]).sum(0)
+    images = sum(count for count, _, _ in measured)
+    mean = torch.stack([count / images * mean for count, mean, _ in measured]).sum(0)
+    variance = torch.stack([count / images * variance for count, _, variance in measured]).sum(0)
     deviation = (norm.running_var.float() + norm.eps).sqrt()
     ratio = (variance + norm.eps).sqrt() / deviation
     return ChannelShift(ratio.clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO), (mean - norm.running_mean.float()) / deviation)
 
 
 @torch.no_grad()
-def _rewrite(norm: _BatchNorm, shift: ChannelShift) -> None:
-    """The same function with statistics that lie ``offset`` deviations further and are ``ratio`` times as wide."""
+def _reparameterize(norm: _BatchNorm, shift: ChannelShift) -> None:
+    """Shift a BatchNorm's statistics by ``offset`` deviations, scale them by ``ratio``, and compensate for both."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     deviation = (norm.running_var + norm.eps).sqrt()

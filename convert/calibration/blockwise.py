@@ -1,8 +1,8 @@
-"""All adder layers are fitted together, without labels, so that each block answers like the original's.
+"""Fit all adder layers together, without labels, so that the output of each block matches the original's.
 
-Layer by layer, each fit takes what the layers before it left wrong as given, and the errors add up. Here the whole
-network is trained for a few hundred steps to give the teacher's activations behind each block (after the residual
-addition, where there is one) and its class probabilities. BRECQ (arXiv 2102.05426) matches blocks for the same reason.
+A fit of single layers takes the errors of the layers before as given, and the errors add up. Here the whole network is
+trained for a few hundred steps to reproduce the teacher's activations after each block (after the residual addition, if
+there is one) and its class probabilities. BRECQ (arXiv 2102.05426) matches blocks for the same reason.
 """
 
 import math
@@ -14,34 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...adder_layers.modules import adder_layers
+from ...adder_layers.conv import AdderConv2d
+from ...adder_layers.modules import adder_layers, sharp_gradient
 from ..errors import AdderkitError
 from ..graph.hooks import hooked
 from ..graph.layers import Layer, trace_layers
 from ..graph.modes import eval_mode, move_like
-from .batchnorm import batch_norms
+from .batchnorm import updating_statistics
 from .config import CalibrationConfig
 
 BATCH, LEAST_BATCH = 64, 8
 WARM_UP = 10
-# Tensors of a layer's output size that a training step holds: its own, its normalization's, its activation's, and the
-# gradient on its way.
+# Tensors of a layer's output size that a training step holds: the outputs of the layer, its normalization and its
+# activation, and a gradient.
 KEPT = 4
-# Adam's rate for the adder weights in units of their own spread, layer by layer, and that of the BatchNorms.
+# Adam's learning rate for adder weights, in units of each layer's standard deviation, and for BatchNorms.
 WEIGHT_RATE, NORM_RATE = 0.01, 0.01
-# Nearly the true derivative of the distance; a power of two changes no bit of the output.
+# Gives nearly the true derivative of the distance; as a power of two, it does not change the output by a single bit.
 SHARPNESS = 1024.0
 
 
 def block_paths(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
-    """Paths of the modules whose outputs are compared, in order of execution.
+    """Return the paths of the modules whose outputs are compared, in order of execution.
 
-    That is the nearest module around an adder layer that is more than a sequence, such as a residual block. A layer
-    that only the model itself is around is compared behind its normalization.
+    For each adder layer this is the innermost enclosing module that is not a plain container, such as a residual block.
+    A layer without such a module is compared after its normalization.
 
     Args:
         model: The converted model.
-        layers: Its adder layers in order of execution.
+        layers: The adder layers of the model, in order of execution.
     """
     found: dict[str, None] = {}
     for layer in layers:
@@ -65,8 +66,8 @@ def match_blocks_(
 ) -> None:
     """Train the adder layers and the BatchNorms together for ``config.matching_steps`` steps, in place.
 
-    What was not converted stays as it is. BatchNorms use the statistics of the batch meanwhile; afterwards they are to
-    be estimated again.
+    All other layers stay unchanged. BatchNorms use batch statistics during training, so their running statistics have
+    to be re-estimated afterwards.
 
     Args:
         student: The converted model, its layers already fitted one by one.
@@ -74,9 +75,9 @@ def match_blocks_(
         images: ``[N, C, H, W]``, normalized as the models expect.
         config: Settings of the joint fit: ``matching_steps`` optimizer steps with batches of 64 random images, or fewer
             if the activations of a step would need more than ``memory``.
-        generator: Source of the batches.
+        generator: Random generator of the batches.
         progress: Called as ``progress(what, done, total)``.
-        blocks: Paths of the modules to compare besides the predictions; by default those of ``block_paths``.
+        blocks: Paths of the modules to compare in addition to the predictions; by default, those of ``block_paths``.
     """
     steps = config.matching_steps
     if steps == 0:
@@ -106,21 +107,29 @@ def match_blocks_(
 
 
 def _batch_size(layers: Sequence[Layer], images: int, memory: int) -> int:
-    """Up to 64 images whose activations fit; never fewer than a BatchNorm's statistics need."""
+    """Return how many images, up to 64, fit into ``memory``; at least the number that BatchNorm statistics need."""
     kept = sum(math.prod(layer.input_shape[1:]) + KEPT * math.prod(layer.output_shape[1:]) for layer in layers)
     return min(images, max(LEAST_BATCH, min(BATCH, memory // max(4 * kept, 1))))
 
 
 def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, Tensor], Any]) -> Tensor:
-    """Mean over blocks of the squared error by the teacher's variance, and the divergence of class probabilities."""
+    """Return the loss: normalized squared error of the blocks, plus KL divergence of the class probabilities.
+
+    Args:
+        outputs: Block outputs by path, and logits ``[N, classes]``, of the student.
+        wanted: The same of the teacher. Its variance normalizes the squared error of a block.
+
+    Raises:
+        AdderkitError: If a block's outputs differ in shape.
+    """
     (blocks, logits), (wanted_blocks, wanted_logits) = outputs, wanted
     errors = []
     for path, value in blocks.items():
         target = wanted_blocks[path].float()
         if value.shape != target.shape:
             raise AdderkitError(
-                f"{path} gives {list(value.shape)} in the student and {list(target.shape)} in the teacher: a pruned "
-                "network can be matched, block by block, only with the network that was pruned like it"
+                f"the output of {path} has shape {list(value.shape)} in the student and {list(target.shape)} in the "
+                "teacher: a pruned network can be matched block by block only with a network of the same channels"
             )
         errors.append((value.float() - target).square().mean() / target.var().clamp_min(1e-6))
     loss = torch.stack(errors).mean() if errors else torch.zeros(())
@@ -131,14 +140,17 @@ def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, T
 
 
 def _outputs(model: nn.Module, paths: Sequence[str], batch: Tensor) -> tuple[dict[str, Tensor], Any]:
-    """What the modules give, and what the model gives."""
+    """Run the model; return the outputs of the modules at ``paths``, and of the model."""
     with outputs_at(model, paths) as found:
         return found, model(batch)
 
 
 @contextmanager
 def outputs_at(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, what the modules at ``paths`` give that give a tensor; of several calls, the last."""
+    """Record the output of the modules at ``paths`` inside the context, by path.
+
+    If a module is called several times, the last output counts; outputs that are not tensors are not recorded.
+    """
     found: dict[str, Tensor] = {}
 
     def record(path: str, _: tuple[Any, ...], output: Any) -> None:
@@ -150,35 +162,25 @@ def outputs_at(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Ten
 
 
 @contextmanager
-def _trainable(student: nn.Module, adders: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Only adder weights and BatchNorms learn, with a sharp input gradient; afterwards all is as it was.
+def _trainable(student: nn.Module, adders: dict[str, AdderConv2d]) -> Iterator[list[dict[str, Any]]]:
+    """Make only adder weights and BatchNorms trainable, with a sharp input gradient, inside the context.
 
     Yields:
         Parameter groups for the optimizer.
     """
-    wanted = {parameter: parameter.requires_grad for parameter in student.parameters()}
-    sharpness = {path: vars(layer).get("sharpness") for path, layer in adders.items()}
-    norms = batch_norms(student)
-    groups: list[dict[str, Any]] = [
-        {"params": [layer.weight], "lr": WEIGHT_RATE * float(layer.weight.detach().std())} for layer in adders.values()
-    ]
-    groups.append({"params": [parameter for norm in norms for parameter in norm.parameters()], "lr": NORM_RATE})
-    try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(True)
-        for layer in adders.values():
-            layer.sharpness = SHARPNESS
-        for module in (*norms, *adders.values()):
-            module.training = True
-        yield [group for group in groups if group["params"]]
-    finally:
-        for parameter, requires_grad in wanted.items():
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
-        for path, layer in adders.items():
-            del layer.sharpness  # back to the class's own
-            if sharpness[path] is not None:
-                layer.sharpness = sharpness[path]
+    requires_grad = {parameter: parameter.requires_grad for parameter in student.parameters()}
+    with sharp_gradient(adders.values(), SHARPNESS), updating_statistics(student) as norms:
+        rates = [(layer.weight, WEIGHT_RATE * float(layer.weight.detach().std())) for layer in adders.values()]
+        groups: list[dict[str, Any]] = [{"params": [weight], "lr": rate} for weight, rate in rates]
+        groups.append({"params": [parameter for norm in norms for parameter in norm.parameters()], "lr": NORM_RATE})
+        try:
+            for parameter in requires_grad:
+                parameter.requires_grad_(False)
+            for group in groups:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(True)
+            yield [group for group in groups if group["params"]]
+        finally:
+            for parameter, before in requires_grad.items():
+                parameter.requires_grad_(before)
+                parameter.grad = None

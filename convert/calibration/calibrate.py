@@ -1,6 +1,7 @@
-"""Calibration: without labels, the adder layers learn to answer like the convolutions they replace.
+"""Label-free calibration: fit each adder layer to the output of the convolution it replaces.
 
-First layer by layer (``layerwise.py``), then all together so that whole blocks answer alike (``blockwise.py``).
+Layers are fitted one by one (``layerwise.py``), then all together so that the outputs of whole blocks match
+(``blockwise.py``).
 """
 
 import dataclasses
@@ -139,7 +140,10 @@ def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:
 
 
 def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:
-    """Batches of nearly the same size: a last one of a single image would upset a BatchNorm on the logits."""
+    """Cut images ``[N, C, H, W]``, or a sequence of batches, into CPU batches of nearly equal size.
+
+    A last batch of a single image would upset a BatchNorm on the logits.
+    """
     if not isinstance(images, Tensor):
         parts = [batch.cpu() for batch in images]
         images = torch.cat(parts) if parts else torch.empty(0)
@@ -152,9 +156,9 @@ def _check_teacher(adders: dict[str, Any], teacher: nn.Module) -> None:
         original = modules.get(path)
         if not isinstance(original, nn.Conv2d) or isinstance(original, AdderConv2d):
             found = f"a {type(original).__name__}" if original is not None else "nothing"
-            raise AdderkitError(f"the teacher has {found} at {path!r}, expected the Conv2d that the student converted")
+            raise AdderkitError(f"the teacher has {found} at {path!r}, expected the Conv2d that was converted")
         if original.weight.shape != adder.weight.shape:
             raise AdderkitError(
                 f"the teacher's {path!r} has weights of shape {tuple(original.weight.shape)}, expected "
-                f"{tuple(adder.weight.shape)} as in the student: give the network that was converted"
+                f"{tuple(adder.weight.shape)} as in the student: pass the network that was converted"
             )

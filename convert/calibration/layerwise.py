@@ -1,7 +1,7 @@
-"""The adder layers are fitted one after the other, each on the inputs that it really gets in the converted network.
+"""Fit adder layers one by one, each on the inputs that it receives in the converted network.
 
-So a layer corrects what the layers before it got wrong; then the statistics of the BatchNorm behind it are measured
-before the next layer is fitted.
+So a layer also compensates for the errors of the layers before it. The statistics of the BatchNorm after it are
+re-estimated before the next layer is fitted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from .reconstruction import correlation, distances, input_ranges, reconstruct
 from .sampling import draw_positions, layer_outputs, layer_windows
 from .state import CalibrationState, FittedLayer
 
-# One image in eight is kept aside: fidelity on the images that a layer was fitted to flatters it.
+# One image in eight is held out: fidelity on the images that a layer was fitted to would be too optimistic.
 HELD_OUT = 8
-# A fit holds its windows about four times: as sampled, in fp32, and laid out as image and as filters.
+# A fit holds about four copies of its windows: as sampled, in fp32, and in the layouts of an image and of filters.
 WINDOW_COPIES = 4
 
 Progress = Callable[[str, int, int], None]
@@ -42,9 +42,12 @@ def fit_layers_(
         layers: The student's adder layers in order of execution.
         batches: Images ``[n, C, H, W]``.
         config: Settings of the fit.
-        generator: Source of positions and mini-batches.
-        state: What an interrupted run has already done is taken from there, and every layer is noted there.
+        generator: Random generator of positions and mini-batches.
+        state: State of an interrupted call, from which layers are restored and to which every layer is saved.
         report: Called as ``report(what, done, total)``.
+
+    Returns:
+        The fitted layers, in order of execution.
     """
     total = sum(map(len, batches))
     positions = {}
@@ -61,13 +64,13 @@ def fit_layers_(
             fitted.append(
                 _fit(student, layer, windows, targets.pop(layer.path).float(), total, config.steps, generator)
             )
-            state.note(student, generator, fitted)
+            state.save(student, generator, fitted)
     report("layers", len(layers), len(layers))
     return fitted
 
 
 def positions_per_image(layer: Layer, student: nn.Module, images: int, config: CalibrationConfig) -> int:
-    """As many as ``samples`` asks for, but not more than half of the memory holds."""
+    """Return the number of windows per image: enough for ``config.samples``, within half of ``config.memory``."""
     module = student.get_submodule(layer.path)
     assert isinstance(module, nn.Conv2d)
     window = 4 * module.groups * module.weight[0].numel()
@@ -76,7 +79,7 @@ def positions_per_image(layer: Layer, student: nn.Module, images: int, config: C
 
 
 def _groups(layers: Sequence[Layer], positions: dict[str, Tensor], memory: int) -> Iterator[list[Layer]]:
-    """Cut the layers into runs whose sampled outputs fit into ``memory`` bytes; each costs a pass of the teacher."""
+    """Group layers whose sampled outputs fit into ``memory`` bytes; each group takes one pass of the teacher."""
     group: list[Layer] = []
     taken = 0
     for layer in layers:
@@ -99,7 +102,17 @@ def _fit(
     steps: int,
     generator: torch.Generator,
 ) -> FittedLayer:
-    """Fit one layer, set its BatchNorm's statistics from the same samples, and measure it on the held-out images."""
+    """Fit one layer, set the statistics of its BatchNorm, and measure its fidelity on the held-out images.
+
+    Args:
+        student: The converted model.
+        layer: The layer to fit.
+        windows: Windows of its input, ``[G, S, K]``.
+        target: Outputs of the convolution at the same positions, ``[G, S, O / G]``.
+        images: Number of images, each with the same number of windows.
+        steps: Adam steps.
+        generator: Random generator of the mini-batches.
+    """
     module = student.get_submodule(layer.path)
     assert isinstance(module, nn.Conv2d)
     held_out = windows.shape[1] // images * (images // HELD_OUT)
@@ -116,13 +129,21 @@ def _fit(
 
 
 def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output: Tensor, target: Tensor) -> None:
-    """Make the BatchNorms behind a layer fit what it now gives, its own among them; ``[G, S, O / G]`` twice."""
+    """Set the statistics of the BatchNorms after a layer, and of one inserted in it, to those of its output.
+
+    Args:
+        student: The converted model.
+        layer: The fitted layer.
+        module: Its module.
+        output: Its output, ``[G, S, O / G]``.
+        target: Output of the convolution, ``[G, S, O / G]``.
+    """
     flat, wanted = (values.permute(1, 0, 2).flatten(1) for values in (output, target))
     if isinstance(module, NormalizedAdderConv2d):
         own = module.normalization
         _set_running(own, flat)
         own.weight.copy_(wanted.std(0))
-        own.bias.copy_(wanted.mean(0))  # the convolution's bias is in there
+        own.bias.copy_(wanted.mean(0))  # includes the convolution's bias
         return
     if module.bias is not None:
         flat = flat + module.bias.detach().float().cpu()

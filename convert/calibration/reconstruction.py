@@ -1,6 +1,6 @@
-"""One adder layer is fitted to what a convolution gives: best scales, clamp to the input's range, then Adam.
+"""Fit the filters of one adder layer to a convolution's output: choose scales, clamp to the input range, then run Adam.
 
-The aim is correlation, channel by channel: the BatchNorm that follows makes any offset and any positive slope good.
+The objective is correlation, channel by channel: the BatchNorm that follows absorbs any offset and any positive slope.
 """
 
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ...adder_layers.conv import adder_conv2d
 
-# From nearly linear in x (every weight beyond the input's range, where -|x - w| is x or -x plus a constant) to weights
-# in the middle of it: which is best depends on the layer, and on the filter.
+# From weights in the middle of the input range to nearly linear in x (every weight outside the range, where -|x - w| is
+# x or -x plus a constant). Which is best depends on the layer, and on the filter.
 SCALES = tuple(4.0 * 2 ** (step / 2) for step in range(17))  # 4 … 1024
-# Windows in a step of Adam; with groups, where each filter sees few channels, fewer do as well.
+# Windows per Adam step; with groups, where each filter sees few channels, fewer windows are enough.
 BATCH, GROUPED_BATCH = 1024, 256
 LEARNING_RATE = 0.12
 SIGN_SCALE = 1e4
@@ -22,8 +22,8 @@ SIGN_SCALE = 1e4
 class _Distance(torch.autograd.Function):
     """``-Σ_k |x - w|`` by the adder operators, with the true derivative ``sign(x - w)`` for the weight.
 
-    The derivative is the operator for the input's gradient with the roles of x and w exchanged: it sums
-    ``HardTanh(x - w)``, which is the sign once both are scaled up.
+    The derivative is computed by the input gradient operator with x and w exchanged: it sums ``HardTanh(x - w)``, which
+    equals the sign when both are scaled up.
     """
 
     @staticmethod
@@ -43,23 +43,23 @@ class _Distance(torch.autograd.Function):
 
 
 def _as_image(rows: Tensor) -> Tensor:
-    """``[G, R, K]`` as the image ``[1, G · K, 1, R]``: one long line, which is what the kernels are quickest with."""
+    """Lay out ``[G, R, K]`` as an image ``[1, G · K, 1, R]`` of one long row, which is fastest in the kernels."""
     return rows.transpose(1, 2).reshape(1, -1, 1, rows.shape[1]).contiguous()
 
 
 def _as_filters(rows: Tensor) -> Tensor:
-    """``[G, R, K]`` as 1x1 filters ``[G · R, K, 1, 1]``."""
+    """Lay out ``[G, R, K]`` as 1x1 filters ``[G · R, K, 1, 1]``."""
     return rows.reshape(-1, rows.shape[2], 1, 1).contiguous()
 
 
 def distances(windows: Tensor, weight: Tensor) -> Tensor:
-    """``-Σ_k |x - w|`` for windows ``[G, S, K]`` and filters ``[G, O, K]``: ``[G, S, O]``."""
+    """Compute ``-Σ_k |x - w|``, ``[G, S, O]``, for windows ``[G, S, K]`` and filters ``[G, O, K]``."""
     result: Tensor = _Distance.apply(windows, weight)
     return result
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation over samples, ``[G, S, O]`` twice to ``[G, O]``; 0 for a channel that does not vary."""
+    """Compute Pearson correlation over samples, ``[G, S, O]`` twice to ``[G, O]``; 0 for a constant channel."""
     first = first - first.mean(1, keepdim=True)
     second = second - second.mean(1, keepdim=True)
     norms = first.norm(dim=1) * second.norm(dim=1)
@@ -68,9 +68,13 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def input_ranges(windows: Tensor, taps: int) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each input channel: windows ``[G, S, K]`` to two ``[G, 1, K]``.
+    """Return the smallest and largest value of each input channel: windows ``[G, S, K]`` to two ``[G, 1, K]``.
 
-    Beyond that range a tap is ``±x`` plus a constant, so a weight may be clamped to it without loss.
+    Outside that range a term is ``±x`` plus a constant, so a weight can be clamped to it without loss.
+
+    Args:
+        windows: Windows of the input, ``[G, S, K]``.
+        taps: ``kh · kw``, the number of positions of a filter.
     """
     by_channel = windows.unflatten(2, (-1, taps))  # [G, S, C, taps]
     low, high = (
@@ -82,15 +86,15 @@ def input_ranges(windows: Tensor, taps: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def best_scales(windows: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Each filter's own factor, with which its distances correlate best with the convolution's outputs.
+    """Choose the factor of each filter with which its distances correlate best with the convolution's output.
 
     Args:
-        windows: ``[G, S, K]``.
-        target: The convolution's outputs, ``[G, S, O]``.
-        weight: The convolution's filters, ``[G, O, K]``.
+        windows: Windows of the input, ``[G, S, K]``.
+        target: Output of the convolution, ``[G, S, O]``.
+        weight: Filters of the convolution, ``[G, O, K]``.
 
     Returns:
-        The factors, out of ``SCALES``, ``[G, O, 1]``.
+        Factors from ``SCALES``, ``[G, O, 1]``.
     """
     few = slice(0, 2 * BATCH)
     scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]) for scale in SCALES]
@@ -101,18 +105,18 @@ def best_scales(windows: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def reconstruct(
     windows: Tensor, target: Tensor, weight: Tensor, taps: int, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """Fit filters so that their distances follow the convolution's outputs.
+    """Fit filters so that their distances follow the convolution's output.
 
     Args:
-        windows: ``[G, S, K]``, what the layer really receives.
-        target: ``[G, S, O]``, what the convolution gave there.
-        weight: ``[G, O, K]``, the convolution's filters.
-        taps: ``kh · kw``.
-        steps: Adam steps; with 0 only the scales are chosen.
-        generator: Source of the mini-batches.
+        windows: Windows of the layer's input in the converted network, ``[G, S, K]``.
+        target: Output of the convolution at the same positions, ``[G, S, O]``.
+        weight: Filters of the convolution, ``[G, O, K]``.
+        taps: ``kh · kw``, the number of positions of a filter.
+        steps: Adam steps; with 0, only the scales are chosen.
+        generator: Random generator of the mini-batches.
 
     Returns:
-        The filters ``[G, O, K]``.
+        The fitted filters, ``[G, O, K]``.
     """
     fitted = best_scales(windows, target, weight) * weight
     if steps == 0:

@@ -1,7 +1,7 @@
-"""What a layer sees and gives: samples of its input windows and of its outputs at a few positions of every image.
+"""Sample a layer's input windows and outputs at random positions.
 
-A layer's fit needs thousands of windows, not all of them: a few positions from each of many images say more than
-every position of a few images, and keep the memory small.
+A fit needs thousands of windows, but not all of them: a few positions in each of many images are more informative than
+every position of a few images, and take little memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,35 +17,35 @@ from ..graph.hooks import hooked
 from ..graph.modes import move_like
 
 
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a forward pass as soon as the layer of interest has been seen."""
+class _StopForward(Exception):  # noqa: N818 - a signal, not an error
+    """Signal that ends a forward pass once the layer of interest has been reached."""
 
 
 def draw_positions(output_shape: Sequence[int], images: int, count: int, generator: torch.Generator) -> Tensor:
-    """Random output positions for each image, with replacement.
+    """Draw random output positions for each image, with replacement.
 
     Args:
-        output_shape: ``[N, O, H', W']`` of the layer.
+        output_shape: Output shape of the layer, ``[N, O, H', W']``.
         images: Number of images.
-        count: Positions of each image.
-        generator: Source of randomness, on the CPU.
+        count: Number of positions per image.
+        generator: Random generator on the CPU.
 
     Returns:
-        ``[images, count]``, flat indices into ``H' · W'``.
+        Flat indices into ``H' · W'``, ``[images, count]``.
     """
     return torch.randint(output_shape[-2] * output_shape[-1], (images, count), generator=generator)
 
 
 def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
-    """The windows that a layer lays over its input at some output positions, padding included.
+    """Gather the input windows, including padding, that a layer computes some of its outputs from.
 
     Args:
-        input: ``[N, C, H, W]``.
+        input: Input of the layer, ``[N, C, H, W]``.
         layer: A convolution or adder layer with numeric or named padding.
-        positions: ``[N, P]`` flat output positions.
+        positions: Flat output positions, ``[N, P]``.
 
     Returns:
-        ``[G, N · P, C / G · kh · kw]``, channel-major as ``weight.reshape(O, -1)``.
+        Windows ``[G, N · P, C / G · kh · kw]``, channel-major like ``weight.reshape(O, -1)``.
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     handler = converter_of(type(layer))
@@ -71,7 +71,17 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positions: Tensor) -> Tensor:
-    """Windows of one layer's real input over all batches, ``[G, S, K]`` on the CPU; runs the model only that far."""
+    """Sample windows of one layer's input, running the model only up to that layer.
+
+    Args:
+        model: The model to run.
+        path: Path of the layer.
+        batches: Images ``[n, C, H, W]``, N in all.
+        positions: Flat output positions, ``[N, P]``.
+
+    Returns:
+        Windows ``[G, S, K]`` on the CPU, with S = N · P.
+    """
     layer = model.get_submodule(path)
     assert isinstance(layer, nn.Conv2d)
     parts: list[Tensor] = []
@@ -80,28 +90,28 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
     def sample(_: str, inputs: tuple[Any, ...]) -> None:
         chosen = positions[taken : taken + len(inputs[0])]
         parts.append(windows_at(inputs[0], layer, chosen).cpu())
-        raise _Reached
+        raise _StopForward
 
     with hooked({path: layer}, pre=sample):
         for batch in batches:
             try:
                 model(move_like(batch, model))
-            except _Reached:
+            except _StopForward:
                 taken += len(batch)
     return torch.cat(parts, dim=1)
 
 
 @torch.no_grad()
 def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Outputs of several layers at their positions in one pass over the batches.
+    """Sample the outputs of several layers in one pass over the batches.
 
     Args:
         model: The model to run.
-        positions: For each layer's path ``[N, P]`` flat output positions; N images in all.
-        batches: Images ``[n, C, H, W]``.
+        positions: Flat output positions of each layer by path, ``[N, P]``.
+        batches: Images ``[n, C, H, W]``, N in all.
 
     Returns:
-        For each path ``[G, S, O / G]`` on the CPU, S = N · P in the order of ``layer_windows``.
+        Outputs ``[G, S, O / G]`` on the CPU by path, with S = N · P in the order of ``layer_windows``.
     """
     layers: dict[str, Any] = {path: model.get_submodule(path) for path in positions}
     parts: dict[str, list[Tensor]] = {path: [] for path in positions}

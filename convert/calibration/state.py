@@ -1,4 +1,4 @@
-"""What a calibration has done so far, in a file, so that one that was cut off goes on where it stopped."""
+"""Progress of a calibration in a file, so that an interrupted calibration resumes where it stopped."""
 
 import hashlib
 import json
@@ -19,9 +19,14 @@ _KEY = "adderkit-calibration"
 
 
 class FittedLayer(NamedTuple):
-    """A layer that was fitted: its fidelity on held-out images, and the range of each input channel.
+    """A fitted layer: its fidelity on held-out images, and the range of its input channels.
 
-    ``low`` and ``high`` are ``[G, 1, K]``, one value for each weight of a filter.
+    Args:
+        path: Module path.
+        correlation: Mean correlation with the convolution over output channels.
+        worst: Smallest correlation of an output channel.
+        low: Smallest input value for each weight of a filter, ``[G, 1, K]``.
+        high: Largest input value for each weight of a filter, ``[G, 1, K]``.
     """
 
     path: str
@@ -32,12 +37,12 @@ class FittedLayer(NamedTuple):
 
 
 class CalibrationState:
-    """The file of an unfinished calibration; without a path nothing is kept.
+    """File with the state of an unfinished calibration.
 
     Args:
-        path: Where it lies.
-        settings: What the calibration depends on; a file with other settings is not continued.
-        tensors: The same, as tensors: the images, and the weights of the student, not yet fitted, and of the teacher.
+        path: Path of the file; with ``None``, no state is kept.
+        settings: Settings of the calibration. A file of a calibration with other settings is ignored.
+        tensors: Images and initial weights of student and teacher. A file of a calibration with others is ignored.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, object], tensors: Sequence[Tensor]) -> None:
@@ -45,17 +50,17 @@ class CalibrationState:
         self._fingerprint = _fingerprint(settings, tensors) if path is not None else ""
 
     def restore(self, student: nn.Module, generator: torch.Generator) -> list[FittedLayer]:
-        """Bring student and generator to where the file's calibration stopped; the layers that it had fitted."""
+        """Restore student and generator to the saved state, and return the layers fitted so far."""
         if self.path is None or not self.path.is_file():
             return []
         try:
             with safe_open(self.path, "pt") as file:
-                noted = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                if noted.get("fingerprint") != self._fingerprint:
+                saved = json.loads((file.metadata() or {}).get(_KEY, "{}"))
+                if saved.get("fingerprint") != self._fingerprint:
                     return []
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, ValueError) as error:
-            _logger.warning("%s is damaged (%s): calibration starts again", self.path, error)
+            _logger.warning("%s is damaged (%s): calibration starts over", self.path, error)
             return []
         student.load_state_dict(
             {name.removeprefix("student."): value for name, value in tensors.items() if name.startswith("student.")}
@@ -63,28 +68,28 @@ class CalibrationState:
         generator.set_state(tensors["generator"])
         return [
             FittedLayer(path, correlation, worst, tensors[f"low.{path}"], tensors[f"high.{path}"])
-            for path, correlation, worst in noted["layers"]
+            for path, correlation, worst in saved["layers"]
         ]
 
-    def note(self, student: nn.Module, generator: torch.Generator, fitted: Sequence[FittedLayer]) -> None:
-        """Write down what was done up to here, atomically."""
+    def save(self, student: nn.Module, generator: torch.Generator, fitted: Sequence[FittedLayer]) -> None:
+        """Save the state after the latest fitted layer, atomically."""
         if self.path is None:
             return
         tensors = {f"student.{name}": value.detach().cpu().clone() for name, value in student.state_dict().items()}
         tensors["generator"] = generator.get_state()
         for layer in fitted:
             tensors |= {f"low.{layer.path}": layer.low, f"high.{layer.path}": layer.high}
-        noted = {
+        saved = {
             "fingerprint": self._fingerprint,
             "layers": [(layer.path, layer.correlation, layer.worst) for layer in fitted],
         }
         with atomic_path(self.path) as temporary:
             save_file(
-                {name: value.contiguous() for name, value in tensors.items()}, temporary, {_KEY: json.dumps(noted)}
+                {name: value.contiguous() for name, value in tensors.items()}, temporary, {_KEY: json.dumps(saved)}
             )
 
     def remove(self) -> None:
-        """The calibration is finished."""
+        """Delete the file of a finished calibration."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

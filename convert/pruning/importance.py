@@ -1,14 +1,14 @@
-"""Which channels matter least: five answers, of which random choice and weight magnitude are the baselines.
+"""Five measures of channel importance; random choice and weight magnitude are baselines.
 
-- ``variance``: what the layers that read a channel lose by it, as a share of their output's variance over images; ours,
-  see ``removed_terms.py``. The mean of what they lose is folded into what follows.
-- ``taylor``: how much the loss changes, to first order, when the channel's activation becomes zero (Molchanov et al.,
-  arXiv 1906.10771). Labels are drawn from the model's own predictions, so that none are needed (Theis et al.,
-  arXiv 1801.05787); adder layers have nearly the true derivative meanwhile.
-- ``batchnorm``: size of the factors of the BatchNorms behind the layers that make the channel (Liu et al.,
+- ``variance``: variance over images that the layers that read a channel would lose, as a share of their output's
+  variance. Ours, see ``removed_terms.py``; the mean of the removed terms is folded into the next layer.
+- ``taylor``: first-order change of the loss when the channel's activation becomes zero (Molchanov et al.,
+  arXiv 1906.10771). Labels are sampled from the model's own predictions, so that none are needed (Theis et al.,
+  arXiv 1801.05787); adder layers use nearly the true derivative.
+- ``batchnorm``: absolute weight of the BatchNorms after the layers that produce the channel (Liu et al.,
   arXiv 1708.06519).
-- ``magnitude``: norm of all weights that make or read the channel (Li et al., arXiv 1608.08710).
-- ``random``.
+- ``magnitude``: norm of all weights that produce or read the channel (Li et al., arXiv 1608.08710).
+- ``random``: random numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...adder_layers.conv import AdderConv2d
+from ...adder_layers.modules import adder_layers, sharp_gradient
 from ..calibration.blockwise import SHARPNESS
 from ..errors import AdderkitError
 from ..graph.hooks import hooked
@@ -32,7 +32,16 @@ Scores = list[Tensor]
 
 
 def variance_scores(model: nn.Module, groups: Sequence[ChannelGroup], terms: Mapping[str, RemovedTerms]) -> Scores:
-    """``[channels]`` for each group: the variance that its readers lose, in units of their outputs' variance."""
+    """Score channels by the variance that their readers lose, as a share of the variance of their outputs.
+
+    Args:
+        model: The model.
+        groups: Groups of channels.
+        terms: Terms of each reading layer by path.
+
+    Returns:
+        Scores ``[channels]`` of each group.
+    """
     scores = []
     for group in groups:
         score = torch.zeros(group.channels)
@@ -40,7 +49,7 @@ def variance_scores(model: nn.Module, groups: Sequence[ChannelGroup], terms: Map
             share = terms[member.path].share
             module = target_at(model, member.path)
             blocks = module.groups if isinstance(module, nn.Conv2d) else 1
-            by_input = share.unflatten(0, (blocks, -1)).mean(1).flatten()  # [C]: over the filters that read it
+            by_input = share.unflatten(0, (blocks, -1)).mean(1).flatten()  # [C], averaged over the filters that read it
             score.index_add_(0, member.roots, by_input[member.positions])
         scores.append(score)
     return scores
@@ -49,7 +58,20 @@ def variance_scores(model: nn.Module, groups: Sequence[ChannelGroup], terms: Map
 def taylor_scores(
     model: nn.Module, groups: Sequence[ChannelGroup], batches: Sequence[Tensor], generator: torch.Generator
 ) -> Scores:
-    """``[channels]`` for each group: mean over images of the squared first-order change of the loss."""
+    """Score channels by the squared first-order change of the loss, averaged over images.
+
+    Args:
+        model: A classifier.
+        groups: Groups of channels.
+        batches: Images ``[n, C, H, W]``.
+        generator: Random generator of the labels.
+
+    Returns:
+        Scores ``[channels]`` of each group.
+
+    Raises:
+        AdderkitError: If the model does not return finite logits.
+    """
     paths = {member.path for group in groups for member in readers(model, group)}
     sums: dict[str, Tensor] = {}
     with eval_mode(model), _differentiable(model):
@@ -60,38 +82,45 @@ def taylor_scores(
     for group in groups:
         score = torch.zeros(group.channels)
         for member in readers(model, group):
-            if member.path in sums:  # a layer that no gradient reaches changes nothing
+            if member.path in sums:  # a layer without a gradient does not affect the loss
                 score.index_add_(0, member.roots, sums[member.path][member.positions])
         scores.append(score / sum(map(len, batches)))
     return scores
 
 
 def batchnorm_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> Scores:
-    """``[channels]`` for each group: mean size of its BatchNorms' factors.
+    """Score channels by the mean absolute weight of their BatchNorms.
+
+    Args:
+        model: The model.
+        groups: Groups of channels.
+
+    Returns:
+        Scores ``[channels]`` of each group.
 
     Raises:
-        AdderkitError: A group has none.
+        AdderkitError: If a group has no BatchNorm with weights.
     """
     scores = []
     for group in groups:
         sizes = []
         for member in group.members:
             norm = target_at(model, member.path)
-            norm = getattr(norm, "normalization", norm)  # of an adder layer that got one
+            norm = getattr(norm, "normalization", norm)  # inserted in an adder layer
             if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.weight is not None:
                 size = torch.zeros(group.channels)
                 sizes.append(size.index_add_(0, member.roots, _value(norm.weight)[member.positions].abs()))
         if not sizes:
             raise AdderkitError(
-                f"the channels of {group.layers[0]} have no BatchNorm with factors; choose another importance, "
-                f"or leave them as they are with --ignore '{group.layers[0]}'"
+                f"the channels of {group.layers[0]} have no BatchNorm with weights; choose another importance, "
+                f"or keep them all with --ignore '{group.layers[0]}'"
             )
         scores.append(torch.stack(sizes).mean(0))
     return scores
 
 
 def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> Scores:
-    """``[channels]`` for each group: norm of the weights on both sides, in units of the group's mean."""
+    """Score channels by the norm of the weights that produce and read them, divided by the mean of the group."""
     scores = []
     for group in groups:
         score = torch.zeros(group.channels)
@@ -105,12 +134,12 @@ def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> Scores
 
 
 def random_scores(groups: Sequence[ChannelGroup], generator: torch.Generator) -> Scores:
-    """``[channels]`` for each group, drawn evenly from 0 to 1."""
+    """Draw scores ``[channels]`` of each group uniformly from 0 to 1."""
     return [torch.rand(group.channels, generator=generator) for group in groups]
 
 
 def readers(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The layers that sum over a group's channels; a depthwise convolution only passes them on."""
+    """Return the layers that sum over a group's channels; a depthwise convolution only passes them on."""
     return [
         member
         for member in group.members
@@ -128,7 +157,7 @@ def _squares(layer: nn.Conv2d | nn.Linear, member: Member) -> Tensor:
 
 
 def _changes(model: nn.Module, paths: set[str], images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """``[N, C]`` for each layer: activation times gradient of its input, summed over positions."""
+    """Return activation times gradient of each layer's input, summed over positions, ``[N, C]`` by path."""
     inputs: dict[str, Tensor] = {}
 
     def record(path: str, arguments: tuple[Any, ...]) -> None:
@@ -155,24 +184,16 @@ def _changes(model: nn.Module, paths: set[str], images: Tensor, generator: torch
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Inside, activations have gradients, frozen or not, and those of adder layers are nearly true."""
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    adders = [module for module in model.modules() if isinstance(module, AdderConv2d)]
-    sharpness = [vars(layer).get("sharpness") for layer in adders]
-    try:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        for layer in adders:
-            layer.sharpness = SHARPNESS
-            layer.training = True  # else it would not act; eval_mode around takes it back
-        yield
-    finally:
-        for parameter, requires_grad in wanted.items():
-            parameter.requires_grad_(requires_grad)
-        for layer, before in zip(adders, sharpness, strict=True):
-            del layer.sharpness  # back to the class's own
-            if before is not None:
-                layer.sharpness = before
+    """Give all activations gradients inside the context, nearly the true ones in adder layers."""
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with sharp_gradient(adder_layers(model).values(), SHARPNESS):
+        try:
+            for parameter in requires_grad:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter, before in requires_grad.items():
+                parameter.requires_grad_(before)
 
 
 def _value(tensor: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def test_calibration_with_the_whole_teacher_is_refused(resnet20, gray):
     student = copy.deepcopy(teacher)
     convert_(student)
     prune_(student, BY_WEIGHT)
-    with pytest.raises(AdderkitError, match="give the network that was converted"):
+    with pytest.raises(AdderkitError, match="pass the network that was converted"):
         calibrate_(student, teacher, gray)
 
 
