@@ -16,7 +16,7 @@ from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.modules import adder_layers
 from ..errors import AdderkitError
 from ..graph.layers import trace_layers
-from ..graph.modes import eval_mode
+from ..graph.modes import batches_of, eval_mode
 from ..record import require_float
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
@@ -137,17 +137,6 @@ def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:
     grouped = weight.detach().float().cpu().reshape(layer.low.shape[0], -1, layer.low.shape[2])  # [G, O / G, K]
     beyond = (grouped <= layer.low) | (grouped >= layer.high)
     return LayerFidelity(layer.path, layer.correlation, layer.worst, float(beyond.float().mean()))
-
-
-def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:
-    """Cut images ``[N, C, H, W]``, or a sequence of batches, into CPU batches of nearly equal size.
-
-    A last batch of a single image would upset a BatchNorm on the logits.
-    """
-    if not isinstance(images, Tensor):
-        parts = [batch.cpu() for batch in images]
-        images = torch.cat(parts) if parts else torch.empty(0)
-    return list(images.tensor_split(max(1, -(-len(images) // batch_size))))
 
 
 def _check_teacher(adders: dict[str, Any], teacher: nn.Module) -> None:

@@ -1,22 +1,21 @@
-"""Hybrids: after calibration, the layers that suffer most go back to being the convolutions that they were."""
+"""Hybrid networks: after calibration, the layers that lose most fidelity are turned back into convolutions."""
 
-import copy
 import dataclasses
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
 from ..conversion.plan import ConversionPlan
-from ..conversion.transforms import ADDER
+from ..conversion.transforms import ADDER, restore_convolution_
 from ..errors import AdderkitError
+from ..graph.modes import batches_of
 from ..record import forget_
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
-from .calibrate import CalibrationReport, batches_of
+from .calibrate import CalibrationReport
 from .config import CalibrationConfig, HybridPolicy
 from .layerwise import Progress
 
@@ -24,20 +23,20 @@ from .layerwise import Progress
 def layers_to_keep(
     plan: ConversionPlan, report: CalibrationReport, original: int, converted: int, policy: HybridPolicy
 ) -> dict[str, str]:
-    """Choose the layers that go back to convolutions.
+    """Choose the layers to turn back into convolutions.
 
     Args:
-        plan: What was converted.
-        report: How faithful each layer is.
-        original: Multiplications of the original for one image, see ``cost``.
-        converted: Multiplications of the converted model: what stays in layers and normalizations anyway.
-        policy: The rules; ``min_fidelity`` is applied first, and what it keeps counts towards the budget.
+        plan: Plan of the conversion.
+        report: Report of the calibration, with the fidelity of each layer.
+        original: Multiplications of the original network for one image, as counted by ``cost``.
+        converted: Multiplications of the converted model for one image, in unconverted layers and normalizations.
+        policy: The rules. ``min_fidelity`` is applied first; the layers that it chooses count towards the budget.
 
     Returns:
-        The reason for each path.
+        The reason for each chosen layer, by path.
 
     Raises:
-        AdderkitError: No layer would be left, or the budget is spent before the first choice.
+        AdderkitError: If every layer would be chosen, or the converted model already exceeds the budget.
     """
     terms = {row.path: row.terms for row in plan.rows if row.decision == "convert"}
     fidelity = {layer.path: layer.correlation for layer in report.layers}
@@ -53,8 +52,8 @@ def layers_to_keep(
         allowed = policy.budget * original
         if spent > allowed:
             raise AdderkitError(
-                f"the budget is {policy.budget:.1%} of the multiplications, but {spent / original:.1%} stay "
-                "in what is not converted: raise the budget, or convert more"
+                f"the budget is {policy.budget:.1%} of the multiplications, but {spent / original:.1%} remain in "
+                "layers that are not converted: raise the budget, or convert more layers"
             )
         candidates = (path for path in fidelity if path not in kept)
         for path in sorted(candidates, key=lambda path: (fidelity[path] - 1) / terms[path]):
@@ -64,8 +63,8 @@ def layers_to_keep(
     if len(kept) == len(fidelity):
         best = max(fidelity.values(), default=0.0)
         raise AdderkitError(
-            f"every calibrated layer would go back to a convolution (the best fidelity is {best:.3f}): lower "
-            "min_fidelity or the budget, or calibrate on more images and with more steps"
+            f"every calibrated layer would be turned back into a convolution (the best fidelity is {best:.3f}): lower "
+            "min_fidelity or the budget, or calibrate on more images or with more steps"
         )
     return kept
 
@@ -79,29 +78,33 @@ def keep_convolutions_(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Turn some adder layers back into exactly the teacher's convolutions, in place; the others learn to go with them.
+    """Turn some adder layers back into the teacher's convolutions, in place, and fit the others to the new network.
 
-    The statistics of every BatchNorm are measured again, for what reaches them has changed.
+    All BatchNorm statistics are re-estimated, since their inputs have changed.
 
     Args:
         student: The calibrated model.
         teacher: The original network.
-        paths: Modules to turn back.
-        images: As for ``calibrate_``.
-        config: Settings of the joint fit of the adder layers that remain; its ``matching_steps`` of 0 skip it.
+        paths: Paths of the layers to turn back.
+        images: Calibration images ``[N, C, H, W]``, or batches of them, as for ``calibrate_``.
+        config: Settings of the joint fit of the remaining adder layers, which ``matching_steps=0`` skips.
         progress: Called as ``progress(what, done, total)``.
 
     Raises:
-        AdderkitError: A path is not an adder layer of the student.
+        AdderkitError: If a path is not an adder layer of the student.
     """
     modules = dict(student.named_modules(remove_duplicate=False))
+    chosen: dict[AdderConv2d, nn.Conv2d] = {}
     for path in paths:
-        if not isinstance(modules.get(path), AdderConv2d):
-            raise AdderkitError(f"{path!r} is no adder layer of the student, expected one that was converted")
-    chosen = {id(modules[path]) for path in paths}
-    for path in paths:
-        _restore(modules[path], teacher.get_submodule(path))
-    forget_(student, {path for path, module in modules.items() if id(module) in chosen}, (ADDER,))
+        layer = modules.get(path)
+        if not isinstance(layer, AdderConv2d):
+            raise AdderkitError(f"{path!r} is not an adder layer of the student, expected a converted layer")
+        original = teacher.get_submodule(path)
+        assert isinstance(original, nn.Conv2d)
+        chosen[layer] = original
+    for layer, original in chosen.items():
+        restore_convolution_(layer, original)
+    forget_(student, {path for path, module in modules.items() if module in chosen}, (ADDER,))
     batches = batches_of(images, config.batch_size)
     with calibration_statistics(student, teacher, batches):
         match_blocks_(
@@ -115,18 +118,8 @@ def keep_convolutions_(
         reestimate_batchnorm_(student, batches)
 
 
-def _restore(layer: nn.Module, original: nn.Module) -> None:
-    """Give a module the class and state of another, but its own mode, hooks, device and dtype."""
-    weight: Any = layer.weight
-    twin = copy.deepcopy(original).to(weight.device, weight.dtype).requires_grad_(weight.requires_grad)
-    own = {name: value for name, value in vars(layer).items() if name.endswith("_hooks") or name == "training"}
-    layer.__class__ = type(original)
-    layer.__dict__.clear()
-    layer.__dict__.update({**vars(twin), **own})
-
-
 def kept_plan(plan: ConversionPlan, kept: dict[str, str]) -> ConversionPlan:
-    """The plan with the layers that went back as skipped, and why."""
+    """Return the plan with the layers that were turned back as skipped, each with its reason."""
     rows = tuple(
         dataclasses.replace(row, decision="skip", reason=kept[row.path], inserted=False) if row.path in kept else row
         for row in plan.rows

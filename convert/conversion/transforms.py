@@ -1,5 +1,6 @@
 """Transforms of kind ``adder`` and ``plain``: their form in the record, and the change of class that they stand for."""
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,25 @@ def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalize
         if isinstance(layer, NormalizedAdderConv2d):
             layer.insert_normalization_()
     return folded
+
+
+def restore_convolution_(layer: AdderConv2d, original: nn.Conv2d) -> None:
+    """Turn an adder layer back into the convolution that it was converted from, with its weights, in place.
+
+    The layer keeps its mode, hooks, device and dtype.
+
+    Args:
+        layer: The adder layer.
+        original: The convolution.
+    """
+    if isinstance(layer, NormalizedAdderConv2d):
+        layer.remove_normalization_()
+    restored: nn.Conv2d = layer
+    restored.__class__ = type(original)
+    for name, value in (*vars(original).items(), *original.named_parameters(recurse=False)):
+        if not hasattr(restored, name):  # dropped when the weight was folded
+            setattr(restored, name, copy.deepcopy(value))
+    restored.to(restored.weight.device, restored.weight.dtype).load_state_dict(original.state_dict())
 
 
 def folding_paths(model: nn.Module, paths: Sequence[str], kind: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""Prepare a model and its input for a forward pass: evaluation mode, device and dtype."""
+"""Prepare a model and its images for forward passes: evaluation mode, device and dtype, batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,3 +30,14 @@ def move_like(batch: Tensor, model: nn.Module) -> Tensor:
     """Move a batch to the model's device and dtype. A model without parameters leaves the device as it is."""
     parameter = next(model.parameters(), None)
     return batch.to(batch.device if parameter is None else parameter.device, model_dtype(model))
+
+
+def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:
+    """Cut images ``[N, C, H, W]``, or a sequence of batches, into CPU batches of nearly equal size.
+
+    A last batch of a single image would upset a BatchNorm on the logits.
+    """
+    if not isinstance(images, Tensor):
+        parts = [batch.cpu() for batch in images]
+        images = torch.cat(parts) if parts else torch.empty(0)
+    return list(images.tensor_split(max(1, -(-len(images) // batch_size))))

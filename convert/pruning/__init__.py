@@ -1,1 +1,1 @@
-"""Structured pruning: remove whole channels."""
+"""Structured pruning: remove whole channels of layers."""

@@ -1,8 +1,8 @@
-"""Which channels can only be removed together: found by torch-pruning's dependency graph on a plain twin of the model.
+"""Find the channels that must be removed together, with torch-pruning's dependency graph of a plain copy of the model.
 
-torch-pruning looks classes up exactly and knows no adder layer. A twin whose adder layers are plain convolutions has
-the same dependencies and none of these traps. Only the graph is torch-pruning's: choosing and removing is done here,
-so that grouped convolutions lose the right channels and everything can be replayed without it.
+torch-pruning looks up classes exactly and does not know adder layers. A copy whose adder layers are plain convolutions
+has the same dependencies. Only the graph comes from torch-pruning: channels are chosen and removed here, so that
+grouped convolutions lose the right channels and a pruning can be replayed without torch-pruning.
 """
 
 import copy
@@ -28,15 +28,15 @@ Axis = Literal["outputs", "inputs"]
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One side of a layer that has the channels of a group.
+    """Input or output channels of a layer that belong to a group.
 
     Args:
-        path: Of the module, or of a bare parameter.
-        axis: Which side; ``outputs`` for what has a value for each channel, and for depthwise convolutions.
-        positions: ``[P]`` channels on that side.
-        roots: ``[P]`` the group's channel that each of them belongs to.
-        size: Channels on that side in all.
-        dim: Of a bare parameter, its axis.
+        path: Path of the module, or of a bare parameter.
+        axis: ``inputs`` or ``outputs``; ``outputs`` for per-channel modules and for depthwise convolutions.
+        positions: Channels of the layer, ``[P]``.
+        roots: Channel of the group that each position belongs to, ``[P]``.
+        size: Total number of the layer's channels.
+        dim: Axis of the channels in a bare parameter.
     """
 
     path: str
@@ -49,14 +49,14 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelGroup:
-    """Channels of one or more layers that are removed together: channel by channel, in all members at once.
+    """Channels that several layers share, so that each channel is removed from all of them at once.
 
     Args:
-        layers: Paths of the layers that make the channels, in order of registration.
-        channels: How many there are.
-        members: All layers that have them.
-        blocks: Contiguous blocks that must lose equally many, because of grouped convolutions.
-        reason: Why the group stays as it is; ``None`` where it can be pruned.
+        layers: Paths of the layers that produce the channels, in order of registration.
+        channels: Number of channels.
+        members: All layers that have the channels.
+        blocks: Number of contiguous blocks that must lose equally many channels, because of grouped convolutions.
+        reason: Reason why the group cannot be pruned; ``None`` if it can.
     """
 
     layers: tuple[str, ...]
@@ -67,62 +67,62 @@ class ChannelGroup:
 
 
 def channel_groups(model: nn.Module, image: Tensor, ignore: Sequence[str] = ()) -> list[ChannelGroup]:
-    """All groups of channels of a model, those that must stay as they are included.
+    """Return all groups of channels of a model, including those that cannot be pruned.
 
     Args:
-        model: Any model whose forward pass autograd can follow; it is left untouched.
+        model: Any model with a forward pass that autograd can follow. It is left untouched.
         image: ``[1, C, H, W]``.
-        ignore: Patterns of modules whose output channels stay, as in ``AdderConfig``.
+        ignore: Patterns of modules that keep all their output channels, as in ``AdderConfig``.
 
     Returns:
-        Groups in order of registration of their first layer.
+        Groups in the order in which their first layers are registered.
 
     Raises:
-        AdderkitError: The model cannot be traced.
+        AdderkitError: If the model cannot be traced.
     """
-    twin = plain_twin(model)
+    plain = plain_copy(model)
     graph = DependencyGraph()
     try:
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bare parameters are found on purpose
-            graph.build_dependency(twin, image.float().cpu(), _outputs, verbose=False)
-            found = list(graph.get_all_groups(root_module_types=(nn.Conv2d, nn.Linear)))
-            names: dict[Any, str] = {module: path for path, module in twin.named_modules()}
-            names |= {parameter: path for path, parameter in twin.named_parameters()}
+            warnings.simplefilter("ignore")  # torch-pruning warns of bare parameters, which are wanted here
+            graph.build_dependency(plain, image.float().cpu(), _outputs, verbose=False)
+            traced = list(graph.get_all_groups(root_module_types=(nn.Conv2d, nn.Linear)))
+            names: dict[Any, str] = {module: path for path, module in plain.named_modules()}
+            names |= {parameter: path for path, parameter in plain.named_parameters()}
             order = {path: index for index, path in enumerate(names.values())}
-            groups = [_group(twin, graph, group, names, ignore) for group in found]
+            groups = [_group(plain, graph, group, names, ignore) for group in traced]
     except Exception as error:
-        raise AdderkitError(f"the channels of {type(model).__name__} cannot be followed: {error}") from error
+        raise AdderkitError(f"cannot trace the channels of {type(model).__name__}: {error}") from error
     return sorted(groups, key=lambda group: order[group.layers[0]])
 
 
-def plain_twin(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode, whose adder and standardized layers are plain convolutions."""
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in evaluation mode, with plain convolutions for adder and standardized layers."""
     memo: dict[int, Any] = {}
-    for module in model.modules():  # hooks are the user's, and may hold what cannot be copied
+    for module in model.modules():  # hooks belong to the user, and may hold objects that cannot be copied
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
             memo[id(hooks)] = type(hooks)()
-    twin = copy.deepcopy(model, memo).cpu().float().eval().requires_grad_(True)
-    for module in twin.modules():
-        handler = converter_of(type(module))
+    plain = copy.deepcopy(model, memo).cpu().float().eval().requires_grad_(True)
+    for module in plain.modules():
+        converter = converter_of(type(module))
         if isinstance(module, NormalizedAdderConv2d):
             module.remove_normalization_()
         if isinstance(module, AdderConv2d):
-            plain: Any = plain_class(isinstance(module, AdderConv2dSame))
-            module.__class__ = plain
-        elif isinstance(module, nn.Conv2d) and handler is not None:
-            module.__class__ = plain_class(handler.same(module))
-    return twin
+            module_class: Any = plain_class(isinstance(module, AdderConv2dSame))
+            module.__class__ = module_class
+        elif isinstance(module, nn.Conv2d) and converter is not None:
+            module.__class__ = plain_class(converter.same(module))
+    return plain
 
 
 def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """What the model gives, behind an operation of its own, so that the graph knows the last layer from its end."""
+    """Return the model's outputs, each after one more operation, so that the graph ends after the last layer."""
     outputs = model(image)
     return [output * 1 for output in (outputs if isinstance(outputs, list | tuple) else [outputs])]
 
 
 def kept_parts(removed: Sequence[tuple[ChannelGroup, Tensor]]) -> dict[str, Kept]:
-    """What stays of each layer when groups lose channels.
+    """Return the parts of each layer that remain when groups lose channels.
 
     Args:
         removed: Groups, and the channels that each loses.
@@ -146,12 +146,12 @@ def kept_parts(removed: Sequence[tuple[ChannelGroup, Tensor]]) -> dict[str, Kept
 
 
 def _group(
-    twin: nn.Module, graph: DependencyGraph, found: Any, names: Mapping[Any, str], ignore: Sequence[str]
+    plain: nn.Module, graph: DependencyGraph, traced: Any, names: Mapping[Any, str], ignore: Sequence[str]
 ) -> ChannelGroup:
-    channels = len(found[0].idxs)
+    channels = len(traced[0].idxs)
     reason: str | None = None
     members: list[Member] = []
-    for item in found:
+    for item in traced:
         target = item.dep.target.module
         if isinstance(target, ops._OutputOp):
             reason = "the model's outputs"
@@ -161,18 +161,18 @@ def _group(
             members.append(member)
         else:
             reason = reason or f"{names[target]} is a {type(target).__name__}, which cannot be narrowed"
-    made_by = tuple(
+    producers = tuple(
         member.path
         for member in members
-        if member.axis == "outputs" and isinstance(target_at(twin, member.path), nn.Conv2d | nn.Linear)
+        if member.axis == "outputs" and isinstance(target_at(plain, member.path), nn.Conv2d | nn.Linear)
     )
-    ignored = next((path for path in made_by if matching(ignore, path)), None)
+    ignored = next((path for path in producers if matching(ignore, path)), None)
     if ignored is not None:
         reason = f"{ignored} is ignored"
-    group = ChannelGroup(tuple(sorted(made_by)) or (names[found[0].dep.target.module],), channels, tuple(members))
-    blocks, uneven = _blocks(twin, group)
+    group = ChannelGroup(tuple(sorted(producers)) or (names[traced[0].dep.target.module],), channels, tuple(members))
+    blocks, uneven = _blocks(plain, group)
     if reason is None:
-        reason = uneven or _entangled(graph, found, group, names)
+        reason = uneven or _entangled(graph, traced, group, names)
     return dataclasses.replace(group, blocks=blocks, reason=reason)
 
 
@@ -194,17 +194,17 @@ def _member(graph: DependencyGraph, item: Any, path: str) -> Member | None:
     return Member(path, "outputs" if outputs else "inputs", positions, roots, size, dim)
 
 
-def _blocks(twin: nn.Module, group: ChannelGroup) -> tuple[int, str | None]:
-    """Into how many blocks grouped convolutions part the channels, or why they cannot be pruned."""
+def _blocks(plain: nn.Module, group: ChannelGroup) -> tuple[int, str | None]:
+    """Return the number of blocks that grouped convolutions divide the channels into, or why they cannot be pruned."""
     counts = [1]
     for member in group.members:
-        layer = target_at(twin, member.path)
+        layer = target_at(plain, member.path)
         if not isinstance(layer, nn.Conv2d) or layer.groups == 1 or is_depthwise(layer):
             continue
         if member.size == layer.groups:
             return 1, f"{member.path} has one channel in each of its {layer.groups} groups"
         if member.size != group.channels or not torch.equal(member.positions, member.roots):
-            return 1, f"{member.path} groups other channels as well"
+            return 1, f"the groups of {member.path} contain other channels too"
         counts.append(layer.groups)
     blocks = max(counts)
     if any(blocks % count for count in counts):
@@ -212,16 +212,16 @@ def _blocks(twin: nn.Module, group: ChannelGroup) -> tuple[int, str | None]:
     return blocks, None
 
 
-def _entangled(graph: DependencyGraph, found: Any, group: ChannelGroup, names: Mapping[Any, str]) -> str | None:
-    """Why the channels are not independent of each other, as behind a split whose halves are multiplied.
+def _entangled(graph: DependencyGraph, traced: Any, group: ChannelGroup, names: Mapping[Any, str]) -> str | None:
+    """Return why channels depend on each other, as after a split whose halves are multiplied, or ``None``.
 
-    The whole group says which positions belong to which channel, but not that one channel takes another along: so half
-    of them, drawn at random, are tried.
+    The whole group tells which positions belong to which channel, but not whether removing one channel also removes
+    another. So the removal of a random half is tried.
     """
     if group.channels < 2:
         return "has a single channel"
     chosen = sorted(random.Random(0).sample(range(group.channels), group.channels // 2))
-    half = graph.get_pruning_group(found[0].dep.target.module, found[0].dep.handler, chosen)
+    half = graph.get_pruning_group(traced[0].dep.target.module, traced[0].dep.handler, chosen)
     taken: dict[tuple[str, Axis], set[int]] = {}
     for item in half:
         if item.dep.target.module in names and (member := _member(graph, item, names[item.dep.target.module])):

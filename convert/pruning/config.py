@@ -1,4 +1,4 @@
-"""How much to prune and by which importance: a frozen configuration, and what ``--target`` says."""
+"""Configuration of pruning. Needs no torch."""
 
 import dataclasses
 import re
@@ -15,19 +15,24 @@ NEED_IMAGES = ("variance", "taylor")
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig:
-    """What to prune. Exactly one of ``ratio`` and ``target`` is given.
+    """Settings of ``prune_``. Give exactly one of ``ratio`` and ``target``.
 
     Args:
-        ratio: Share of the channels to remove, from 0 to 1, both excluded.
-        target: What is to be left of the cost that the model has now: ``mults=50%``, ``adds=…``, ``params=…`` or
-            ``energy=…`` (of the arithmetic in fp32). The smallest ratio that gets there is searched for.
-        importance: What says which channels matter least, see ``importance.py``.
-        global_pruning: Compare channels across layers; otherwise each group of layers loses the same share.
-        round_to: Channels that are left are a multiple of this, where the layer had as many.
-        iterative: Rounds; importance is measured again in each.
-        ignore: Patterns of modules whose output channels all stay, as in ``AdderConfig``.
-        seed: Of the random importance, of positions and of drawn labels.
-        version: Version of this form.
+        ratio: Share of the channels to remove, between 0 and 1.
+        target: Cost to keep, as a share of the model's current cost: ``mults=50%``, ``adds=…``, ``params=…`` or
+            ``energy=…`` (energy of the arithmetic in fp32). The smallest ratio that reaches it is used.
+        importance: Measure of importance; the channels with the smallest values are removed. The measures are
+            described in ``importance.py``.
+        global_pruning: Compare channels across layers. If false, each group of layers loses the same share.
+        round_to: Number that the remaining channels of a layer are a multiple of, if it had as many.
+        iterative: Number of rounds; importance is measured again in each.
+        ignore: Patterns of modules that keep all their output channels, as in ``AdderConfig``.
+        seed: Seed of random importance, sampled positions and sampled labels.
+        version: Version of this configuration format.
+
+    Example:
+        >>> adderkit.prune_(model, adderkit.PruneConfig(target="adds=50%"), images)
+        >>> adderkit.prune_(model, adderkit.PruneConfig(ratio=0.3, importance="magnitude", ignore=("layer4.*",)))
     """
 
     ratio: float | None = None
@@ -63,15 +68,15 @@ class PruneConfig:
             compile_pattern(pattern)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping that ``from_dict`` reads back."""
+        """Return a JSON-ready mapping that ``from_dict`` reads."""
         return {**dataclasses.asdict(self), "ignore": list(self.ignore)}
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> "PruneConfig":
-        """Read what ``to_dict`` wrote.
+        """Read a mapping that ``to_dict`` wrote.
 
         Raises:
-            AdderkitError: An unknown key, a wrong value or a version this release does not know.
+            AdderkitError: If a key is unknown, a value is invalid, or this release does not know the version.
         """
         check_keys(cls, mapping, CONFIG_VERSION, "pruning configuration")
         ignore = mapping.get("ignore", ())
@@ -81,14 +86,14 @@ class PruneConfig:
 
 
 def parse_target(text: str) -> tuple[str, float]:
-    """``adds=50%`` as ``("adds", 0.5)``.
+    """Parse ``adds=50%`` to ``("adds", 0.5)``.
 
     Raises:
-        AdderkitError: The text has another form.
+        AdderkitError: If the text has another form.
     """
     match = re.fullmatch(r"(mults|adds|params|energy)=(\d+(?:\.\d+)?)%", str(text).strip())
     if match is None or not 0 < float(match[2]) < 100:
         raise AdderkitError(
-            f"target is {text!r}, expected mults=N%, adds=N%, params=N% or energy=N%, which is what is to be left"
+            f"target is {text!r}, expected the share of the cost to keep: mults=N%, adds=N%, params=N% or energy=N%"
         )
     return match[1], float(match[2]) / 100

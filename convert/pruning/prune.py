@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, by the importance and to the size or cost that a configuration asks for."""
+"""Structured pruning: remove the least important channels until a model has the configured size or cost."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.batchnorm import reestimate_batchnorm_
-from ..calibration.calibrate import batches_of
 from ..cost.cost import cost
 from ..cost.energy import PRECISIONS, arithmetic_energy
 from ..cost.report import Cost
 from ..errors import AdderkitError, NoModuleMatchedError
 from ..graph.layers import Layer, input_size, meta_copy, trace_layers
+from ..graph.modes import batches_of
 from ..patterns import matching, nearest_names
 from ..record import record_, require_float
 from .channel_groups import ChannelGroup, channel_groups, kept_parts
@@ -37,13 +37,13 @@ SEARCH_STEPS = 12
 
 @dataclasses.dataclass(frozen=True)
 class PrunedGroup:
-    """What became of the channels of one group of layers.
+    """Result for the channels of one group of layers.
 
     Args:
-        layers: The layers that make them.
-        before: Channels before.
-        after: Channels after.
-        reason: Why they stayed as they were, where they had to.
+        layers: Paths of the layers that produce the channels.
+        before: Number of channels before pruning.
+        after: Number of channels after pruning.
+        reason: Reason why the channels could not be pruned, if so.
     """
 
     layers: tuple[str, ...]
@@ -54,15 +54,15 @@ class PrunedGroup:
 
 @dataclasses.dataclass(frozen=True)
 class PruningReport:
-    """What ``prune_`` did.
+    """Result of ``prune_``.
 
     Args:
-        config: What was asked for.
+        config: Settings of the pruning.
         groups: All groups of channels.
-        images: Calibration images that were used.
-        before: Multiplications, additions, parameters and pJ in fp32 for one image, before.
-        after: Likewise, after.
-        not_folded: Layers behind which neither bias nor BatchNorm could take the mean of what they lost.
+        images: Number of calibration images.
+        before: Multiplications, additions, parameters and energy (pJ in fp32) for one image before pruning.
+        after: Multiplications, additions, parameters and energy (pJ in fp32) for one image after pruning.
+        not_folded: Paths of the layers without a bias or BatchNorm that could absorb the mean of the removed terms.
     """
 
     config: PruneConfig
@@ -73,13 +73,13 @@ class PruningReport:
     not_folded: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return {**dataclasses.asdict(self), "config": self.config.to_dict()}
 
 
 @dataclasses.dataclass
-class _Work:
-    """One pruning on its way."""
+class _State:
+    """State of a pruning between its rounds."""
 
     model: nn.Module
     config: PruneConfig
@@ -102,81 +102,88 @@ def prune_(
 ) -> PruningReport:
     """Remove channels from an adder network or a CNN, in place.
 
-    With images, the mean of what each layer loses is folded into what follows it, and the statistics of every BatchNorm
-    are measured again at the end.
+    With images, the mean of the terms that each layer loses is folded into its bias or the next BatchNorm, and all
+    BatchNorm statistics are re-estimated.
 
     Args:
-        model: The model to change. Parameters are replaced, so make an optimizer afterwards.
-        config: What to remove.
-        images: ``[N, C, H, W]`` normalized as the model expects, or batches of such, without labels; some hundreds do.
-        example_input: ``[1, C, H, W]``, for models that do not say what images they take.
+        model: The model to change. Parameters are replaced, so create optimizers afterwards.
+        config: Settings of the pruning.
+        images: Unlabeled images ``[N, C, H, W]``, normalized as the model expects, or batches of them. A few hundred
+            are enough.
+        example_input: ``[1, C, H, W]``; needed only without images, for models without a timm configuration.
         batch_size: Images in a forward pass.
 
     Returns:
-        What was removed and what it saves.
+        The removed channels, and the cost before and after.
 
     Raises:
-        NoModuleMatchedError: No channel can be removed, or a pattern to ignore matches no layer.
-        AdderkitError: Images are needed and missing, the target cannot be reached, or the model cannot be followed.
+        NoModuleMatchedError: If no channel can be removed, or a pattern to ignore matches no layer.
+        AdderkitError: If images are needed but not given, the target cannot be reached, or the model's channels cannot
+            be traced.
+
+    Example:
+        >>> report = adderkit.prune_(model, adderkit.PruneConfig(target="adds=50%"), images)
+        >>> report.after["adds"] <= 0.5 * report.before["adds"]
+        True
     """
     require_float(model, "pruned", "prune the network that it was made from")
     batches = batches_of(images, batch_size) if images is not None else []
     count = sum(map(len, batches))
     if config.importance in NEED_IMAGES and count == 0:
         raise AdderkitError(
-            f"importance {config.importance} is measured on images; give some (on the command line: --dataset), "
+            f"importance {config.importance!r} is measured on images; pass images (on the command line: --dataset), "
             "or choose another importance"
         )
     if example_input is None:
         example_input = batches[0][:1] if count else torch.zeros(1, *input_size(model))
     generator = torch.Generator().manual_seed(config.seed)
     before = price(cost(model, example_input))
-    work = _Work(model, config, example_input[:1], batches, generator, before)
+    state = _State(model, config, example_input[:1], batches, generator, before)
     first: list[ChannelGroup] = []
     for index in range(config.iterative):
-        groups = _round(work, (index + 1) / config.iterative)
+        groups = _round(state, (index + 1) / config.iterative)
         first = first or groups
-        reestimate_batchnorm_(model, batches)  # the next round measures a network that works
-    if not work.narrowed:
+        reestimate_batchnorm_(model, batches)  # so that the next round measures a working network
+    if not state.narrowed:
         raise NoModuleMatchedError(f"no channel can be removed: {_why_not(first, config)}")
-    record_(model, prune_transform(model, list(work.narrowed), config.to_dict()))
+    record_(model, prune_transform(model, list(state.narrowed), config.to_dict()))
     rows = tuple(_row(model, group) for group in first)
-    return PruningReport(config, rows, count, before, price(cost(model, example_input)), tuple(work.not_folded))
+    return PruningReport(config, rows, count, before, price(cost(model, example_input)), tuple(state.not_folded))
 
 
-def _round(work: _Work, progress: float) -> list[ChannelGroup]:
-    """Measure importance and go this share of the way; the groups as they were before."""
-    groups = channel_groups(work.model, work.image, work.config.ignore)
-    _check_ignored(groups, work.config.ignore)
+def _round(state: _State, progress: float) -> list[ChannelGroup]:
+    """Measure importance, prune to ``progress`` of the configured amount, and return the groups as they were before."""
+    groups = channel_groups(state.model, state.image, state.config.ignore)
+    _check_ignored(groups, state.config.ignore)
     for group in groups:
-        work.original.setdefault(group.layers[0], group.channels)
+        state.original.setdefault(group.layers[0], group.channels)
     prunable = [group for group in groups if group.reason is None]
     if not prunable:
         return groups
-    layers = [layer for layer in trace_layers(work.model, work.image) if _reads(work.model, prunable, layer)]
-    terms = dict(removed_terms(work.model, layers, work.batches, work.generator)) if work.batches else {}
-    scores = _scores(work, prunable, terms)
-    original = [work.original[group.layers[0]] for group in prunable]
+    layers = [layer for layer in trace_layers(state.model, state.image) if _reads(state.model, prunable, layer)]
+    terms = dict(removed_terms(state.model, layers, state.batches, state.generator)) if state.batches else {}
+    scores = _scores(state, prunable, terms)
+    original = [state.original[group.layers[0]] for group in prunable]
 
     def choose(ratio: float) -> list[Removal]:
-        return select(prunable, scores, original, ratio, work.config)
+        return select(prunable, scores, original, ratio, state.config)
 
-    ratio = work.config.ratio
-    removal = choose(ratio * progress) if ratio is not None else _search(work, choose, progress)
+    ratio = state.config.ratio
+    removal = choose(ratio * progress) if ratio is not None else _search(state, choose, progress)
     parts = kept_parts(removal)
     if not parts:
         return groups
-    check_pruning(work.model, removal, work.image)
-    if work.batches:
-        removed = _removed_inputs(work.model, removal)
-        work.not_folded |= dict.fromkeys(fold_means_(work.model, layers, terms, removed))
-    narrow_(work.model, parts)
-    work.narrowed |= dict.fromkeys(parts)
+    check_pruning(state.model, removal, state.image)
+    if state.batches:
+        removed = _removed_inputs(state.model, removal)
+        state.not_folded |= dict.fromkeys(fold_means_(state.model, layers, terms, removed))
+    narrow_(state.model, parts)
+    state.narrowed |= dict.fromkeys(parts)
     return groups
 
 
 def _check_ignored(groups: Sequence[ChannelGroup], patterns: Sequence[str]) -> None:
-    """A mistyped pattern would let go what was to stay."""
+    """Refuse patterns that match no layer: a mistyped one would let layers be pruned that should be kept."""
     paths = [path for group in groups for path in group.layers]
     for pattern in patterns:
         if not any(matching((pattern,), path) for path in paths):
@@ -184,40 +191,42 @@ def _check_ignored(groups: Sequence[ChannelGroup], patterns: Sequence[str]) -> N
             raise NoModuleMatchedError(f"ignore pattern {pattern!r} matches no layer with channels; nearest: {near}")
 
 
-def _scores(work: _Work, groups: Sequence[ChannelGroup], terms: Any) -> Scores:
-    model = work.model
+def _scores(state: _State, groups: Sequence[ChannelGroup], terms: Any) -> Scores:
+    model = state.model
     return {
         "variance": lambda: variance_scores(model, groups, terms),
-        "taylor": lambda: taylor_scores(model, groups, work.batches, work.generator),
+        "taylor": lambda: taylor_scores(model, groups, state.batches, state.generator),
         "batchnorm": lambda: batchnorm_scores(model, groups),
         "magnitude": lambda: magnitude_scores(model, groups),
-        "random": lambda: random_scores(groups, work.generator),
-    }[work.config.importance]()
+        "random": lambda: random_scores(groups, state.generator),
+    }[state.config.importance]()
 
 
-def _search(work: _Work, choose: Callable[[float], list[Removal]], progress: float) -> list[Removal]:
-    """The smallest removal that brings the cost down to the target's share of the way."""
-    assert work.config.target is not None
-    name, share = parse_target(work.config.target)
-    goal = work.before[name] * (1 - (1 - share) * progress)
+def _search(state: _State, choose: Callable[[float], list[Removal]], progress: float) -> list[Removal]:
+    """Search the smallest removal that brings the cost down to ``progress`` of the way to the target."""
+    assert state.config.target is not None
+    name, share = parse_target(state.config.target)
+    goal = state.before[name] * (1 - (1 - share) * progress)
 
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
     def cost_of(removal: Sequence[Removal]) -> float:
-        sizes = tuple((group.layers[0], len(channels)) for group, channels in removal)  # which ones costs the same
+        sizes = tuple(
+            (group.layers[0], len(channels)) for group, channels in removal
+        )  # the cost depends only on their number
         if sizes not in known:
-            narrowed = meta_copy(work.model)
+            narrowed = meta_copy(state.model)
             narrow_(narrowed, kept_parts(removal))
-            known[sizes] = price(cost(narrowed, work.image))[name]
+            known[sizes] = price(cost(narrowed, state.image))[name]
         return known[sizes]
 
     low, high = 0.0, 1.0
     best = choose(high)
     least = cost_of(best)
-    if least > work.before[name] * share:  # known in the first round, before anything is changed
+    if least > state.before[name] * share:  # detected in the first round, before any change
         raise AdderkitError(
-            f"target {work.config.target} cannot be reached: with one channel left of each prunable layer, "
-            f"{least / work.before[name]:.1%} of the {name} remain; ignore fewer layers or aim higher"
+            f"target {state.config.target} cannot be reached: with one channel left in each prunable layer, "
+            f"{least / state.before[name]:.1%} of the {name} remain; ignore fewer layers, or choose a larger share"
         )
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
@@ -234,7 +243,7 @@ def _reads(model: nn.Module, groups: Sequence[ChannelGroup], layer: Layer) -> bo
 
 
 def _removed_inputs(model: nn.Module, removal: Sequence[Removal]) -> dict[str, Tensor]:
-    """Input channels that each reading layer is to lose."""
+    """Return the input channels that each reading layer will lose, by path."""
     found: dict[str, list[Tensor]] = {}
     for group, channels in removal:
         for member in readers(model, group):
@@ -250,7 +259,7 @@ def _row(model: nn.Module, group: ChannelGroup) -> PrunedGroup:
 def _why_not(groups: Sequence[ChannelGroup], config: PruneConfig) -> str:
     reasons = list(dict.fromkeys(group.reason for group in groups if group.reason is not None))
     if len(groups) > sum(group.reason is not None for group in groups):
-        return f"{config.ratio or config.target} of the channels is less than one of any layer; remove more"
+        return f"{config.ratio or config.target} is less than one channel of any layer; remove more"
     return "; ".join(reasons[:3]) or "the model has no layers with channels"
 
 

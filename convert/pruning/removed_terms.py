@@ -1,8 +1,8 @@
-"""What a layer loses when input channels go: the mean and the variance of the removed term, and the fold of the mean.
+"""Mean and variance of the terms that a layer loses with its input channels, and folding of the mean.
 
 Without input channel ``c``, a convolution's output lacks ``Σ w·x_c``, an adder layer's ``-Σ|x_c - w|``. The variance of
-that term over images is information; its mean is a constant, which the following normalization or the bias takes up,
-however large it is. So a small weight does not mean a small contribution to an adder layer, nor does a large one.
+that term over images is information; its mean is a constant, however large, that the next normalization or the bias
+can absorb. So the magnitude of a weight says little about its contribution to an adder layer.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from ..graph.modes import eval_mode, move_like
 
 SAMPLES = 2048
 MEMORY = 1 << 30
-VALUES = 1 << 20  # terms that are held at a time
+VALUES = 1 << 20  # terms held at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class RemovedTerms:
-    """Terms of one layer, by output and input channel, over sampled windows.
+    """Statistics of the terms of one layer, by output and input channel, over sampled windows.
 
     Args:
-        mean: ``[O, C / groups]``; sign as in the output.
-        variance: ``[O, C / groups]``.
-        output_variance: ``[O]`` of the layer's whole output.
+        mean: Mean of each term, with its sign in the output, ``[O, C / groups]``.
+        variance: Variance of each term, ``[O, C / groups]``.
+        output_variance: Variance of the layer's output, ``[O]``.
     """
 
     mean: Tensor
@@ -41,9 +41,9 @@ class RemovedTerms:
 
     @property
     def share(self) -> Tensor:
-        """``[O, C / groups]`` variance of each term in units of that of its output channel.
+        """Variance of each term as a share of the variance of its output channel, ``[O, C / groups]``.
 
-        A normalization behind the layer brings all output channels to the same size, so relative size counts.
+        A normalization after the layer brings all output channels to the same scale, so relative variance counts.
         """
         return self.variance / self.output_variance.clamp_min(1e-12)[:, None]
 
@@ -51,16 +51,16 @@ class RemovedTerms:
 def removed_terms(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor], generator: torch.Generator
 ) -> Iterator[tuple[str, RemovedTerms]]:
-    """The terms of several layers, in as few passes over the images as memory allows.
+    """Measure the terms of several layers, in as few passes over the images as memory allows.
 
     Args:
         model: The model, not yet pruned.
-        layers: ``Conv2d`` (adder layers included) and ``Linear`` layers, as ``trace_layers`` found them.
+        layers: ``Conv2d`` (including adder) and ``Linear`` layers, as returned by ``trace_layers``.
         batches: Images ``[n, C, H, W]``.
-        generator: Source of the sampled positions.
+        generator: Random generator of the sampled positions.
 
     Yields:
-        A layer's path and its terms.
+        The path and the terms of each layer.
     """
     images = sum(map(len, batches))
     pending = list(layers)
@@ -78,18 +78,18 @@ def removed_terms(
 def fold_means_(
     model: nn.Module, layers: Sequence[Layer], terms: Mapping[str, RemovedTerms], removed: Mapping[str, Tensor]
 ) -> list[str]:
-    """Give the means of the removed terms to what follows, in place: the bias, or the mean that a BatchNorm subtracts.
+    """Fold the means of the removed terms into the bias, or into the running mean of the next BatchNorm, in place.
 
     Args:
         model: The model, not yet narrowed.
-        layers: As for ``removed_terms``, with their consumers.
-        terms: By path.
-        removed: By path, the input channels that the layer is to lose.
+        layers: Layers with their consumers, as for ``removed_terms``.
+        terms: Terms of each layer, by path.
+        removed: Input channels that each layer will lose, by path.
 
     Returns:
-        Paths of the layers behind which nothing can take the mean.
+        Paths of the layers without a bias or BatchNorm that can absorb the mean.
     """
-    left = []
+    not_folded = []
     for layer in layers:
         if layer.path not in removed:
             continue
@@ -104,12 +104,12 @@ def fold_means_(
         elif isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
             norm.running_mean -= constant.to(norm.running_mean)
         else:
-            left.append(layer.path)
-    return left
+            not_folded.append(layer.path)
+    return not_folded
 
 
 def _removed_mean(module: nn.Module, mean: Tensor, channels: Tensor) -> Tensor:
-    """``[O]`` sum of the means of the removed channels' terms."""
+    """Return the sum of the means of the removed channels' terms, ``[O]``."""
     groups = getattr(module, "groups", 1)
     gone = torch.zeros(groups * mean.shape[1])
     gone[channels] = 1
@@ -117,7 +117,7 @@ def _removed_mean(module: nn.Module, mean: Tensor, channels: Tensor) -> Tensor:
 
 
 def _positions(images: int) -> int:
-    """Windows of each image."""
+    """Return the number of windows per image."""
     return -(-SAMPLES // images)
 
 
@@ -129,7 +129,7 @@ def _window_bytes(model: nn.Module, layer: Layer, images: int) -> int:
 def _windows(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor], images: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """``[G, S, C / G · K]`` by path, all from the same pass."""
+    """Sample input windows ``[G, S, C / G · K]`` of several layers, by path, in one pass over the images."""
     by_path = {layer.path: layer for layer in layers}
     modules = {path: model.get_submodule(path) for path in by_path}
     parts: dict[str, list[Tensor]] = {path: [] for path in by_path}
@@ -166,7 +166,15 @@ def _terms(module: nn.Module, windows: Tensor) -> RemovedTerms:
 
 
 def _product_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a convolution, from the covariances of its inputs alone: ``[S, C, K]`` and ``[O, C, K]``."""
+    """Compute the statistics of a convolution's terms from the covariances of its inputs.
+
+    Args:
+        inputs: Windows of the input, ``[S, C, K]``.
+        filters: Weight of the layer, ``[O, C, K]``.
+
+    Returns:
+        Mean and variance of the terms, ``[O, C]``, and variance of the output, ``[O]``.
+    """
     mean = inputs.mean(0)
     centered = inputs - mean
     covariance = torch.einsum("sck,scl->ckl", centered, centered) / len(inputs)
@@ -176,7 +184,15 @@ def _product_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def _distance_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of an adder layer: each channel is a group of a pointwise adder layer whose channels are the window's taps."""
+    """Compute the statistics of an adder layer's terms: each channel is a group of a pointwise layer over its taps.
+
+    Args:
+        inputs: Windows of the input, ``[S, C, K]``.
+        filters: Weight of the layer, ``[O, C, K]``.
+
+    Returns:
+        Mean and variance of the terms, ``[O, C]``, and variance of the output, ``[O]``.
+    """
     count, channels, taps = inputs.shape
     means, variances, output = [], [], torch.zeros(len(filters), count)
     for part in torch.arange(channels).split(max(1, VALUES // output.numel())):
@@ -191,10 +207,10 @@ def _distance_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _effective_weight(module: nn.Module) -> Tensor:
-    """The weight that a layer computes with, on the CPU in fp32."""
-    handler = converter_of(type(module))
+    """Return the weight that a layer computes with, after any transform of its class, in fp32 on the CPU."""
+    converter = converter_of(type(module))
     weight: Any = module.weight
-    if handler is not None and handler.weight is not None:
+    if converter is not None and converter.weight is not None:
         assert isinstance(module, nn.Conv2d)
-        weight = handler.weight(module)
+        weight = converter.weight(module)
     return torch.as_tensor(weight).detach().float().cpu()

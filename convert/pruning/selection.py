@@ -1,4 +1,4 @@
-"""From scores to channels: the least important of each group of layers, or of all groups together."""
+"""Select the least important channels, of each group of layers or of all groups together."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from .channel_groups import ChannelGroup
 from .config import PruneConfig
 
 Removal = tuple[ChannelGroup, Tensor]
-# Of channels that are compared across layers, no group loses more than this share: one empty layer ends the network.
+# No group loses a larger share when channels are compared across layers: an empty layer would cut the network.
 MOST = 0.9
 
 
 def select(
     groups: Sequence[ChannelGroup], scores: Sequence[Tensor], original: Sequence[int], ratio: float, config: PruneConfig
 ) -> list[Removal]:
-    """The channels to remove.
+    """Select the channels to remove.
 
     Args:
-        groups: As they are now; all can be pruned.
-        scores: ``[channels]`` for each, the lowest go first.
-        original: Channels of each group before the first round.
-        ratio: Share of the original channels that is to be gone in all, from 0 to 1.
-        config: Whether channels are compared across groups, and to what their number is rounded.
+        groups: The groups of channels, all of which can be pruned.
+        scores: Scores of each group's channels, ``[channels]``; channels with the lowest scores are removed first.
+        original: Number of channels of each group before the first round.
+        ratio: Share of the original channels to remove in total, from 0 to 1.
+        config: Settings of the pruning.
 
     Returns:
-        Groups that lose channels, and which.
+        Groups that lose channels, each with the channels to remove.
     """
     if config.global_pruning:
         left = _across(scores, original, ratio)
@@ -44,7 +44,7 @@ def select(
 
 
 def _across(scores: Sequence[Tensor], original: Sequence[int], ratio: float) -> list[int]:
-    """Channels that each group keeps when the lowest of all go, but never more than ``MOST`` of a group."""
+    """Return how many channels each group keeps if the lowest scores of all groups go, at most ``MOST`` of a group."""
     entries: list[tuple[float, int]] = []
     for index, (score, before) in enumerate(zip(scores, original, strict=True)):
         allowed = max(0, len(score) - max(1, math.ceil(before * (1 - MOST))))
@@ -57,7 +57,7 @@ def _across(scores: Sequence[Tensor], original: Sequence[int], ratio: float) -> 
 
 
 def _lowest(score: Tensor, kept: int, blocks: int) -> Tensor:
-    """Sorted channels to remove so that ``kept`` stay, equally many in each block."""
+    """Return the channels to remove, sorted, so that ``kept`` channels remain, equally many in each block."""
     order = score.view(blocks, -1).argsort(dim=1, stable=True)
     gone = order[:, : order.shape[1] - kept // blocks]
     first = torch.arange(blocks)[:, None] * order.shape[1]

@@ -1,9 +1,9 @@
-"""Layers that lost channels: how they are narrowed, and the record of their shapes that rebuilds them on load.
+"""Remove channels from layers, and record the resulting shapes so that loading can rebuild them.
 
-A checkpoint's ``prune`` transform says what is left of each layer, ``{"layer1.0.conv1": [outputs, inputs, groups]}``.
-It is replayed on a fresh base model by narrowing each layer to its first channels, which the saved weights then
-overwrite.
-So no dependency graph is needed to load, and no record can ask for more memory than the base model takes.
+A checkpoint's ``prune`` transform holds the shape of each narrowed layer,
+``{"layer1.0.conv1": [outputs, inputs, groups]}``. It is replayed on a new base model by narrowing each layer to its
+first channels, whose values the saved weights then overwrite. So loading needs no dependency graph, and no record can
+require more memory than the base model.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ Target = nn.Module | nn.Parameter
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What stays of a layer.
+    """Channels of a layer that remain.
 
     Args:
-        outputs: Sorted output channels that stay, or all; of what has a value for each channel, those values.
-        inputs: Sorted input channels that stay, or all.
-        axis: Of a bare parameter, the axis that has the channels.
+        outputs: Sorted output channels, or channels of a per-channel module; ``None`` for all.
+        inputs: Sorted input channels; ``None`` for all.
+        axis: Axis of the channels in a bare parameter.
     """
 
     outputs: Tensor | None = None
@@ -39,13 +39,13 @@ class Kept:
 
 
 def prune_transform(model: nn.Module, paths: Iterable[str], config: Mapping[str, Any]) -> Transform:
-    """The record of a pruning: the shapes that the narrowed layers have now."""
+    """Return the transform for the record: the current shapes of the narrowed layers."""
     shapes = {path: list(shape_of(target_at(model, path))) for path in paths}
     return {"kind": PRUNE, "version": VERSION, "shapes": shapes, "config": dict(config)}
 
 
 def target_at(model: nn.Module, path: str) -> Target | None:
-    """The module or bare parameter with this path, or ``None``."""
+    """Return the module or bare parameter with this path, or ``None``."""
     found: Any = model
     for name in path.split("."):
         own = {**found._parameters, **found._modules} if isinstance(found, nn.Module) else {}
@@ -54,10 +54,11 @@ def target_at(model: nn.Module, path: str) -> Target | None:
 
 
 def shape_of(target: Target | None) -> tuple[int, ...]:
-    """``(outputs, inputs, groups)`` of a convolution, ``(outputs, inputs)`` of a linear layer, else the channels.
+    """Return the sizes that pruning may change.
 
     Returns:
-        The sizes that pruning may change; of a bare parameter its shape; empty for what cannot be narrowed.
+        ``(outputs, inputs, groups)`` of a convolution, ``(outputs, inputs)`` of a linear layer, ``(channels,)`` of a
+        per-channel module, the shape of a bare parameter; empty for modules that cannot be narrowed.
     """
     if isinstance(target, nn.Conv2d):
         return target.out_channels, target.in_channels, target.groups
@@ -73,17 +74,17 @@ def shape_of(target: Target | None) -> tuple[int, ...]:
 
 
 def is_depthwise(layer: nn.Conv2d) -> bool:
-    """Whether each output channel is made from the input channel of its own number."""
+    """Return whether each output channel depends only on the input channel with the same index."""
     return layer.groups == layer.in_channels == layer.out_channels > 1
 
 
 @torch.no_grad()
 def narrow_(model: nn.Module, kept: Mapping[str, Kept]) -> None:
-    """Take channels out of layers, in place: parameters, statistics and the attributes that say how many there are.
+    """Remove channels from layers, in place: from parameters, statistics and the attributes that count channels.
 
     Args:
         model: The model to change.
-        kept: By path, what stays. All layers that share channels must be among them.
+        kept: Remaining channels of each layer, by path. All layers that share channels must be given.
     """
     features = _head_inputs(model)
     for path, part in kept.items():
@@ -98,7 +99,7 @@ def narrow_(model: nn.Module, kept: Mapping[str, Kept]) -> None:
             parent, _, name = path.rpartition(".")
             _replace(model.get_submodule(parent), name, _picked(target, part.axis, part.outputs))
     now = _head_inputs(model)
-    for name in ("num_features", "head_hidden_size"):  # what a fresh classifier is made for
+    for name in ("num_features", "head_hidden_size"):  # timm creates new classifiers by these
         if features is not None and getattr(model, name, None) == features:
             setattr(model, name, now)
 
@@ -175,7 +176,7 @@ def _checked_parameter(path: str, target: nn.Parameter, shape: Any) -> Kept:
 
 
 def _first(size: int, count: int, groups: int) -> Tensor:
-    """The first channels of each group, ``count`` in all."""
+    """Return the first channels of each group, ``count`` in total."""
     return (torch.arange(groups)[:, None] * (size // groups) + torch.arange(count // groups)).flatten()
 
 
@@ -234,7 +235,7 @@ def _picked(tensor: Tensor, axis: int, channels: Tensor) -> Tensor:
 
 
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer, which keeps whether it is trained."""
+    """Replace a parameter or buffer by a tensor; a parameter keeps its ``requires_grad``."""
     old = module._parameters.get(name)
     if old is None:
         module._buffers[name] = value

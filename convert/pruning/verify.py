@@ -1,4 +1,4 @@
-"""A pruning is tried on a plain twin before the model is touched: what stays must compute what it computed before."""
+"""Check a pruning on a copy before the model is changed: the remaining channels must compute what they did before."""
 
 import copy
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdderkitError
-from .channel_groups import kept_parts, plain_twin
+from .channel_groups import kept_parts, plain_copy
 from .importance import readers
 from .selection import Removal
 from .surgery import narrow_, target_at
@@ -17,20 +17,20 @@ TOLERANCE = 1e-3
 
 @torch.no_grad()
 def check_pruning(model: nn.Module, removal: Sequence[Removal], image: Tensor) -> None:
-    """Compare a narrowed twin with one whose layers read zero from the channels that are to go.
+    """Compare a narrowed copy with a copy whose layers have zero weights for the channels to remove.
 
-    That finds channels that a model shuffles, pads or cuts in a way that the dependency graph does not know. Models
-    that normalize across channels are only run: there the two differ by nature.
+    This finds channels that a model shuffles, pads or cuts in a way that the dependency graph does not know. For models
+    that normalize across channels the two outputs differ, so those are only run.
 
     Args:
-        model: The model to be pruned; it is left untouched.
-        removal: What is to go.
+        model: The model to be pruned. It is left untouched.
+        removal: The channels to remove.
         image: ``[1, C, H, W]``.
 
     Raises:
-        AdderkitError: The pruned model does not run, or computes something else.
+        AdderkitError: If the pruned model does not run, or computes something else.
     """
-    silent = plain_twin(model)
+    silent = plain_copy(model)
     narrowed = copy.deepcopy(silent)
     narrow_(narrowed, kept_parts(removal))
     for group, channels in removal:
@@ -43,8 +43,8 @@ def check_pruning(model: nn.Module, removal: Sequence[Removal], image: Tensor) -
         found = narrowed(noise)
     except Exception as error:
         raise AdderkitError(
-            f"{type(model).__name__} does not run without the channels: {error}; "
-            "leave the layers concerned as they are with --ignore"
+            f"{type(model).__name__} does not run without the removed channels: {error}; "
+            "keep the affected layers with --ignore"
         ) from error
     if any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in silent.modules()):
         return
@@ -52,8 +52,8 @@ def check_pruning(model: nn.Module, removal: Sequence[Removal], image: Tensor) -
         size = wanted.abs().max()
         if value.shape != wanted.shape or (size.isfinite() and not (value - wanted).abs().max() <= TOLERANCE * size):
             raise AdderkitError(
-                f"{type(model).__name__} mixes channels in a way that cannot be followed: without the least important "
-                "ones it computes something else; prune another model, or leave more layers with --ignore"
+                f"{type(model).__name__} mixes channels in a way that cannot be traced: without the least important "
+                "channels its output is not as expected; prune another model, or keep more layers with --ignore"
             )
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from ...adder_layers.integer.network import IntegerNetwork
 from ..calibration.batchnorm import affine_of, reestimate_batchnorm_
 from ..calibration.batchnorm_shift import calibration_statistics
-from ..calibration.calibrate import batches_of
 from ..calibration.config import CalibrationConfig
 from ..errors import AdderkitError
-from ..graph.modes import eval_mode
+from ..graph.modes import batches_of, eval_mode
 from ..record import record_, require_float_weights, set_transforms_, transforms_of
 from .config import QuantizeConfig
 from .fake_quantize import FAKE_QUANTIZE, FakeQuantized, fake_quantize_

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from ...convert.calibration.calibrate import batches_of
 from ...convert.errors import RecipeError
+from ...convert.graph.modes import batches_of
 from ...convert.quantization.config import QuantizeConfig
 from ...convert.quantization.fake_quantize import FakeQuantized
 from ...convert.quantization.quantize import prepare_

@@ -59,7 +59,7 @@ def test_what_was_not_converted_stays(student, teacher, tiny_adders, snapshot):
     norms = {name.split(".")[0] for name in changed} - set(tiny_adders)
     assert norms == {"norm0", "norm1", "norm2", "norm3"}
     assert {f"{path}.weight" for path in tiny_adders} <= changed
-    for key in ("classes", "modes", "hooks", "attributes", "gradients", "steps"):
+    for key in ("classes", "modes", "hooks", "attributes", "gradients", "transforms"):
         assert after[key] == before[key], key
     assert snapshot(teacher) == teachers
     assert all(layer.sharpness == 1 for layer in adder_layers(student).values())

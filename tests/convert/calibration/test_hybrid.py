@@ -66,7 +66,7 @@ def test_budget_counts_what_fidelity_kept(made):
 
 
 def test_budget_below_what_stays_anyway(made):
-    with pytest.raises(AdderkitError, match=r"budget is 50\.0%.*68\.0% stay"):
+    with pytest.raises(AdderkitError, match=r"budget is 50\.0%.*68\.0% remain"):
         layers_to_keep(made, report(), TOTAL, STAYS, HybridPolicy(budget=0.5))
 
 
@@ -139,7 +139,7 @@ def test_baked_and_normalized_layers_go_back_to_what_they_were():
 
 def test_only_adder_layers_go_back(tiny):
     student = tiny()
-    with pytest.raises(AdderkitError, match="'stem' is no adder layer"):
+    with pytest.raises(AdderkitError, match="'stem' is not an adder layer"):
         keep_convolutions_(student, tiny(), ["stem"], torch.randn(4, 3, 8, 8))
 
 

@@ -11,6 +11,7 @@ import adderkit
 from adderkit import PruneConfig, convert_, load, prune_, revert_, save
 from adderkit.convert.calibration.blockwise import match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
+from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.cost.cost import cost
 from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
 from adderkit.convert.record import transforms_of
@@ -207,7 +208,8 @@ def test_calibration_with_the_whole_teacher_is_refused(resnet20, gray):
 def test_blocks_are_matched_where_both_networks_have_them(resnet20, gray):
     """Inside its blocks a student may be narrower; where its residual stream is, no block can be compared."""
     teacher = resnet20()
-    settings = {"steps": 2, "memory": 1 << 28, "generator": torch.Generator(), "progress": lambda *_: None}
+    config = CalibrationConfig(matching_steps=2, memory=1 << 28)
+    options = {"generator": torch.Generator(), "progress": lambda *_: None}
     stream = ("features.0.0", "*.conv2", "*.downsample.*")
     for ignore in (stream, ()):
         student = copy.deepcopy(teacher)
@@ -215,8 +217,8 @@ def test_blocks_are_matched_where_both_networks_have_them(resnet20, gray):
         prune_(student, PruneConfig(ratio=0.5, importance="magnitude", ignore=ignore))
         before = student.features[4].conv1.weight.detach().clone()
         if ignore:
-            match_blocks_(student, teacher, gray, **settings)
+            match_blocks_(student, teacher, gray, config, **options)
             assert not student.features[4].conv1.weight.equal(before)
         else:
-            with pytest.raises(AdderkitError, match="pruned like it"):
-                match_blocks_(student, teacher, gray, **settings)
+            with pytest.raises(AdderkitError, match="only with a network of the same channels"):
+                match_blocks_(student, teacher, gray, config, **options)
