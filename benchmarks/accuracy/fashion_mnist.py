@@ -1,8 +1,8 @@
-"""Conversion without training on Fashion-MNIST with ``cifar_resnet20``, by the commands that the documentation shows.
+"""Accuracy of conversion without training, on Fashion-MNIST with ``cifar_resnet20``, by the documented commands.
 
     python -m benchmarks.accuracy.fashion_mnist --runs runs/fashion-mnist --json docs/results/fashion_mnist.json
 
-Steps whose folder exists are not run again. Writes the JSON, and a picture beside the other images of the docs.
+Steps whose folder exists are not run again. Writes a JSON file, and a picture for the documentation.
 """
 
 import argparse
@@ -19,7 +19,7 @@ DATA = ["--dataset", "fashion-mnist"]
 CONVERT = ["convert", "--model", "teacher/best", "--to", "adder"]
 CALIBRATE = [*DATA, "--calibration-images", "1024"]
 
-# label, folder to evaluate, command that makes it
+# label, folder to evaluate, command that creates it
 STEPS: list[tuple[str, str, list[str]]] = [
     (
         "CNN teacher, 6 epochs",
@@ -46,7 +46,7 @@ STEPS: list[tuple[str, str, list[str]]] = [
 
 
 def main() -> None:
-    """Run what is missing, evaluate everything, write the JSON and the picture."""
+    """Run the missing steps, evaluate all, and write the JSON and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"))
     parser.add_argument("--json", type=Path, default=Path("docs/results/fashion_mnist.json"))
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def run_step(runs: Path, label: str, folder: str, command: list[str]) -> dict[str, Any]:
-    """Make the folder unless it is there, and evaluate it on the 10,000 test images."""
+    """Create the folder unless it exists, and evaluate it on the 10,000 test images."""
     timing = runs / f"{folder.split('/')[0]}.seconds"
     if not (runs / folder).exists():
         started = time.perf_counter()
@@ -75,7 +75,7 @@ def run_step(runs: Path, label: str, folder: str, command: list[str]) -> dict[st
 
 
 def adderkit(folder: Path, command: list[str]) -> str:
-    """Run the command line in a folder; its standard output."""
+    """Run an adderkit command in a folder and return its standard output."""
     print("$ adderkit", *command, file=sys.stderr)
     done = subprocess.run(
         [sys.executable, "-m", "adderkit", *command], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
@@ -84,7 +84,7 @@ def adderkit(folder: Path, command: list[str]) -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the hardware of the measurements."""
     import torch
 
     from adderkit.adder_layers.backends import cpu
@@ -103,12 +103,12 @@ def _cpuinfo() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what matters."""
+    """Return the versions of the relevant packages."""
     return {name: version(name) for name in ("adderkit", "torch", "timm", "accelerate")}
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """Top-1 of every row as horizontal bars."""
+    """Draw the top-1 accuracy of every row as horizontal bars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.6), layout="constrained")

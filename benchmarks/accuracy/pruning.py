@@ -1,11 +1,11 @@
-r"""What pruning by each importance costs in accuracy, at equal additions: Fashion-MNIST, ``cifar_resnet20``.
+r"""Accuracy after pruning by each importance, at equal additions: Fashion-MNIST, ``cifar_resnet20``.
 
     python -m benchmarks.accuracy.pruning --model runs/fashion-mnist/calibrated \
         --teacher runs/fashion-mnist/teacher/best
 
-Each row is pruned, evaluated, fine-tuned shortly by distillation and evaluated again, all by the commands that the
-documentation shows. A row is written as soon as it is there; rows that the JSON has are not measured again, and
-folders that exist are not made again.
+For each row a network is pruned, evaluated, fine-tuned briefly by distillation and evaluated again, by the documented
+commands. Each row is written when it is complete. Rows in the JSON are not measured again, and existing folders are
+reused.
 """
 
 import argparse
@@ -16,22 +16,22 @@ from typing import Any
 
 from .fashion_mnist import adderkit, hardware, versions
 
-REMOVED = (30, 50)  # per cent of the additions
+REMOVED = (30, 50)  # percent of the additions
 IMPORTANCES = ("variance", "taylor", "batchnorm", "magnitude", "random")
 DATA = ("--dataset", "fashion-mnist")
 
 
 def main() -> None:
-    """Measure the rows that are missing and write each at once."""
+    """Measure the missing rows and write each when it is complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="calibrated adder network")
-    parser.add_argument("--teacher", type=Path, required=True, help="the CNN that it was made from")
+    parser.add_argument("--teacher", type=Path, required=True, help="CNN that the model was made from")
     parser.add_argument("--runs", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--json", type=Path, default=Path("docs/results/pruning.json"))
     parser.add_argument("--images", type=int, default=512, help="unlabeled images to prune on")
-    parser.add_argument("--train-images", type=int, default=20000, help="images of an epoch")
+    parser.add_argument("--train-images", type=int, default=20000, help="images per epoch")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--removed", type=int, nargs="+", default=REMOVED, help="per cent of the additions")
+    parser.add_argument("--removed", type=int, nargs="+", default=REMOVED, help="percent of the additions")
     parser.add_argument("--importance", nargs="+", default=IMPORTANCES, choices=IMPORTANCES)
     parser.add_argument("--global", dest="across", action="store_true", help="compare channels across layers")
     arguments = parser.parse_args()
@@ -51,22 +51,22 @@ def main() -> None:
 
 
 def read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before with the same settings, or a fresh start; other settings are refused."""
-    fresh = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": []}
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else fresh
+    """Read earlier results with the same settings, or start new ones; refuse results with other settings."""
+    empty = {"settings": settings, "hardware": hardware(), "versions": versions(), "rows": []}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else empty
     if found["settings"] != settings:
-        raise SystemExit(f"{path} was measured with {found['settings']}; name another file with --json")
+        raise SystemExit(f"{path} was measured with {found['settings']}; choose another file with --json")
     return found
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Keep what there is."""
+    """Write the results so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def measure(arguments: argparse.Namespace, removed: int, importance: str) -> dict[str, Any]:
-    """Prune and evaluate, fine-tune and evaluate."""
+    """Prune, evaluate, fine-tune and evaluate again; return the row."""
     runs, name = arguments.runs, f"{importance}-{removed}{'-global' if arguments.across else ''}"
     prune = ["prune", str(arguments.model.resolve()), "--target", f"adds={100 - removed}%", "--importance", importance]
     prune += [*DATA, "--calibration-images", str(arguments.images), "--output", f"{name}-pruned"]
@@ -92,13 +92,13 @@ def measure(arguments: argparse.Namespace, removed: int, importance: str) -> dic
 
 
 def evaluated(runs: Path, folder: Path) -> dict[str, float]:
-    """Top-1 and loss on the 10,000 test images."""
+    """Return top-1 accuracy and loss on the 10,000 test images."""
     found = json.loads(adderkit(runs, ["evaluate", str(folder), *DATA, "--json"]))
     return {key: found[key] for key in ("top1", "loss")}
 
 
 def table(result: dict[str, Any]) -> str:
-    """The rows as the documentation's table."""
+    """Return the rows as a Markdown table for the documentation."""
     lines = [
         "| importance | additions removed | top-1 after pruning | after fine-tuning |",
         "|---|---|---|---|",

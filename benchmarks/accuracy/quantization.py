@@ -1,10 +1,10 @@
-"""What quantization leaves of accuracy on Fashion-MNIST: a CNN and its adder network in 8, 6, 5 and 4 bits.
+"""Accuracy after quantization on Fashion-MNIST: a CNN and its adder network in 8, 6, 5 and 4 bits.
 
     python -m benchmarks.accuracy.quantization --teacher runs/teacher/best --model runs/calibrated --qat runs/qat4/best
 
-The float networks come from ``benchmarks.accuracy.fashion_mnist_table``; those trained with quantization from
-``adderkit finetune --recipe
-int8-qat --set bits=4``. Ranges are chosen on unlabeled training images. A row that the JSON has is not measured again.
+The float networks come from ``benchmarks.accuracy.fashion_mnist_table``; those of quantization-aware training from
+``adderkit finetune --recipe int8-qat --set bits=4``. Ranges are chosen on unlabeled training images. Rows in the JSON
+are not measured again.
 """
 
 import argparse
@@ -35,12 +35,12 @@ PTQ: list[dict[str, Any]] = [
 
 
 def main() -> None:
-    """Measure what is missing, and write the JSON after each row."""
+    """Measure the missing rows, and write the JSON after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True, help="The CNN.")
-    parser.add_argument("--model", type=Path, required=True, help="Its adder network.")
-    parser.add_argument("--qat", type=Path, nargs="*", default=[], help="Networks trained with quantization.")
-    parser.add_argument("--images", type=int, default=512, help="For ranges and statistics.")
+    parser.add_argument("--model", type=Path, required=True, help="Adder network made from it.")
+    parser.add_argument("--qat", type=Path, nargs="*", default=[], help="Networks of quantization-aware training.")
+    parser.add_argument("--images", type=int, default=512, help="Images for ranges and BatchNorm statistics.")
     parser.add_argument("--json", type=Path, default=Path("docs/results/quantization.json"))
     arguments = parser.parse_args()
     rows = read_json_object(arguments.json)["rows"] if arguments.json.exists() else []
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def networks(arguments: argparse.Namespace) -> list[tuple[str, Callable[[], nn.Module]]]:
-    """Label of each row, and what builds its network."""
+    """Return the label of each row with a function that builds its network."""
     found: list[tuple[str, Callable[[], nn.Module]]] = [
         ("CNN, fp32", lambda: adderkit.load(arguments.teacher)),
         ("CNN, quantized, bits=8", lambda: quantized(arguments.teacher, arguments.images, {})),
@@ -78,7 +78,7 @@ def networks(arguments: argparse.Namespace) -> list[tuple[str, Callable[[], nn.M
 
 
 def quantized(folder: Path, count: int, settings: dict[str, Any]) -> nn.Module:
-    """The integer network of a saved one."""
+    """Quantize a saved network."""
     model = adderkit.load(folder)
     images = unlabeled_images("fashion-mnist", None, model, count)
     return adderkit.quantize(model, images, adderkit.QuantizeConfig(**settings))
@@ -86,7 +86,7 @@ def quantized(folder: Path, count: int, settings: dict[str, Any]) -> nn.Module:
 
 @torch.no_grad()
 def measure(model: nn.Module) -> dict[str, Any]:
-    """Top-1 and loss on the 10,000 test images."""
+    """Return top-1 accuracy and loss on the 10,000 test images."""
     images, targets = test_images(model)
     started, logits = time.perf_counter(), []
     for batch in images.split(100):
@@ -102,7 +102,7 @@ def measure(model: nn.Module) -> dict[str, Any]:
 
 
 def test_images(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Images ``[N, C, H, W]`` as the model expects them, and labels."""
+    """Return test images ``[N, C, H, W]``, normalized as the model expects, and labels ``[N]``."""
     images, targets = SMALL_DATASETS["fashion-mnist"].read(None, "validation")
     transform: Any = evaluation_transform(DataConfig.of(model))
     return torch.stack([transform(Image.fromarray(image)) for image in images]), torch.from_numpy(targets.copy())

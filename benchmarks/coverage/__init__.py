@@ -1,1 +1,1 @@
-"""Which timm models convert, and how well."""
+"""Coverage of timm: which of its models can be converted."""

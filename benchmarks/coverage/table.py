@@ -1,4 +1,4 @@
-"""The document that the sweep over timm writes: a row for each family, and what failed."""
+"""Document with the results of the sweep over timm: a row for each family, and the failures."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import timm
 import torch
 
 Line = Mapping[str, Any]
-SMALL = 30_000_000  # parameters; models below are all to be run
+SMALL = 30_000_000  # parameters; all smaller models are run
 
 HEAD = """# Coverage of timm
 
@@ -16,20 +16,20 @@ Written by `python -m benchmarks.coverage.timm_sweep --report docs/coverage.md` 
 `python -m benchmarks.coverage.timm_sweep` with timm {timm}, torch {torch}. Do not edit it by hand.
 
 Plans are made on `meta` tensors at each model's own input size, with the default configuration. A run builds the model
-with random weights, converts it, and takes it there and back on two random images of the smallest size that it accepts:
-forward, save, load (bit-equal), revert (bit-equal to the original). Nothing is calibrated, so this says that conversion
+with random weights, converts it, and checks it on two random images of the smallest size that it accepts: forward,
+save, load (bit-equal), revert (bit-equal to the original). Nothing is calibrated, so the results show that conversion
 works, not how accurate it is.
 
-| what | number |
+| item | number |
 |---|---|
 """
 
 
 def report(lines: Sequence[Line], families: Mapping[str, Sequence[str]]) -> str:
-    """The document as Markdown.
+    """Return the document as Markdown.
 
     Args:
-        lines: Results of the trials; of several for one model the last counts.
+        lines: Results of the trials; if there are several for one model, the last one counts.
         families: Models by family.
     """
     plans = {line["model"]: line for line in lines if line["kind"] == "plan"}
@@ -37,10 +37,8 @@ def report(lines: Sequence[Line], families: Mapping[str, Sequence[str]]) -> str:
     known = [name for members in families.values() for name in members]
     text = HEAD.format(timm=timm.__version__, torch=torch.__version__.split("+")[0])
     text += "".join(f"| {what} | {number} |\n" for what, number in _totals(known, plans, runs))
-    text += (
-        "\n## Families\n\n`+BN`: convolutions that get a BatchNorm2d of their own, for none follows, or a GroupNorm or "
-    )
-    text += "LayerNorm does.\n\n"
+    text += "\n## Families\n\n`+BN`: convolutions that get a BatchNorm2d of their own, because none, or a GroupNorm or "
+    text += "LayerNorm, follows.\n\n"
     text += "| family | models | convert | convolutions converted | +BN | skipped, by reason | runs passed |\n"
     text += "|---|---:|---:|---:|---:|---|---:|\n"
     for family, members in sorted(families.items()):
@@ -49,7 +47,7 @@ def report(lines: Sequence[Line], families: Mapping[str, Sequence[str]]) -> str:
 
 
 def _totals(known: Sequence[str], plans: Mapping[str, Line], runs: Mapping[str, Line]) -> list[tuple[str, str]]:
-    """Name and number of each fact about all models."""
+    """Return label and number of each total over all models."""
     planned = [plans[name] for name in known if name in plans]
     with_conv = [line for line in planned if line.get("convolutions", 1)]
     good = [line for line in with_conv if "failure" not in line]
@@ -64,20 +62,20 @@ def _totals(known: Sequence[str], plans: Mapping[str, Line], runs: Mapping[str, 
         ("planned", str(len(planned))),
         ("with a `Conv2d`", str(len(with_conv))),
         ("of those: something is converted", str(len(converting))),
-        ("of those: nothing can be converted, with one clear reason", str(len(good) - len(converting))),
+        ("of those: nothing can be converted, for one clear reason", str(len(good) - len(converting))),
         ("of those: no failure in plan or run", f"{sound} ({100 * sound / max(1, len(with_conv)):.2f} %)"),
         ("convolutions converted", f"{sum(line['converted'] for line in converting):,}"),
         ("of those: BatchNorm2d inserted", f"{sum(line['inserted'] for line in converting):,}"),
         ("of those: transformed weight folded", f"{sum(line['folded'] for line in converting):,}"),
         ("convolutions skipped", f"{sum(sum(line['skipped'].values()) for line in converting):,}"),
-        ("models run for real", str(len(ran))),
+        ("models run", str(len(ran))),
         ("of those: all checks passed", str(len(passed))),
         (
-            "of those: `torch.fx` traces, and agrees with the observed run / differs",
+            "of those: `torch.fx` can trace the model, and agrees with / differs from the observed run",
             f"{agreement['True']} / {agreement['False']}",
         ),
         (
-            "models below 30 M parameters that convert, not run yet",
+            "models below 30 M parameters that convert but were not run yet",
             str(sum(line["parameters"] < SMALL and line["model"] not in runs for line in converting)),
         ),
     ]
@@ -100,12 +98,12 @@ def _row(family: str, members: Sequence[str], plans: Mapping[str, Line], runs: M
 
 
 def _refusals(plans: Mapping[str, Line]) -> str:
-    """Models in which nothing can be converted, by reason."""
+    """Return the table of models in which nothing can be converted, by reason."""
     models: dict[str, list[str]] = {}
     for name, line in plans.items():
         if "refused" in line:
             models.setdefault(line["refused"].split(": ", 1)[-1], []).append(name)
-    text = "\n## Nothing to convert\n\n| reason | models | such as |\n|---|---:|---|\n"
+    text = "\n## Nothing to convert\n\n| reason | models | examples |\n|---|---:|---|\n"
     for reason, names in sorted(models.items(), key=lambda item: -len(item[1])):
         text += f"| {reason} | {len(names)} | {', '.join(names[:3])} |\n"
     return text
@@ -115,7 +113,7 @@ def _failures(lines: Sequence[Line]) -> str:
     failed = [line for line in lines if "failure" in line]
     if not failed:
         return "\n## Failures\n\nNone.\n"
-    text = "\n## Failures\n\n| model | trial | what happened |\n|---|---|---|\n"
+    text = "\n## Failures\n\n| model | trial | failure |\n|---|---|---|\n"
     for line in failed:
         text += f"| {line['model']} | {line['kind']} | {line['failure'].replace('|', '/')} |\n"
     return text

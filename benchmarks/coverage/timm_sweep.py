@@ -1,12 +1,12 @@
-"""All of timm: is every model planned, converted, run, saved, loaded and turned back, or refused with one clear reason?
+"""Sweep over timm: plan, convert, run, save, load and revert every model, or refuse it for one clear reason.
 
-    python -m benchmarks.coverage.timm_sweep                       # everything; continues where it was stopped
+    python -m benchmarks.coverage.timm_sweep                       # all models; resumes where it was stopped
     python -m benchmarks.coverage.timm_sweep --models 'resnet*' --limit 5
     python -m benchmarks.coverage.timm_sweep --report docs/coverage.md
 
 Every model is planned on ``meta`` tensors at its own input size. One model of each family, and every model below 30 M
-parameters, is also built with random weights and run on the smallest input that it takes. Results are lines of JSON,
-one for each trial; worker processes are replaced when they crash or take too long.
+parameters, is also built with random weights and run on the smallest input that it accepts. Results are lines of JSON,
+one for each trial; worker processes are replaced if they crash or take too long.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
-    """The lines so far; one that a kill cut short is left out."""
+    """Read the results so far, ignoring a line that was cut short when the sweep was killed."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -49,7 +49,7 @@ def read(path: Path) -> list[Line]:
 
 
 def families(names: Iterable[str]) -> dict[str, list[str]]:
-    """Models by the file of timm that defines them."""
+    """Group models by the file of timm that defines them."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         found[model_entrypoint(name).__module__.rsplit(".", 1)[-1]].append(name)
@@ -57,7 +57,7 @@ def families(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def jobs(names: list[str], lines: list[Line], real: str) -> Iterator[Job]:
-    """What is left to do: plans, one run for each family, then runs of all small models."""
+    """Iterate over the remaining jobs: plans, one run for each family, then runs of all small models."""
     done = {(line["kind"], line["model"]) for line in lines}
     plans = {line["model"]: line for line in lines if line["kind"] == "plan"}
     for name in names:
@@ -78,14 +78,14 @@ def jobs(names: list[str], lines: list[Line], real: str) -> Iterator[Job]:
 
 
 class Worker:
-    """A process that carries out trials one by one; replaced after a crash or a trial that takes too long."""
+    """Process that runs trials one by one; it is replaced after a crash or a trial that takes too long."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.process: multiprocessing.process.BaseProcess | None = None
 
-    def carry_out(self, job: Job) -> Line:
-        """The result of a trial, whatever happens to the process."""
+    def run_trial(self, job: Job) -> Line:
+        """Run a trial and return its result, or a failure if the process crashes or takes too long."""
         if self.process is None or not self.process.is_alive():
             self._start()
         try:
@@ -114,7 +114,7 @@ class Worker:
 
 
 def _serve(pipe: Connection) -> None:
-    """What runs in the process: models of timm warn much, and workers share few cores."""
+    """Run trials in the process, without warnings and with one thread, since workers share few cores."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -123,7 +123,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def run(todo: list[Job], results: Path, workers: int, timeout: float) -> None:
-    """Carry out jobs and append a line for each."""
+    """Run jobs and append a line for each to the results."""
     queue: SimpleQueue[Job] = SimpleQueue()
     for job in todo:
         queue.put(job)
@@ -138,7 +138,7 @@ def run(todo: list[Job], results: Path, workers: int, timeout: float) -> None:
             except Empty:
                 worker.stop()
                 return
-            line = worker.carry_out(job)
+            line = worker.run_trial(job)
             with lock, results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
                 state = line.get("failure") or line.get("refused") or "ok"
@@ -152,21 +152,21 @@ def run(todo: list[Job], results: Path, workers: int, timeout: float) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the remaining jobs, or write the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="*", help="glob of model names")
-    parser.add_argument("--limit", type=int, help="at most so many trials")
+    parser.add_argument("--limit", type=int, help="largest number of trials")
     parser.add_argument("--real", choices=("small", "families", "none"), default="small", help="which models are run")
     parser.add_argument("--workers", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for a trial")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds per trial")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results, read and appended to")
-    parser.add_argument("--report", type=Path, help="write the document from the results, and run nothing")
+    parser.add_argument("--report", type=Path, help="write the document from the results instead of running trials")
     options = parser.parse_args()
     names = [name for name in list_models() if not name.startswith(OWN) and fnmatch.fnmatch(name, options.models)]
     if options.report is not None:
         options.report.write_text(report(read(options.results), families(names)))
         return
-    # Which models are run depends on their plans, so what is left is looked up again.
+    # The models to run depend on the plans, so the remaining jobs are determined again.
     while todo := list(jobs(names, read(options.results), options.real)):
         plans = [job for job in todo if job[0] == "plan"]
         run((plans or todo)[: options.limit], options.results, options.workers, options.timeout)

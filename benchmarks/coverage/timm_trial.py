@@ -1,4 +1,4 @@
-"""One trial of the sweep: a model planned, or converted, run, saved, loaded and turned back. Never raises."""
+"""One trial of the sweep: plan a model, or convert, run, save, load and revert it. Never raises."""
 
 import copy
 import tempfile
@@ -23,14 +23,14 @@ SIZES = (32, 64, 96, 128, 160, 192, 224)
 
 
 def trial(kind: str, name: str) -> dict[str, Any]:
-    """Carry out one trial.
+    """Run one trial.
 
     Args:
         kind: ``plan`` or ``run``.
-        name: timm's name of the model.
+        name: Name of the model in timm.
 
     Returns:
-        What was found; ``refused`` is a clear reason why nothing is converted, ``failure`` anything unexpected.
+        The results; ``refused`` is a clear reason why nothing can be converted, ``failure`` any other error.
     """
     torch.manual_seed(0)
     line: dict[str, Any] = {"kind": kind, "model": name}
@@ -48,7 +48,7 @@ def trial(kind: str, name: str) -> dict[str, Any]:
 
 
 def _plan(name: str, line: dict[str, Any]) -> None:
-    """Plan on shapes alone, at the model's own input size."""
+    """Plan on the ``meta`` device, at the model's own input size."""
     model = _on_meta(name)
     line["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     line["convolutions"] = sum(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -69,12 +69,12 @@ def _counts(made: ConversionPlan) -> dict[str, Any]:
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without the names of modules."""
+    """Return a reason without module names."""
     return reason.split(" '")[0]
 
 
 def _run(name: str, line: dict[str, Any]) -> None:
-    """Convert a model with random weights for real, and take the whole way there and back."""
+    """Convert a model with random weights, run, save, load and revert it, and check each step."""
     side = _smallest_side(name)
     line["side"] = side
     model = timm.create_model(name, pretrained=False).eval()
@@ -93,11 +93,11 @@ def _run(name: str, line: dict[str, Any]) -> None:
     line["revert"] = _same(_output(model, image), original)
     for check in ("shape", "finite", "reload", "revert"):
         if not line[check]:
-            line["failure"] = f"{check} does not hold"
+            line["failure"] = f"check {check!r} failed"
 
 
 def _is_finite(model: nn.Module, output: Tensor, image: Tensor) -> bool:
-    """Whether the output is finite; before calibration some overflow, so then with BatchNorm statistics measured."""
+    """Return whether the output is finite; if it overflows without calibration, BatchNorm is re-estimated first."""
     if bool(output.isfinite().all()):
         return True
     measured = copy.deepcopy(model)
@@ -109,13 +109,13 @@ def _on_meta(name: str) -> nn.Module:
     try:
         with torch.device("meta"):
             model: nn.Module = timm.create_model(name, pretrained=False)
-    except (RuntimeError, NotImplementedError):  # some compute values, such as rates, while they are built
+    except (RuntimeError, NotImplementedError):  # some models compute values, such as rates, when they are built
         model = timm.create_model(name, pretrained=False)
     return model
 
 
 def _smallest_side(name: str) -> int:
-    """Side of the smallest square images that the model takes."""
+    """Return the side of the smallest square images that the model accepts."""
     model = _on_meta(name).eval()
     channels, own, _ = input_size(model)
     device = next(model.parameters()).device
@@ -132,7 +132,7 @@ def _smallest_side(name: str) -> int:
 
 
 def _agreement(model: nn.Module, image: Tensor) -> bool | None:
-    """Whether observation and symbolic tracing find the same uses; ``None`` where the model does not trace."""
+    """Return whether observation and symbolic tracing find the same uses; ``None`` if the model cannot be traced."""
     uses = symbolic_uses(copy.deepcopy(model), WEIGHT_LAYERS)
     if uses is None:
         return None

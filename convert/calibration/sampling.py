@@ -48,8 +48,8 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
         Windows ``[G, N · P, C / G · kh · kw]``, channel-major like ``weight.reshape(O, -1)``.
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    handler = converter_of(type(layer))
-    dynamic = isinstance(layer, AdderConv2dSame) or (handler is not None and handler.same(layer))
+    converter = converter_of(type(layer))
+    dynamic = isinstance(layer, AdderConv2dSame) or (converter is not None and converter.same(layer))
     sides = same_padding(input.shape[-2:], layer) if dynamic else layer._reversed_padding_repeated_twice
     padded = F.pad(input, sides, mode=mode)
     (height, width), (down, right) = layer.kernel_size, layer.dilation

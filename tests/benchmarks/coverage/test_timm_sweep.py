@@ -58,7 +58,7 @@ class Dying(timm_sweep.Worker):
 
 
 def test_a_dead_process_is_a_failure_not_the_end():
-    line = Dying(5).carry_out(("plan", "resnet18"))
+    line = Dying(5).run_trial(("plan", "resnet18"))
     assert line == {"kind": "plan", "model": "resnet18", "failure": "the process died"}
 
 
