@@ -28,7 +28,7 @@ from .state import CalibrationState, FittedLayer
 
 @dataclasses.dataclass(frozen=True)
 class LayerFidelity:
-    """How closely a calibrated layer follows its convolution, on images that were not used to fit it.
+    """Fidelity of a calibrated layer to its convolution, on images that were not used to fit it.
 
     Args:
         path: Module path.
@@ -110,11 +110,7 @@ def calibrate_(
     adders = adder_layers(student)
     batches = batches_of(images, config.batch_size)
     total = sum(map(len, batches))
-    if not adders:
-        raise AdderkitError("the model has no adder layer to calibrate; run convert_ on it first")
-    if total < 2 * HELD_OUT:
-        raise AdderkitError(f"{total} calibration images are too few, expected at least {2 * HELD_OUT}")
-    _check_teacher(adders, teacher)
+    _check_arguments(adders, teacher, total)
     report = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(config.seed)
     own = student.state_dict()
@@ -139,7 +135,11 @@ def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:
     return LayerFidelity(layer.path, layer.correlation, layer.worst, float(beyond.float().mean()))
 
 
-def _check_teacher(adders: dict[str, Any], teacher: nn.Module) -> None:
+def _check_arguments(adders: dict[str, AdderConv2d], teacher: nn.Module, images: int) -> None:
+    if not adders:
+        raise AdderkitError("the model has no adder layer to calibrate; run convert_ on it first")
+    if images < 2 * HELD_OUT:
+        raise AdderkitError(f"{images} calibration images are too few, expected at least {2 * HELD_OUT}")
     modules = dict(teacher.named_modules())
     for path, adder in adders.items():
         original = modules.get(path)
