@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from ...convert.cost.report import Cost
 from ...convert.cost.energy import PRECISIONS, arithmetic_energy, memory_energy
 from ...convert.cost.operations import Operations
+from ...convert.cost.report import Cost
 from .tables import integer_table, new_table
 
 _UJ = 1e6  # pJ
