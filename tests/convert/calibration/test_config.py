@@ -52,8 +52,9 @@ def test_mapping_that_is_refused(mapping, message):
         CalibrationConfig.from_dict(mapping)
 
 
-def test_needs_no_torch():
-    code = "import sys, adderkit.convert.calibration.config; print('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["calibration.config", "pruning.config", "cost.report"])
+def test_needs_no_torch(module):
+    code = f"import sys, adderkit.convert.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
