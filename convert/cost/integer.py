@@ -1,6 +1,6 @@
 """Cost of an integer network for one image, step by step, and of the CNN of the same shape in the same integers.
 
-Requantization multiplies each sum once, and the byte of a residual once; if requantization uses only shifts, it multiplies nothing.
+Requantization multiplies each sum once, and each byte of a residual once; requantization by shifts multiplies nothing.
 """
 
 import dataclasses
