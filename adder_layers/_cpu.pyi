@@ -1,23 +1,92 @@
+"""The C++ extension. Tensors are in the CPU's memory and contiguous unless said otherwise; capsules are DLPack's."""
+
+import enum
 from collections.abc import Sequence
 
+from torch import Tensor
+from typing_extensions import CapsuleType
+
+Array = Tensor | CapsuleType
+Pair = tuple[int, int]  # (height, width)
+
 def available() -> list[str]: ...
-def forward(isa: str, sizes: Sequence[int], x: int, weight: int, y: int, threads: int, /) -> None: ...
-def input_grad(
-    isa: str, sizes: Sequence[int], grad: int, x: int, weight: int, result: int, threads: int, /
-) -> None: ...
 def integer_available() -> list[str]: ...
 
-class Network:
-    def __init__(self, isa: str, activations: Sequence[tuple[Sequence[int], Sequence[int]]], bytes: int, /) -> None: ...
-    def add(self, sizes: Sequence[int], weight: int, factors: Sequence[Sequence[int]], /) -> None: ...
-    def run(
-        self,
-        bytes: int,
-        floats: int,
-        reciprocal: float,
-        images: int,
-        output: int,
-        threads: int,
-        seconds: int,
-        /,
+# input, output, grad and result are float32 of any strides; input and result have the same ones.
+def forward(
+    isa: str,
+    input: Array,
+    weight: Array,
+    output: Array,
+    *,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    threads: int,
+) -> None: ...
+def input_grad(
+    isa: str,
+    grad: Array,
+    input: Array,
+    weight: Array,
+    result: Array,
+    *,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    threads: int,
+) -> None: ...
+
+class Kind(enum.Enum):
+    adder = ...
+    convolution = ...
+    window_sum = ...
+    window_largest = ...
+    linear = ...
+
+class Activation:
+    # zero_point is uint8 [channels]; offset counts bytes in the arena of one image.
+    def __init__(
+        self, *, channels: int, height: int, width: int, halo: Pair, offset: int, zero_point: Array
     ) -> None: ...
+
+class StepConfig:
+    # input, output and residual are numbers of activations.
+    def __init__(
+        self,
+        *,
+        kind: Kind,
+        input: int,
+        output: int | None,
+        residual: int | None,
+        filters: int,
+        groups: int,
+        quant_max: int,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+    ) -> None: ...
+
+class StepFactors:
+    # Each is int64 [filters].
+    def __init__(
+        self,
+        *,
+        multiplier: Array | None = None,
+        offset: Array | None = None,
+        shift: Array | None = None,
+        exponent: Array | None = None,
+        residual: Array | None = None,
+    ) -> None: ...
+
+class Network:
+    def __init__(self, isa: str, *, activations: Sequence[Activation], arena_bytes: int) -> None: ...
+    # weight is uint8 or int8 [filters, kh, kw, channels / groups].
+    def add(self, config: StepConfig, weight: Array | None, factors: StepFactors) -> None: ...
+    # images are uint8 [N, H, W, C], seconds float64 [steps + 1].
+    def run(self, images: Array, output: Array, *, threads: int, seconds: Array | None = None) -> None: ...
+    # images are float32 [N, C, H, W].
+    def run_float(self, images: Array, output: Array, *, scale_reciprocal: float, threads: int) -> None: ...

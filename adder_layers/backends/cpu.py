@@ -1,16 +1,16 @@
-"""The CPU kernels: fp32 in C++, for the best instruction set that this machine has.
+"""The CPU backend: fp32 kernels in C++ for the best instruction set that this machine runs.
 
-``ADDERKIT_CPU`` forces a lower one (``avx512``, ``avx2``, ``baseline``), or ``torch`` for the path in plain torch,
+``ADDERKIT_CPU`` forces a lower one (``avx512``, ``avx2``, ``baseline``), or ``torch`` for the backend in plain torch,
 which also serves where the extension was not built.
 """
 
 import functools
 import logging
 import os
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but not in __all__
 
 from ..geometry import Window
 
@@ -25,27 +25,20 @@ _logger = logging.getLogger(__name__)
 
 
 def available() -> list[str]:
-    """Instruction sets that this build has and this machine runs, best first; empty without the extension."""
+    """Return the instruction sets that this build has and this machine runs, best first; none without the extension."""
     return [] if _cpu is None else list(_cpu.available())
 
 
 def integer_available() -> list[str]:
-    """The same for networks in integers, where ``avx512`` is what machines with VNNI have.
+    """Return the same for quantized networks, where ``avx512`` includes VNNI.
 
-    Those with ``_float`` add sums as doubles, with the same result: faster on AMD's CPUs, where they come first.
+    Sets with ``_float`` add sums as doubles, with the same result. That is faster on AMD's CPUs, where they come first.
     """
     return [] if _cpu is None else list(_cpu.integer_available())
 
 
-def network(
-    instruction_set: str, activations: Sequence[tuple[Sequence[int], Sequence[int]]], size: int
-) -> "_cpu.Network":
-    """An empty executor of quantized networks; ``integer/engine.py`` is its caller."""
-    return _cpu.Network(instruction_set, activations, size)
-
-
 def instruction_set() -> str | None:
-    """The instruction set in use, or ``None`` for the path in plain torch.
+    """Return the instruction set in use, or ``None`` for plain torch.
 
     Raises:
         ValueError: ``ADDERKIT_CPU`` names one that is not available.
@@ -55,12 +48,12 @@ def instruction_set() -> str | None:
 
 @functools.cache
 def choose(names: tuple[str, ...], wanted: str, asked: str = VARIABLE) -> str | None:
-    """The one of ``names`` (best first) to use; ``None`` for ``"torch"``, or where the extension was not built.
+    """Choose one of ``names`` (best first); ``None`` for ``"torch"``, or where the extension was not built.
 
     Args:
-        names: What is available.
-        wanted: The user's wish; empty for the best.
-        asked: What the wish came by, for the error.
+        names: Available instruction sets.
+        wanted: The user's choice; empty for the best.
+        asked: Name of the variable or argument with the user's choice, for the error.
 
     Raises:
         ValueError: ``wanted`` is not available.
@@ -71,8 +64,8 @@ def choose(names: tuple[str, ...], wanted: str, asked: str = VARIABLE) -> str | 
         raise ValueError(f"{asked} is {wanted!r}, expected one of {', '.join([*names, 'torch'])}")
     if not names:
         _logger.warning(
-            "adderkit's CPU extension is missing (%s); the paths in plain torch serve, ten times slower and more. "
-            "Install adderkit where a C++ compiler with OpenMP is at hand.",
+            "adderkit's CPU extension is missing (%s); plain torch is used instead, at least ten times slower. "
+            "Reinstall adderkit with a C++ compiler that supports OpenMP.",
             _IMPORT_ERROR,
         )
         return None
@@ -83,9 +76,18 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
     """Overwrite ``output`` with ``-Σ|x - w|``; ``Backend.forward`` describes the arguments."""
     wide, kernel = input.float(), weight.float().contiguous()
     result = output if output.dtype == torch.float32 else torch.empty_like(output, dtype=torch.float32)
-    sizes = _sizes(wide, kernel, result, window, groups)
-    threads = torch.get_num_threads()
-    _cpu.forward(_required(), sizes, wide.data_ptr(), kernel.data_ptr(), result.data_ptr(), threads)
+    # A tenth of the time that nanobind would take for a tensor's capsule, and parameters need not be detached.
+    _cpu.forward(
+        _required(),
+        to_dlpack(wide),
+        to_dlpack(kernel),
+        to_dlpack(result),
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        groups=groups,
+        threads=torch.get_num_threads(),
+    )
     if result is not output:
         output.copy_(result)
 
@@ -95,16 +97,17 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
     result.zero_()  # the kernel leaves pixels that no window reads as they are
     # The kernel reads input and result through one set of strides.
     wide = torch.empty_like(result).copy_(input) if input.stride() != result.stride() else input.float()
-    slopes, kernel = grad.float(), weight.float().contiguous()
-    sizes = _sizes(wide, kernel, slopes, window, groups)
     _cpu.input_grad(
         _required(),
-        sizes,
-        slopes.data_ptr(),
-        wide.data_ptr(),
-        kernel.data_ptr(),
-        result.data_ptr(),
-        torch.get_num_threads(),
+        to_dlpack(grad.float()),
+        to_dlpack(wide),
+        to_dlpack(weight.float().contiguous()),
+        to_dlpack(result),
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        groups=groups,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -112,19 +115,3 @@ def _required() -> str:
     name = instruction_set()
     assert name is not None
     return name
-
-
-def _sizes(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> list[int]:
-    """Sizes and strides in the order in which ``Problem`` (csrc/planes.h) declares them."""
-    return [
-        *input.shape,
-        weight.shape[0],
-        *window.kernel,
-        *output.shape[2:],
-        *window.stride,
-        *window.padding,
-        *window.dilation,
-        groups,
-        *input.stride(),
-        *output.stride(),
-    ]

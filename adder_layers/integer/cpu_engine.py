@@ -2,23 +2,15 @@
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from typing_extensions import assert_never
 
 from ..backends import cpu
-from ..geometry import POINT
 from . import reference
 from .check import check_plan
-from .memory_layout import lay_out
-from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, requantization_of
-
-if TYPE_CHECKING:
-    from .._cpu import Network
-
-KINDS: dict[type[Step], int] = {Adder: 0, Convolution: 1, AveragePool: 2, Rescale: 2, MaxPool: 3, Linear: 4}
+from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +52,11 @@ class Engine:
         if instruction_set is not None:
             asked = (instruction_set, "instruction_set")
         self.instruction_set = cpu.choose(tuple(cpu.integer_available()), *asked)
-        self._network = None if self.instruction_set is None else _network(plan, self.instruction_set)
+        self._network = None
+        if self.instruction_set is not None:
+            from .cpu_network import build_network  # needs the C++ extension
+
+            self._network = build_network(plan, self.instruction_set)
 
     def run(self, image: Tensor) -> Tensor:
         """Run images through the network.
@@ -139,16 +135,13 @@ class Engine:
             output = torch.empty(len(images), result.height, result.width, result.channels, dtype=torch.uint8)
         if len(images) == 0:
             return output
-        given = (images.data_ptr(), 0) if images.dtype == torch.uint8 else (0, images.data_ptr())
         assert self._network is not None
-        self._network.run(
-            *given,
-            1 / self.plan.activations[0].scale,
-            len(images),
-            output.data_ptr(),
-            torch.get_num_threads(),
-            0 if seconds is None else seconds.data_ptr(),
-        )
+        threads = torch.get_num_threads()
+        if images.dtype == torch.uint8:
+            self._network.run(images, output, threads=threads, seconds=seconds)
+        else:
+            reciprocal = 1 / self.plan.activations[0].scale
+            self._network.run_float(images, output, scale_reciprocal=reciprocal, threads=threads)
         return output
 
 
@@ -176,57 +169,3 @@ def _check_shape(images: Tensor, shape: tuple[int, int, int]) -> None:
         raise ValueError(f"image has shape {tuple(images.shape)}, expected [N, {', '.join(map(str, shape))}]")
     if images.device.type != "cpu":
         raise ValueError(f"image is on {images.device}, expected cpu, where the integer engine runs")
-
-
-def _network(plan: IntegerPlan, instruction_set: str) -> "Network":
-    arena = lay_out(plan)
-    placed = [
-        ((a.channels, a.height, a.width, *halo, offset), a.zero_point.tolist())
-        for a, halo, offset in zip(plan.activations, arena.halos, arena.offsets, strict=True)
-    ]
-    network = cpu.network(instruction_set, placed, arena.bytes)
-    for step in plan.steps:
-        weight = getattr(step, "weight", None)
-        packed = None if weight is None else weight.contiguous()
-        network.add(_sizes(step, plan), 0 if packed is None else packed.data_ptr(), _factors(step))
-    return network
-
-
-def _sizes(step: Step, plan: IntegerPlan) -> list[int]:
-    """In the order in which ``StepSizes`` (csrc/integer_network.h) declares them."""
-    source = plan.activations[step.input]
-    if isinstance(step, Linear):  # a convolution whose window is its whole input
-        window = POINT._replace(kernel=(source.height, source.width))
-    else:
-        window = POINT if isinstance(step, Rescale) else step.window
-    requantization = requantization_of(step)
-    residual = None if requantization is None else requantization.residual
-    return [
-        KINDS[type(step)],
-        step.input,
-        -1 if isinstance(step, Linear) else step.output,
-        -1 if residual is None else residual,
-        len(step.offset) if isinstance(step, Linear) else plan.activations[step.output].channels,
-        step.groups if isinstance(step, Adder | Convolution) else 1 if isinstance(step, Linear) else source.channels,
-        0 if requantization is None else requantization.quant_max,
-        *window.kernel,
-        *window.stride,
-        *window.padding,
-        *window.dilation,
-    ]
-
-
-def _factors(step: Step) -> list[list[int]]:
-    if isinstance(step, Linear):
-        return [step.multiplier.tolist(), step.offset.tolist(), step.shift.tolist(), [], []]
-    factors = requantization_of(step)
-    if factors is None:
-        return [[], [], [], [], []]
-    added = factors.residual_multiplier
-    return [
-        factors.multiplier.tolist(),
-        factors.offset.tolist(),
-        factors.shift.tolist(),
-        factors.scale_exponent.tolist(),
-        [] if added is None else added.tolist(),
-    ]

@@ -1,10 +1,10 @@
 // Sums of bytes for quantized networks. This file is compiled once for each instruction set, with
 // ADDERKIT_INTEGER_KERNELS naming its table. Everything here but the table at the end has internal linkage, and nothing
-// of the standard library is instantiated (see kernels.cpp).
+// of the standard library is instantiated, for the reason given in conv/kernels.cpp.
 //
-// The instruction that sums 8 absolute differences of bytes serves 8 bytes of the window: a vector holds 8 bytes of each
-// of several filters, the window's 8 bytes are broadcast against it, and each 64-bit lane gathers the sum of one filter.
-// So no sum is ever taken across lanes.
+// The instruction that sums 8 absolute differences of bytes is applied to 8 bytes of the window: a vector holds 8 bytes of
+// each of several filters, the window's 8 bytes are broadcast against it, and each 64-bit lane accumulates the sum of one
+// filter. So no sum is ever taken across lanes.
 #include "vectors.h"
 
 namespace adderkit {
@@ -12,20 +12,20 @@ namespace {
 
 #define ADDERKIT_UNROLL _Pragma("GCC unroll 8")
 
-// Bytes of a window's run beyond its end are 0 here as they are in the weights: no distance.
+// Bytes after the end of a run are 0 here as they are in the weights, so that they add no distance.
 inline std::uint64_t load_tail(const Byte* p, Index length) {
     return load<std::uint64_t>(p) & (~std::uint64_t{0} >> (64 - 8 * length));  // written for little-endian machines
 }
 
-// How the sums of kWide channels become bytes, by the formula in adder_layers/integer/plan.py.
+// Requantizes the sums of kWide channels to bytes, by the formula in adder_layers/integer/plan.py.
 struct Requantizer {
     const bool adds, shifts;  // a residual is added, codes are shifted
-    const Wide multiplier, offset, shift, levels, added, exponent;
+    const Wide multiplier, offset, shift, quant_max, added, exponent;
 
     Requantizer(const Factors& factors, Index channel)
         : adds(factors.residual != nullptr), shifts(factors.exponent != nullptr),
           multiplier(load<Wide>(factors.multiplier + channel)), offset(load<Wide>(factors.offset + channel)),
-          shift(load<Wide>(factors.shift + channel)), levels(factors.levels - Wide{}),
+          shift(load<Wide>(factors.shift + channel)), quant_max(factors.quant_max - Wide{}),
           added(adds ? load<Wide>(factors.residual + channel) : Wide{}),
           exponent(shifts ? load<Wide>(factors.exponent + channel) : Wide{}) {}
 
@@ -33,7 +33,7 @@ struct Requantizer {
         Wide total = product(sums, multiplier) + offset;
         if (adds) total += product(widen(residual), added);
         total = shift_right(total > 0 ? total : Wide{}, shift);
-        const std::uint64_t codes = shifts ? narrow((total < levels ? total : levels) << exponent) : saturate(total);
+        const std::uint64_t codes = shifts ? narrow((total < quant_max ? total : quant_max) << exponent) : saturate(total);
         __builtin_memcpy(out, &codes, kWide);
     }
 };
@@ -78,7 +78,7 @@ void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, cons
         }
 }
 
-// Weights beyond a run's end are 0, so what is read there does not count.
+// Weights after the end of a run are 0, so the bytes that are read there do not count.
 template <int Vectors, int Positions>
 void convolution_tile(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums) {
     const Byte* source[Positions];
@@ -99,7 +99,7 @@ void convolution_tile(const Byte* const* x, const Runs& runs, const Byte* weight
             store_products(sums + p * kMaxChannels + v * kProductLanes, sum[p][v]);
 }
 
-// Channels for themselves, 32 at a time; the compiler's own vectors.
+// Channels separately, 32 at a time, in the compiler's own vectors.
 constexpr Index kStrip = 32;
 typedef Byte Strip __attribute__((vector_size(kStrip)));
 typedef std::int8_t SignedStrip __attribute__((vector_size(kStrip)));
@@ -174,7 +174,7 @@ void requantize(const std::int64_t* sums, Index positions, Index channels, const
     }
 }
 
-// Every operation is rounded to fp32 by itself (-ffp-contract=off), as in the reference.
+// Every operation is rounded to fp32 separately (-ffp-contract=off), as in the reference.
 void quantize(const float* x, Index x_stride, Index width, Index channels, float reciprocal, const float* shift, Byte* out) {
     for (Index c = 0; c < channels; ++c)
         for (Index i = 0; i < width; ++i) {

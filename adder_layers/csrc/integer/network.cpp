@@ -1,4 +1,4 @@
-// The loops around the integer kernels: blocks of lines and channels are handed to threads. Compiled once, for any machine.
+// The loops around the integer kernels: blocks of lines and channels are handed to threads. Compiled once for all machines.
 #include "network.h"
 
 #include <omp.h>
@@ -17,7 +17,7 @@ namespace {
 constexpr Index kPassBytes = 48 << 20;      // arena of the images that go through the network together
 constexpr Index kTaskPositions = 128;       // output pixels of a task: their input stays in a core's second-level cache
 constexpr Index kTasksPerThread = 4;        // fewer leave threads idle at a step's end
-constexpr Index kTaskTerms = 1 << 17;       // smaller tasks are not worth handing out
+constexpr Index kTaskTerms = 1 << 17;       // smaller tasks cost more to hand out than they save
 
 }  // namespace
 
@@ -32,7 +32,7 @@ struct Network::Pass {
 
 namespace {
 
-// How a step's work is cut: blocks of output lines (of all images, one after the other) x parts of the tiles of channels.
+// How a step's work is divided: blocks of output lines (of all images, one after the other) x parts of the tiles of channels.
 struct Tasks {
     Index lines, block_lines, blocks, part_tiles, parts;
 
@@ -49,7 +49,7 @@ struct Tasks {
     Index count() const { return blocks * parts; }
 };
 
-// Where the windows of a block of positions begin, and where their outputs go.
+// First bytes of the windows of a block of positions, of their outputs, and of what is added to them.
 struct Positions {
     std::vector<const Byte*> input, residual;
     std::vector<Byte*> output;
@@ -61,11 +61,11 @@ struct Positions {
     }
 };
 
-// The kernels may add sums as denormal numbers (integer_vectors.h); a thread may have been told to flush those to zero.
+// The kernels may add sums as denormal numbers (vectors.h), which a thread may be set to flush to zero.
 class DefaultFloatingPoint {
 #if defined(ADDERKIT_X86)
   public:
-    DefaultFloatingPoint() { _mm_setcsr(0x1f80); }  // as a process begins: nothing is flushed, nothing traps
+    DefaultFloatingPoint() { _mm_setcsr(0x1f80); }  // the default of a process: nothing is flushed, nothing traps
     ~DefaultFloatingPoint() { _mm_setcsr(before_); }
 
   private:
@@ -73,21 +73,36 @@ class DefaultFloatingPoint {
 #endif
 };
 
-void fill_pixels(Byte* out, const std::vector<Byte>& zero, Index count) {
-    for (Index i = 0; i < count; ++i, out += zero.size()) std::memcpy(out, zero.data(), zero.size());
+void fill_pixels(Byte* out, const std::vector<Byte>& pixel, Index count) {
+    for (Index i = 0; i < count; ++i, out += pixel.size()) std::memcpy(out, pixel.data(), pixel.size());
 }
 
 }  // namespace
 
-Network::Network(IntegerKernels kernels, std::vector<Activation> activations, Index bytes)
-    : kernels_(kernels), activations_(std::move(activations)), bytes_(bytes) {
-    for (Byte zero : activations_[0].zero) quantize_shift_.push_back(float(zero) + 0.5f);
+Network::Network(IntegerKernels kernels, std::vector<Activation> activations, Index arena_bytes)
+    : kernels_(kernels), activations_(std::move(activations)), arena_bytes_(arena_bytes) {
+    for (Byte zero_point : input().zero_point) quantize_shift_.push_back(float(zero_point) + 0.5f);
 }
 
 Network::~Network() = default;
 
-void Network::add(const StepSizes& sizes, const Byte* weight, StepFactors factors) {
-    steps_.push_back(make_step(sizes, activations_[sizes.input], kernels_, weight, std::move(factors)));
+void Network::add(const StepConfig& config, const Byte* weight, StepFactors factors) {
+    steps_.push_back(make_step(config, activations_.at(config.input), kernels_, weight, std::move(factors)));
+}
+
+Index Network::step_count() const { return Index(steps_.size()); }
+
+Index Network::weight_size(const StepConfig& config) const {
+    return config.filters * config.kernel_h * config.kernel_w * (activations_.at(config.input).channels / config.groups);
+}
+
+bool Network::ends_in_logits() const { return steps_.back().config.kind == Kind::linear; }
+
+Index Network::output_size() const {
+    const StepConfig& last = steps_.back().config;
+    if (last.kind == Kind::linear) return last.filters;
+    const Activation& a = activations_[last.output];
+    return a.height * a.width * a.channels;
 }
 
 std::unique_ptr<Bytes> Network::borrow(Index bytes) const {
@@ -106,17 +121,17 @@ std::unique_ptr<Bytes> Network::borrow(Index bytes) const {
 }
 
 void Network::run(const Images& images, Index count, void* output, int threads, double* seconds) const {
-    const Index together = std::clamp<Index>(kPassBytes / bytes_, 1, count);
-    auto arena = borrow(together * bytes_ + kSlack);
+    const Index together = std::clamp<Index>(kPassBytes / arena_bytes_, 1, count);
+    auto arena = borrow(together * arena_bytes_ + kSlack);
     const Activation& first = activations_[0];
     const Step& last = steps_.back();
-    const bool logits = last.kind == Kind::linear;
+    const bool logits = ends_in_logits();
     for (Index begin = 0; begin < count; begin += together) {
         Pass pass{arena->data(), std::min(together, count - begin), nullptr};
         Images part = images;
         const Index done = begin * first.channels * first.height * first.width;
         (images.bytes ? (void)(part.bytes += done) : (void)(part.floats += done));
-        if (logits) pass.logits = static_cast<std::int32_t*>(output) + begin * last.sizes.filters;
+        if (logits) pass.logits = static_cast<std::int32_t*>(output) + begin * last.config.filters;
 #pragma omp parallel num_threads(threads)
         {
             [[maybe_unused]] DefaultFloatingPoint mode;
@@ -130,14 +145,14 @@ void Network::run(const Images& images, Index count, void* output, int threads, 
             read_images(pass, part);
             note(0);
             for (std::size_t s = 0; s < steps_.size(); ++s) {
-                if (steps_[s].kind == Kind::window_largest)
+                if (steps_[s].config.kind == Kind::window_largest)
                     largest_step(pass, steps_[s]);
                 else
                     sum_step(pass, steps_[s]);
                 note(s + 1);
             }
             if (!logits) {
-                const Activation& result = activations_[last.sizes.output];
+                const Activation& result = activations_[last.config.output];
                 write_output(pass, static_cast<Byte*>(output) + begin * result.channels * result.height * result.width);
             }
         }
@@ -146,19 +161,19 @@ void Network::run(const Images& images, Index count, void* output, int threads, 
     idle_.push_back(std::move(arena));
 }
 
-// The lines [begin, end) of one image with what is left and right of them, and above or below at its ends.
+// Fills the halo to the left and right of the lines [begin, end) of one image, and above and below the image.
 void Network::fill_halo(const Pass& pass, const Activation& target, Index image, Index begin, Index end) const {
     if (target.halo_rows == 0 && target.halo_columns == 0) return;
     Byte* base = pass.data(target) + image * target.image();
     const Index columns = target.width + 2 * target.halo_columns, edge = (columns - target.halo_columns) * target.channels;
-    if (begin == 0) fill_pixels(base, target.zero, target.halo_rows * columns);
+    if (begin == 0) fill_pixels(base, target.zero_point, target.halo_rows * columns);
     for (Index y = begin; y < end; ++y) {
         Byte* line = base + (target.halo_rows + y) * target.row();
-        fill_pixels(line, target.zero, target.halo_columns);
-        fill_pixels(line + edge, target.zero, target.halo_columns);
+        fill_pixels(line, target.zero_point, target.halo_columns);
+        fill_pixels(line + edge, target.zero_point, target.halo_columns);
     }
     if (end == target.height)
-        fill_pixels(base + (target.halo_rows + target.height) * target.row(), target.zero, target.halo_rows * columns);
+        fill_pixels(base + (target.halo_rows + target.height) * target.row(), target.zero_point, target.halo_rows * columns);
 }
 
 void Network::read_images(const Pass& pass, const Images& images) const {
@@ -173,7 +188,7 @@ void Network::read_images(const Pass& pass, const Images& images) const {
             std::memcpy(out, images.bytes + line * a.width * a.channels, a.width * a.channels);
         else
             kernels_.quantize(images.floats + image * a.channels * pixels + y * a.width, pixels, a.width, a.channels,
-                              images.reciprocal, quantize_shift_.data(), out);
+                              images.scale_reciprocal, quantize_shift_.data(), out);
     }
 }
 
@@ -198,7 +213,7 @@ class Block {
           factors_{step.factors.multiplier.data(), step.factors.offset.data(), step.factors.shift.data(),
                    step.plain ? nullptr : step.factors.exponent.data(),
                    step.factors.residual.empty() ? nullptr : step.factors.residual.data(),
-                   step.sizes.levels} {}
+                   step.config.quant_max} {}
 
     void bytes(Index tile) const {
         const auto [first, channels] = span(tile);
@@ -226,14 +241,14 @@ class Block {
                 for (Index c = 0; c < channels; ++c) {
                     const Index o = first + c;
                     const std::int64_t total = sums[i * kMaxChannels + c] * factors_.multiplier[o] + factors_.offset[o];
-                    out[(p + i) * step_.sizes.filters + o] = static_cast<std::int32_t>(total >> factors_.shift[o]);
+                    out[(p + i) * step_.config.filters + o] = static_cast<std::int32_t>(total >> factors_.shift[o]);
                 }
         }
     }
 
   private:
     std::pair<Index, Index> span(Index tile) const {
-        const Index per_group = step_.tiles_per_group(), filters = step_.by_channel ? step_.sizes.filters : step_.group_filters();
+        const Index per_group = step_.tiles_per_group(), filters = step_.by_channel ? step_.config.filters : step_.group_filters();
         const Index within = tile % per_group * step_.tile_channels;
         return {tile / per_group * filters + within, std::min(step_.tile_channels, filters - within)};
     }
@@ -247,7 +262,7 @@ class Block {
 
     void write(Index tile, Index channels, Index p, Index positions, const Target& target) const {
         const Byte* const* x = at_.input.data() + p;
-        if (!step_.by_channel && step_.kind == Kind::adder) {
+        if (!step_.by_channel && step_.config.kind == Kind::adder) {
             kernels_.adder[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), target);
             return;
         }
@@ -260,9 +275,9 @@ class Block {
         const Byte* const* x = at_.input.data() + p;
         if (step_.by_channel) {
             const ChannelSums sum = step_.weight.empty()              ? kernels_.window_sums
-                                    : step_.kind == Kind::adder       ? kernels_.depthwise_adder
+                                    : step_.config.kind == Kind::adder       ? kernels_.depthwise_adder
                                                                       : kernels_.depthwise_convolution;
-            sum(x, positions, runs(tile), first, channels, step_.weight.data(), step_.sizes.filters, sums);
+            sum(x, positions, runs(tile), first, channels, step_.weight.data(), step_.config.filters, sums);
         } else {
             kernels_.convolution[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), sums);
         }
@@ -278,8 +293,8 @@ class Block {
 }  // namespace
 
 void Network::sum_step(const Pass& pass, const Step& step) const {
-    const StepSizes& s = step.sizes;
-    const bool logits = step.kind == Kind::linear;
+    const StepConfig& s = step.config;
+    const bool logits = step.config.kind == Kind::linear;
     const Activation& input = activations_[s.input];
     const Activation& output = activations_[logits ? s.input : s.output];
     const Index height = logits ? 1 : output.height, width = logits ? 1 : output.width;
@@ -320,7 +335,7 @@ void Network::sum_step(const Pass& pass, const Step& step) const {
 }
 
 void Network::largest_step(const Pass& pass, const Step& step) const {
-    const StepSizes& s = step.sizes;
+    const StepConfig& s = step.config;
     const Activation& input = activations_[s.input];
     const Activation& output = activations_[s.output];
     std::vector<Index> taps(s.kernel_h * s.kernel_w);
@@ -345,7 +360,7 @@ void Network::largest_step(const Pass& pass, const Step& step) const {
 }
 
 void Network::write_output(const Pass& pass, Byte* output) const {
-    const Activation& a = activations_[steps_.back().sizes.output];
+    const Activation& a = activations_[steps_.back().config.output];
 #pragma omp for schedule(static)
     for (Index line = 0; line < pass.images * a.height; ++line)
         std::memcpy(output + line * a.width * a.channels,

@@ -1,4 +1,4 @@
-// A quantized network as flat steps over one arena of bytes; adder_layers/integer/plan.py has the formulas.
+// A quantized network as a list of steps over one arena of bytes; adder_layers/integer/plan.py has the formulas.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@
 
 namespace adderkit {
 
-// Memory that begins with a cache line, so that vectors of a line's size do not lie across two.
+// Memory aligned to cache lines, so that vectors of a line's size do not cross two of them.
 template <typename T>
 struct LineAllocator {
     using value_type = T;
@@ -22,11 +22,11 @@ struct LineAllocator {
 };
 using Bytes = std::vector<Byte, LineAllocator<Byte>>;
 
-// Bytes [images][height + 2 halo][width + 2 halo][channels] in the arena; the halo holds `zero`, byte by channel.
+// Bytes [images][height + 2 halo][width + 2 halo][channels] in the arena; the halo holds the zero point of each channel.
 struct Activation {
     Index channels, height, width, halo_rows, halo_columns;
-    Index offset;  // in an arena for one image; for n images, n times as far
-    std::vector<Byte> zero;
+    Index offset;  // in an arena for one image; n times as large for n images
+    std::vector<Byte> zero_point;
 
     Index row() const { return (width + 2 * halo_columns) * channels; }
     Index image() const { return (height + 2 * halo_rows) * row(); }
@@ -35,14 +35,16 @@ struct Activation {
 
 enum class Kind : Index { adder, convolution, window_sum, window_largest, linear };
 
-// Sizes of one step, in the order in which adder_layers/integer/cpu_engine.py gives them. The classifier's window is its whole
-// input.
-struct StepSizes {
-    Index kind, input, output, residual, filters, groups, levels;
+// What one step computes. Activations are numbered; output is -1 for logits, residual -1 if nothing is added. The window of
+// a linear step is its whole input.
+struct StepConfig {
+    Kind kind;
+    Index input, output, residual, filters, groups, quant_max;
     Index kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
-// By output channel, int64 where plan.py has narrower types, so that they load as they are used.
+// Requantization by output channel: int64 where plan.py has narrower types, so that they are loaded as they are used.
+// exponent is empty where all are 0, residual where nothing is added.
 struct StepFactors {
     std::vector<std::int64_t> multiplier, offset, shift, exponent, residual;
 };
@@ -51,20 +53,27 @@ struct Step;
 
 class Network {
   public:
-    // An arena for one image has `bytes` bytes. Kernels are those of one instruction set.
-    Network(IntegerKernels kernels, std::vector<Activation> activations, Index bytes);
+    // An arena for one image has `arena_bytes` bytes. Kernels are those of one instruction set.
+    Network(IntegerKernels kernels, std::vector<Activation> activations, Index arena_bytes);
     ~Network();
 
-    // weight is [filters][kernel_h][kernel_w][channels / groups] and is copied; only before the first run.
-    void add(const StepSizes& sizes, const Byte* weight, StepFactors factors);
+    // Appends a step, which must not happen after the first run. weight is [filters][kernel_h][kernel_w][channels / groups]
+    // and is copied; null for pooling and rescaling.
+    void add(const StepConfig& config, const Byte* weight, StepFactors factors);
+
+    const Activation& input() const { return activations_[0]; }
+    Index step_count() const;
+    Index weight_size(const StepConfig& config) const;  // elements
+    bool ends_in_logits() const;                        // else the last step writes bytes
+    Index output_size() const;                          // elements for one image
 
     // Images are [N][H][W][C] bytes, or [N][C][H][W] floats that are divided by the scale first. Writes logits
-    // (int32 [N][classes]) or bytes. Any number of threads may call it at once. seconds gets the time of every step,
-    // and before them that of reading the images, unless it is null.
+    // (int32 [N][classes]) or bytes [N][H][W][C]. Any number of threads may call it at once. Unless it is null, seconds
+    // receives the time of reading the images and then that of every step.
     struct Images {
-        const Byte* bytes;
+        const Byte* bytes;    // one of the two is null
         const float* floats;
-        float reciprocal;
+        float scale_reciprocal;
     };
     void run(const Images& images, Index count, void* output, int threads, double* seconds) const;
 
@@ -80,11 +89,11 @@ class Network {
 
     const IntegerKernels kernels_;
     const std::vector<Activation> activations_;
-    const Index bytes_;
+    const Index arena_bytes_;
     std::vector<Step> steps_;
-    std::vector<float> quantize_shift_;  // zero + 1/2 of the images' channels
+    std::vector<float> quantize_shift_;  // zero point + 1/2 of the images' channels
     mutable std::mutex mutex_;
-    mutable std::vector<std::unique_ptr<Bytes>> idle_;  // of earlier calls, so that their memory is not new each time
+    mutable std::vector<std::unique_ptr<Bytes>> idle_;  // arenas of earlier calls, so that memory is not allocated anew each time
 };
 
 }  // namespace adderkit

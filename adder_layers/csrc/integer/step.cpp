@@ -5,10 +5,10 @@
 namespace adderkit {
 namespace {
 
-constexpr Index kChannelTile = 64;  // channels of a tile of what has no filters
+constexpr Index kChannelTile = 64;  // channels of a tile of a step by channel
 static_assert(kChannelTile <= kMaxChannels);
 
-// Weights of one tile of filters, [runs][steps][filter][bytes]; what is beyond a run's or the filters' end is 0.
+// Weights of one tile of filters, [runs][iterations][filter][bytes], 0 after the end of a run or of the filters.
 void pack_tile(const Step& step, const Byte* weight, Index filters, Index vectors, Byte* packed) {
     const Index bytes = step.shape.bytes, lanes = vectors * step.shape.lanes;
     for (Index r = 0; r < step.runs; ++r)
@@ -23,9 +23,9 @@ void pack_tile(const Step& step, const Byte* weight, Index filters, Index vector
 void pack(Step& step, const Byte* weight) {
     const Index filters = step.group_filters(), terms = step.terms();
     step.packed_run = ceil_div(step.run_length, step.shape.bytes);
-    step.weight.resize(step.sizes.groups * step.group_lanes() * step.filter_bytes());
+    step.weight.resize(step.config.groups * step.group_lanes() * step.filter_bytes());
     Byte* packed = step.weight.data();
-    for (Index g = 0; g < step.sizes.groups; ++g)
+    for (Index g = 0; g < step.config.groups; ++g)
         for (Index o = 0; o < filters; o += step.tile_channels) {
             const Index count = std::min(step.tile_channels, filters - o), vectors = ceil_div(count, step.shape.lanes);
             pack_tile(step, weight + (g * filters + o) * terms, count, vectors, packed);
@@ -33,17 +33,17 @@ void pack(Step& step, const Byte* weight) {
         }
 }
 
-// [taps][channels] of weights [channels][taps], readable kSlack bytes beyond.
+// Transposes weights [channels][taps] to [taps][channels], followed by kSlack bytes that may be read.
 void pack_by_channel(Step& step, const Byte* weight) {
-    const Index taps = step.runs, channels = step.sizes.filters;
+    const Index taps = step.runs, channels = step.config.filters;
     step.weight.resize(taps * channels + kSlack);
     for (Index c = 0; c < channels; ++c)
         for (Index t = 0; t < taps; ++t) step.weight[t * channels + c] = weight[c * taps + t];
 }
 
-// Offsets of the runs of a window in its input; a kernel row is one run where its taps lie side by side.
+// Offsets of a window's runs in its input; a kernel row is one run if its taps are adjacent in memory.
 void find_runs(Step& step, const Activation& input) {
-    const StepSizes& s = step.sizes;
+    const StepConfig& s = step.config;
     const Index channels = step.by_channel ? 1 : input.channels / s.groups;
     const bool joined = !step.by_channel && s.groups == 1 && (s.dilation_w == 1 || s.kernel_w == 1);
     step.run_length = joined ? s.kernel_w * channels : channels;
@@ -56,14 +56,13 @@ void find_runs(Step& step, const Activation& input) {
 
 }  // namespace
 
-Step make_step(const StepSizes& sizes, const Activation& input, const IntegerKernels& kernels, const Byte* weight,
+Step make_step(const StepConfig& config, const Activation& input, const IntegerKernels& kernels, const Byte* weight,
                StepFactors factors) {
     Step step{};
-    step.sizes = sizes;
-    step.kind = static_cast<Kind>(sizes.kind);
-    const bool weighted = weight != nullptr, adds = step.kind == Kind::adder;
-    const bool depthwise = sizes.groups == input.channels && sizes.groups == sizes.filters;
-    step.by_channel = !weighted || (depthwise && sizes.groups > 1);
+    step.config = config;
+    const bool weighted = weight != nullptr, adds = config.kind == Kind::adder;
+    const bool depthwise = config.groups == input.channels && config.groups == config.filters;
+    step.by_channel = !weighted || (depthwise && config.groups > 1);
     step.shape = adds ? kernels.adder_shape : kernels.convolution_shape;
     step.tile_channels = step.by_channel ? kChannelTile : step.shape.channels();
     find_runs(step, input);
@@ -72,7 +71,7 @@ Step make_step(const StepSizes& sizes, const Activation& input, const IntegerKer
     else if (weighted)
         pack(step, weight);
     const auto shifted = [](std::int64_t exponent) { return exponent > 0; };
-    step.plain = sizes.levels == 255 && std::none_of(factors.exponent.begin(), factors.exponent.end(), shifted);
+    step.plain = config.quant_max == 255 && std::none_of(factors.exponent.begin(), factors.exponent.end(), shifted);
     step.factors = std::move(factors);
     for (auto* values : {&step.factors.multiplier, &step.factors.offset, &step.factors.shift, &step.factors.exponent,
                          &step.factors.residual})

@@ -1,9 +1,9 @@
-// What each instruction set brings to the integer kernels; integer_kernels.cpp alone includes this.
+// Vector types and operations of each instruction set for the integer kernels; only kernels.cpp includes this.
 //
 // ADDERKIT_FLOAT_SUMS: sums are added as doubles. The bits of an integer below 2^52 are those of the denormal number of
 // as many units, and denormal numbers add exactly, so the result is the same. AMD's Zen 4 sums differences in two of its
-// four vector pipes and adds integers in any of them, those two as well; doubles are added in the other two, so nothing
-// waits. Denormal numbers must not be flushed to zero meanwhile (integer_network.cpp), and cost nothing on that CPU.
+// four vector pipes and adds integers in any of them, including those two; doubles are added in the other two, so nothing
+// waits. Denormal numbers must not be flushed to zero meanwhile (network.cpp), and cost nothing on that CPU.
 #pragma once
 
 #include "kernels.h"
@@ -67,8 +67,8 @@ inline std::uint64_t saturate(Wide codes) {
 }
 #endif
 
-// Differences: 8 bytes of a window, broadcast, against those of each of kLanes filters; Sums gather them by filter.
-// `part` takes the sums of kWide filters out.
+// Differences: 8 bytes of a window, broadcast, against those of each of kLanes filters; Sums accumulate them by filter.
+// `part` extracts the sums of kWide filters.
 #if defined(__AVX512BW__)
 
 constexpr Index kPositions = 6, kLanes = 8, kVectors = 4;
