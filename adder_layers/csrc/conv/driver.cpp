@@ -1,5 +1,5 @@
 // The loops around the kernels: planes are filled, blocks of positions and rows (filters or channels) are handed to
-// threads, results are written where they belong. Compiled once, for any machine.
+// threads, and results are written to the output. Compiled once for all machines.
 #include "driver.h"
 
 #include <omp.h>
@@ -11,11 +11,11 @@ namespace {
 
 constexpr Index kPlaneBytes = 2 << 20;  // planes of a group of images: about a core's share of the last-level cache
 constexpr Index kTasksPerThread = 4;    // fewer leave threads idle at the end, more read the input more often
-constexpr Index kTermsPerGrab = 1 << 16;  // what a thread takes from the common queue at once, if tasks are small
+constexpr Index kTermsPerGrab = 1 << 16;  // terms of the tasks that a thread takes from the queue at once
 
 using Buffer = std::unique_ptr<float[]>;
 
-// Uninitialized but for zeros at both ends: before the first element, at margin, and from `used` on.
+// Uninitialized memory with zeros at both ends: before the element at `margin`, and after the next `used` elements.
 Buffer buffer(Index margin, Index used, Index beyond) {
     Buffer memory(new float[margin + used + beyond + kMargin]);
     std::fill_n(memory.get(), margin, 0.0f);
@@ -23,11 +23,11 @@ Buffer buffer(Index margin, Index used, Index beyond) {
     return memory;
 }
 
-// How work is cut: groups x blocks of positions x parts of the rows of a group.
+// How work is divided: groups x blocks of positions x parts of a group's rows.
 struct Tasks {
     Index blocks, parts, part_rows, count, grab;
 
-    // `tile` rows make a full register tile, `terms` are those of one position and row.
+    // A full register tile has `tile` rows; one position and row has `terms` terms.
     Tasks(Index groups, Index rows, Index tile, Index positions, Index terms, int threads) {
         blocks = (positions + kBlock - 1) / kBlock;
         const Index tiles = (rows + tile - 1) / tile;
@@ -40,7 +40,7 @@ struct Tasks {
     }
 };
 
-// One tile of weights [O, C / groups, kh, kw]: [term][rows], and the sums of the weights after each chunk of terms.
+// Packs one tile of weights [O, C / groups, kh, kw] as [term][rows], with the sums of the weights after each chunk of terms.
 void pack_filters(const float* weight, Index terms, Index rows, float* packed) {
     for (Index first = 0; first < terms; first += kChunk) {
         const Index end = std::min(terms, first + kChunk);
@@ -51,14 +51,14 @@ void pack_filters(const float* weight, Index terms, Index rows, float* packed) {
     }
 }
 
-// One tile of channels of a phase, from the first channel's weights of the first filter: [tap][filter][rows].
+// Packs one tile of channels of a phase as [tap][filter][rows]; `weight` is that of the tile's first channel.
 void pack_channels(const Problem& p, const Phase& phase, const float* weight, Index rows, float* packed) {
     for (Index tap : phase.taps)
         for (Index o = 0; o < p.group_filters(); ++o)
             for (Index r = 0; r < rows; ++r) *packed++ = weight[(o * p.group_channels() + r) * p.taps() + tap];
 }
 
-// Calls copy(position in the block, image, row, first column, end column) for the pieces of rows in a block.
+// Calls copy(position in the block, image, row, first column, end column) for each piece of a row in a block.
 template <typename Copy>
 void for_rows(const Planes& planes, Index begin, Index end, Copy copy) {
     for (Index q = begin; q < end;) {
@@ -69,7 +69,7 @@ void for_rows(const Planes& planes, Index begin, Index end, Copy copy) {
     }
 }
 
-// target[r * row_step + t * step] = tile[r][t], along whichever is contiguous.
+// target[r * row_step + t * step] = tile[r][t]; the inner loop follows the smaller step.
 void write_tile(const float* tile, Index rows, Index count, float* target, Index row_step, Index step) {
     if (step <= row_step) {
         for (Index r = 0; r < rows; ++r)
@@ -158,7 +158,7 @@ void input_grad(const Problem& p, const Kernels& kernels, const float* grad, con
     Buffer input = buffer(0, p.channels * phases * plane, 0);
     Buffer slopes = buffer(margin, p.filters * plane, 0);
     Buffer packed = buffer(0, p.filters * p.terms(), 0);
-    // Weights of all channels for one phase, after those of the phases before it.
+    // First packed weight of each phase, which has those of all channels.
     std::vector<Index> phase_start;
     for (Index f = 0, start = 0; f < phases; start += p.channels * group_filters * Index(planes.phases[f++].taps.size()))
         phase_start.push_back(start);

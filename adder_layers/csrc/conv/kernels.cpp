@@ -1,5 +1,5 @@
 // Forward and input gradient of the adder convolution in fp32. This file is compiled once for each instruction set,
-// with ADDERKIT_KERNELS naming its table; the vectors are the compiler's own, so the same lines serve SSE, AVX2,
+// with ADDERKIT_KERNELS naming its table; the vectors are the compiler's own, so the same code works for SSE, AVX2,
 // AVX-512 and NEON.
 //
 // Everything here but the table at the end has internal linkage, and nothing of the standard library is instantiated:
@@ -15,7 +15,7 @@
 namespace adderkit {
 namespace {
 
-// Rows of a tile: sums (and for the gradient the input) stay in registers.
+// Rows of a tile, chosen so that sums (and for the gradient the input) stay in registers.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kFilters = 8, kChannels = 4, kChannelVectors = 2;
 #elif defined(__AVX__)
@@ -28,14 +28,14 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
-// Subtracting zero changes no number, so this is a plain broadcast; adding zero would not be (it turns -0 into 0).
+// Subtracting zero changes no number, so this is a plain broadcast; adding zero would turn -0 into 0.
 inline Vector splat(float value) { return value - Vector{}; }
 
-// Loops over a tile are written out, or the compiler leaves sums in memory.
+// Loops over a tile must be unrolled, or the compiler keeps sums in memory.
 #define ADDERKIT_UNROLL _Pragma("GCC unroll 16")
 
-// CPUs add in some ports, multiply and add in others, and compare in the former. Multiplying by a 1 that the compiler
-// cannot see moves an addition to the latter; the result is the same to the bit.
+// CPUs add and compare in some ports, and multiply-add in others. Multiplying by a 1 that the compiler cannot see moves an
+// addition to the latter; the result is the same to the bit.
 inline Vector opaque_one() {
     Vector one = splat(1.0f);
 #if defined(__FMA__)
@@ -50,10 +50,10 @@ inline Vector add_fused(Vector a, Vector b, Vector one) { return a * one + b; }
 inline Vector add_fused(Vector a, Vector b, Vector) { return a + b; }
 #endif
 
-// max(v, w) and v - w for one w. Compilers load a w that serves two vectors once, by an instruction that takes a port of
-// the arithmetic from AVX-512; as an operand in memory it is free.
+// max(v, w) and v - w for one w. Compilers load a w that is used by two vectors once, by an instruction that occupies an
+// arithmetic port of AVX-512; as an operand in memory it is free.
 
-// What comes of a NaN does not matter: the sums of x and of w bring it through.
+// The result for a NaN does not matter: the sums of x and of w propagate it.
 inline Vector larger(Vector v, const float& w) {
 #if defined(__AVX512F__)
     Vector result;
@@ -128,7 +128,7 @@ void sum_windows(const float* x, const Index* offsets, Index terms, Index positi
     }
 }
 
-// |x - w| = 2 max(x, w) - x - w: the loop has two operations a term, and what it leaves out is the same for all filters
+// |x - w| = 2 max(x, w) - x - w: the loop has two operations per term, and what it leaves out is the same for all filters
 // (the sum of x) or all positions (that of w). All three sums run over a chunk in the same order, so that equal x and w
 // give exactly 0.
 template <int Rows, int Vectors>
@@ -185,7 +185,7 @@ void grad_tile(const float* x, Index x_stride, const float* grad, Index grad_str
                 }
         }
     }
-    // A NaN in the input comes through; one in a weight has already made the output, and so `grad`, NaN.
+    // A NaN of the input is propagated; one of a weight has already made the output, and therefore `grad`, NaN.
     ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
         ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
             store(out + r * kBlock + v * kLanes, value[r][v] != value[r][v] ? value[r][v] : sum[r][v]);
@@ -199,7 +199,7 @@ void input_grad(const float* x, Index x_stride, const float* grad, Index grad_st
         grad_tile<Rows, vectors>(x + q, x_stride, grad + q, grad_stride, offsets, taps, weight, filters, out + q);
 }
 
-// One function for each number of rows up to a full tile; the others stay null.
+// Adds one function for each number of rows up to a full tile; the others stay null.
 template <int Rows>
 void fill(Kernels& table) {
     table.forward[Rows] = forward<Rows>;

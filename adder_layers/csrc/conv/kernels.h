@@ -1,4 +1,4 @@
-// The register tiles, which kernels.cpp provides once for each instruction set.
+// Kernels of register tiles, which kernels.cpp provides once for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,13 @@ namespace adderkit {
 using Index = std::int64_t;
 
 constexpr int kMaxRows = 8;
-constexpr Index kBlock = 256;  // positions that a call may be given; rows of what it writes are this far apart
-constexpr Index kChunk = 256;  // terms that are summed before the sum is settled, so that errors stay those of short sums
+constexpr Index kBlock = 256;  // most positions of a call; rows of its results are this far apart
+constexpr Index kChunk = 256;  // terms of a partial sum, so that rounding errors stay those of short sums
 
-// Tables by number of rows, 1 to the number of a full tile. Positions are written in whole vectors, up to kBlock.
+// Functions by number of rows, from 1 to a full tile. Positions are written in whole vectors, up to kBlock.
 struct Kernels {
     Index filters;   // rows of a full tile of the forward pass
-    Index channels;  // and of the input gradient
+    Index channels;  // rows of a full tile of the input gradient
 
     // sums[chunk][position] = sum of x[offsets[k] + position] over the terms k of each chunk.
     void (*window_sums)(const float* x, const Index* offsets, Index terms, Index positions, float* sums);

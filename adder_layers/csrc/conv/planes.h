@@ -4,8 +4,8 @@
 // (r * sh + a, t * sw + b). A tap (i, j) then belongs to one plane, and the windows of all output positions read
 // that plane at one constant offset: output position q = (n * rows + oh) * columns + ow reads plane[q + offset].
 // So neither im2col nor packing of windows is needed, for any stride, padding or dilation; the price is that the last
-// few positions of each row and image are computed in vain and dropped. Where both sides are padded, a row's zeros on the
-// right are the next row's on the left.
+// few positions of each row and image are computed and then dropped. Where both sides are padded, a row's zeros on the
+// right are also the next row's zeros on the left.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +16,7 @@
 
 namespace adderkit {
 
-// Sizes and strides of one call; strides in elements, so that any memory layout will do.
+// Sizes and strides of one call; strides are in elements and arbitrary.
 struct Problem {
     Index batch, channels, height, width;  // input [N, C, H, W]
     Index filters, kernel_h, kernel_w;     // weight [O, C / groups, kh, kw], contiguous
@@ -37,24 +37,24 @@ struct Phase {
     std::vector<Index> offsets;    // of those taps within the plane
 };
 
-// Where everything lies in the planes of a group of images.
+// Layout of the planes of a group of images.
 struct Planes {
     Index rows = 0, columns = 0;   // of one image in one plane
     std::vector<Phase> phases;     // only those that a tap reads
-    std::vector<Index> tap_phase;  // phase of each tap, and its offset
+    std::vector<Index> tap_phase;  // phase of each tap, and its offset there
     std::vector<Index> tap_offset;
-    Index images = 1;              // images laid one after the other in a plane
+    Index images = 1;              // images in a plane, one after the other
     Index largest_offset = 0;
-    Index beyond = 0;              // zeros that are read after the end of the last plane
+    Index beyond = 0;              // number of zeros that are read after the end of the last plane
 
     Index plane() const { return images * rows * columns; }
     Index count() const { return static_cast<Index>(phases.size()); }
 };
 
-// Vectors may read this many elements beyond the last position.
+// Vectors may read this many elements after the last position.
 constexpr Index kMargin = 128;
 
-// How many of count rows (or columns) of a phase are padding at the front and at the back: pixel t * stride + phase - pad.
+// How many of a phase's `count` rows (or columns) are padding, before and after the pixels t * stride + phase - pad.
 inline std::pair<Index, Index> padding_of(Index phase, Index count, Index size, Index stride, Index pad) {
     const Index begin = std::clamp<Index>((pad - phase + stride - 1) / stride, 0, count);
     const Index end = std::clamp<Index>((size + pad - phase + stride - 1) / stride, begin, count);
@@ -65,7 +65,7 @@ inline Planes make_planes(const Problem& p, Index bytes) {
     Planes planes;
     planes.rows = p.out_h + (p.kernel_h - 1) * p.dilation_h / p.stride_h;
     planes.columns = p.out_w + (p.kernel_w - 1) * p.dilation_w / p.stride_w;
-    // Every output position needs a place of its own.
+    // Every output position needs an element of its own.
     Index shared_rows = planes.rows - p.out_h, shared_columns = planes.columns - p.out_w;
     for (Index i = 0; i < p.kernel_h; ++i) {
         for (Index j = 0; j < p.kernel_w; ++j) {
@@ -101,7 +101,7 @@ inline Planes make_planes(const Problem& p, Index bytes) {
     return planes;
 }
 
-// One row of one image, all channels and phases: pixels inside the input are copied, those outside are zero.
+// Fills one row of one image, all channels and phases: pixels inside the input are copied, those outside are zero.
 inline void fill_input_row(const Problem& p, const Planes& planes, const float* x, Index first_image, Index image,
                            Index row, float* out) {
     const float* source = x + (first_image + image) * p.x_stride[0];
@@ -130,7 +130,7 @@ inline void fill_input_row(const Problem& p, const Planes& planes, const float* 
     }
 }
 
-// One row of the output's gradient, all filters, on the same grid; the positions that are computed in vain are zero.
+// Fills one row of the output's gradient, all filters, on the same grid; positions that are not part of the output are zero.
 inline void fill_grad_row(const Problem& p, const Planes& planes, const float* grad, Index first_image, Index image,
                           Index row, float* out) {
     for (Index o = 0; o < p.filters; ++o) {
