@@ -4,6 +4,7 @@
 
 NB_MODULE(_cpu, module) {
     module.doc() = "Adder convolution kernels for CPUs in fp32, and an executor of quantized networks.";
+    nanobind::set_leak_warnings(false);  // networks that live until the process ends are not leaks
     adderkit::bind_conv(module);
     adderkit::bind_integer(module);
 }

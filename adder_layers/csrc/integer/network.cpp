@@ -87,6 +87,8 @@ Network::Network(IntegerKernels kernels, std::vector<Activation> activations, In
 Network::~Network() = default;
 
 void Network::add(const StepConfig& config, const Byte* weight, StepFactors factors) {
+    for (const Index written_or_added : {config.output, config.residual})
+        if (written_or_added >= 0) activations_.at(written_or_added);
     steps_.push_back(make_step(config, activations_.at(config.input), kernels_, weight, std::move(factors)));
 }
 

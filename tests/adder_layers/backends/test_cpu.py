@@ -158,3 +158,38 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64  # MiB; unfolded, the image would be 600
+
+
+SETTINGS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "threads": 1}
+INPUT, WEIGHT, OUTPUT = torch.zeros(2, 4, 5, 6), torch.zeros(3, 4, 3, 3), torch.zeros(2, 3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error"),
+    [
+        ((INPUT.double(), WEIGHT, OUTPUT), TypeError),
+        ((INPUT[0], WEIGHT, OUTPUT), TypeError),
+        ((INPUT, WEIGHT.transpose(2, 3), OUTPUT), TypeError),
+        ((INPUT, WEIGHT, OUTPUT.half()), TypeError),
+        ((INPUT, WEIGHT.to("meta"), OUTPUT), TypeError),
+        ((INPUT, WEIGHT[:, :3].contiguous(), OUTPUT), ValueError),
+        ((INPUT, WEIGHT, OUTPUT[:, :, 1:]), ValueError),
+        ((INPUT, WEIGHT, OUTPUT[:1]), ValueError),
+    ],
+    ids=["dtype", "rank", "not-contiguous", "output-dtype", "device", "channels", "output-size", "batch"],
+)
+def test_the_extension_refuses_tensors_that_do_not_fit(tensors, error):
+    with pytest.raises(error):
+        cpu._cpu.forward("baseline", *tensors, **SETTINGS)
+
+
+def test_the_extension_refuses_a_result_of_another_layout():
+    result = torch.empty_like(INPUT, memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="shape and strides"):
+        cpu._cpu.input_grad("baseline", OUTPUT, INPUT, WEIGHT, result, **SETTINGS)
+
+
+@pytest.mark.parametrize("changes", [{"stride": (0, 1)}, {"padding": (-1, 0)}, {"groups": 3}, {"dilation": (1, 2)}])
+def test_the_extension_refuses_settings_that_do_not_fit(changes):
+    with pytest.raises(ValueError, match=r"must be positive|fit together|shape of this convolution"):
+        cpu._cpu.forward("baseline", INPUT, WEIGHT, OUTPUT, **SETTINGS | changes)
