@@ -78,7 +78,7 @@ class StepFactors:
         multiplier: Array | None = None,
         offset: Array | None = None,
         shift: Array | None = None,
-        exponent: Array | None = None,
+        scale_exponent: Array | None = None,
         residual: Array | None = None,
     ) -> None: ...
 

@@ -102,7 +102,7 @@ def _factors(step: Step) -> _cpu.StepFactors:
         multiplier=_wide(factors.multiplier),
         offset=_wide(factors.offset),
         shift=_wide(factors.shift),
-        exponent=_wide(factors.scale_exponent),
+        scale_exponent=_wide(factors.scale_exponent),
         residual=None if added is None else _wide(added),
     )
 

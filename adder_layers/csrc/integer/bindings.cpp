@@ -65,8 +65,9 @@ void add(Network& network, const StepConfig& config, const std::optional<AnyCons
         require(Index(weight->size()) == network.weight_size(config), "weight does not have the size of the step's window");
     }
     const std::size_t filters = config.kind == Kind::window_largest ? 0 : config.filters;
+    const bool may_lack_exponents = filters == 0 || config.kind == Kind::linear || config.quant_max == 255;
     require(factors.multiplier.size() == filters && factors.offset.size() == filters && factors.shift.size() == filters &&
-                (factors.exponent.size() == filters || factors.exponent.empty()) &&
+                factors.scale_exponent.size() == (may_lack_exponents && factors.scale_exponent.empty() ? 0 : filters) &&
                 factors.residual.size() == (config.residual < 0 ? 0 : filters),
             "requantization factors do not have one value for each output channel");
     network.add(config, weight ? static_cast<const Byte*>(weight->data()) : nullptr, std::move(factors));
@@ -115,12 +116,12 @@ void bind_parts(nb::module_& module) {
         .def(
             "__init__",
             [](StepFactors* self, std::optional<Int64Array> multiplier, std::optional<Int64Array> offset,
-               std::optional<Int64Array> shift, std::optional<Int64Array> exponent, std::optional<Int64Array> residual) {
-                new (self) StepFactors{vector_of(multiplier), vector_of(offset), vector_of(shift), vector_of(exponent),
+               std::optional<Int64Array> shift, std::optional<Int64Array> scale_exponent, std::optional<Int64Array> residual) {
+                new (self) StepFactors{vector_of(multiplier), vector_of(offset), vector_of(shift), vector_of(scale_exponent),
                                        vector_of(residual)};
             },
             nb::kw_only(), "multiplier"_a.noconvert().none() = nb::none(), "offset"_a.noconvert().none() = nb::none(),
-            "shift"_a.noconvert().none() = nb::none(), "exponent"_a.noconvert().none() = nb::none(),
+            "shift"_a.noconvert().none() = nb::none(), "scale_exponent"_a.noconvert().none() = nb::none(),
             "residual"_a.noconvert().none() = nb::none());
 }
 

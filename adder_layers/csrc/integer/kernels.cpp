@@ -23,11 +23,11 @@ struct Requantizer {
     const Wide multiplier, offset, shift, quant_max, added, exponent;
 
     Requantizer(const Factors& factors, Index channel)
-        : adds(factors.residual != nullptr), shifts(factors.exponent != nullptr),
+        : adds(factors.residual != nullptr), shifts(factors.scale_exponent != nullptr),
           multiplier(load<Wide>(factors.multiplier + channel)), offset(load<Wide>(factors.offset + channel)),
           shift(load<Wide>(factors.shift + channel)), quant_max(factors.quant_max - Wide{}),
           added(adds ? load<Wide>(factors.residual + channel) : Wide{}),
-          exponent(shifts ? load<Wide>(factors.exponent + channel) : Wide{}) {}
+          exponent(shifts ? load<Wide>(factors.scale_exponent + channel) : Wide{}) {}
 
     void write(Wide sums, const Byte* residual, Byte* out) const {
         Wide total = product(sums, multiplier) + offset;

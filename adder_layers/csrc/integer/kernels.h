@@ -26,7 +26,7 @@ struct Factors {
     const std::int64_t* multiplier;
     const std::int64_t* offset;
     const std::int64_t* shift;
-    const std::int64_t* exponent;  // null where all are 0 and quant_max is 255
+    const std::int64_t* scale_exponent;  // null where all are 0 and quant_max is 255
     const std::int64_t* residual;  // null if nothing is added
     std::int64_t quant_max;
 };

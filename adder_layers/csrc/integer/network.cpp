@@ -213,7 +213,7 @@ class Block {
         : kernels_(kernels), step_(step), at_(at), count_(count),
           height_(step.by_channel ? kMaxPositions : kernels.positions),
           factors_{step.factors.multiplier.data(), step.factors.offset.data(), step.factors.shift.data(),
-                   step.plain ? nullptr : step.factors.exponent.data(),
+                   step.plain ? nullptr : step.factors.scale_exponent.data(),
                    step.factors.residual.empty() ? nullptr : step.factors.residual.data(),
                    step.config.quant_max} {}
 

@@ -44,9 +44,9 @@ struct StepConfig {
 };
 
 // Requantization by output channel: int64 where plan.py has narrower types, so that they are loaded as they are used.
-// exponent is empty where all are 0, residual where nothing is added.
+// scale_exponent is empty where all are 0, residual where nothing is added.
 struct StepFactors {
-    std::vector<std::int64_t> multiplier, offset, shift, exponent, residual;
+    std::vector<std::int64_t> multiplier, offset, shift, scale_exponent, residual;
 };
 
 struct Step;

@@ -71,9 +71,9 @@ Step make_step(const StepConfig& config, const Activation& input, const IntegerK
     else if (weighted)
         pack(step, weight);
     const auto shifted = [](std::int64_t exponent) { return exponent > 0; };
-    step.plain = config.quant_max == 255 && std::none_of(factors.exponent.begin(), factors.exponent.end(), shifted);
+    step.plain = config.quant_max == 255 && std::none_of(factors.scale_exponent.begin(), factors.scale_exponent.end(), shifted);
     step.factors = std::move(factors);
-    for (auto* values : {&step.factors.multiplier, &step.factors.offset, &step.factors.shift, &step.factors.exponent,
+    for (auto* values : {&step.factors.multiplier, &step.factors.offset, &step.factors.shift, &step.factors.scale_exponent,
                          &step.factors.residual})
         if (!values->empty()) values->resize(values->size() + kSlack);
     return step;

@@ -23,7 +23,7 @@ def network(channels=3):
 
 def config(kind, **changes):
     fields = {"kind": kind, "input": 0, "output": 1, "residual": None, "filters": 3, "groups": 1, "quant_max": 255}
-    return _cpu.StepConfig(**fields, **POINT | changes)
+    return _cpu.StepConfig(**fields | POINT | changes)
 
 
 def factors(count=3, **changes):
@@ -53,8 +53,9 @@ def test_the_arguments_that_bad_ones_start_from_are_good():
         (config(_cpu.Kind.window_sum), WEIGHT, factors(), "have none"),
         (config(_cpu.Kind.adder), WEIGHT, factors(2), "one value for each output channel"),
         (config(_cpu.Kind.adder), WEIGHT, factors(residual=torch.ones(3).long()), "one value for each output channel"),
+        (config(_cpu.Kind.adder, quant_max=63), WEIGHT, factors(), "one value for each output channel"),
     ],
-    ids=["int8", "uint8", "filters", "window", "no-weight", "weight", "factors", "residual"],
+    ids=["int8", "uint8", "filters", "window", "no-weight", "weight", "factors", "residual", "exponents"],
 )
 def test_a_step_that_does_not_fit_is_refused(step, weight, values, message):
     with pytest.raises(ValueError, match=message):
@@ -63,9 +64,8 @@ def test_a_step_that_does_not_fit_is_refused(step, weight, values, message):
 
 @pytest.mark.parametrize("changes", [{"input": 2}, {"output": 2}, {"input": -1}], ids=str)
 def test_an_activation_that_does_not_exist_is_refused(changes):
-    fields = {"kind": _cpu.Kind.adder, "input": 0, "output": 1, "residual": None, "filters": 3, "groups": 1}
     with pytest.raises(IndexError):
-        network().add(_cpu.StepConfig(**fields | changes, quant_max=255, **POINT), WEIGHT, factors())
+        network().add(config(_cpu.Kind.adder, **changes), WEIGHT, factors())
 
 
 def test_factors_are_not_converted():
