@@ -34,7 +34,7 @@ class Net(nn.Module):
         self.one, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.two, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.relu, self.relu6, self.tanh = nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.5, 0.75)
-        self.silu, self.dropout = nn.SiLU(), nn.Dropout(0.5)
+        self.silu, self.dropout, self.drop_path = nn.SiLU(), nn.Dropout(0.5), timm.layers.DropPath(0.5)
         self.max_pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
         self.average_pool, self.padded_pool = nn.AvgPool2d(3, 2), nn.AvgPool2d(3, 2, 1)
         self.rounded_pool = nn.AvgPool2d(2, ceil_mode=True)
@@ -153,6 +153,11 @@ def pooled(net, x):
     return net.average_pool(net.two(net.max_pool(net.first(x).relu())))
 
 
+def stochastic_depth(net, x):
+    x = net.first(x).relu()
+    return net.drop_path(net.second(x)) + x
+
+
 def padded_to_the_same_size(net, x):
     return net.odd(x).relu()
 
@@ -198,6 +203,10 @@ FUSED = {  # kind, module, input, residual, low, high of each operation between 
         ("max_pool", "max_pool", 1, None, -INFINITE, INFINITE),
         ("convolution", "two", 2, None, -INFINITE, INFINITE),
         ("average_pool", "average_pool", 3, None, -INFINITE, INFINITE),
+    ],
+    stochastic_depth: [
+        ("convolution", "one", 0, None, 0, INFINITE),
+        ("convolution", "two", 1, 1, -INFINITE, INFINITE),
     ],
     padded_to_the_same_size: [("convolution", "odd", 0, None, 0, INFINITE)],
 }
@@ -346,6 +355,14 @@ def test_models_that_return_no_logits(result, line):
 
     with pytest.raises(AdderkitError, match=line):
         fuse(Two().eval(), IMAGE)
+
+
+def test_attributes_of_a_model_keep_their_names():
+    """timm's networks have stages of their own, for example."""
+    model = timm.create_model("repvgg_a0", num_classes=3).eval()
+    before = model.stages
+    fake_quantize_(model, QuantizeConfig(), (3, 32, 32))
+    assert model.stages is before
 
 
 def test_every_operation_becomes_a_step():
