@@ -1,4 +1,4 @@
-"""Weights that are divided among processes: what the loop needs of them whole, and what it cannot do with them."""
+"""Sharded weights: access to local parts and full tensors, and what cannot be combined with sharding."""
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -11,21 +11,21 @@ from ..configs.recipe import Recipe
 _FLAT = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron-LM"}
 
 
-def held(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor that may be divided among several."""
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be divided, gathered or summed up; called on all processes."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded, gathered or reduced; called on all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def check_sharding(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Refuse what accelerate may be configured for and the loop does not do.
+def check_sharding(accelerator: Accelerator) -> None:
+    """Refuse ways to shard weights that accelerate may be configured for and the training loop does not support.
 
     Raises:
-        RecipeError: Weights are divided by another means than FSDP2, or the recipe wants a second model beside it.
+        RecipeError: Weights are sharded by other means than FSDP2.
     """
     kind = _FLAT.get(accelerator.distributed_type)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
@@ -33,13 +33,25 @@ def check_sharding(recipe: Recipe, accelerator: Accelerator) -> None:
     if kind is not None:
         raise RecipeError(
             f"accelerate is set up for {kind}, expected DDP or FSDP2: the adaptive rate needs the gradient of each "
-            "layer for itself, and flat partitions have none; start with --num-processes N, or with accelerate launch "
-            "--use_fsdp --fsdp_version 2"
+            "layer by itself, which flat partitions do not keep apart; start with --num-processes N, or with "
+            "accelerate launch --use_fsdp --fsdp_version 2"
         )
-    if accelerator.is_fsdp2:
-        for name in ("model_ema", "teacher_lr"):
-            if getattr(recipe, name):
-                raise RecipeError(
-                    f"{name} is {getattr(recipe, name)}, expected it off under FSDP2, which divides one model only; "
-                    f"start with --num-processes N instead, or --set {name}=0"
-                )
+
+
+def refuse_second_model(accelerator: Accelerator, recipe: Recipe, *names: str) -> None:
+    """Refuse, where weights are sharded, settings that need a second model beside the one in training.
+
+    Args:
+        accelerator: The accelerator of the run.
+        recipe: All settings.
+        names: Keys of the recipe that need a second model where they are not 0.
+
+    Raises:
+        RecipeError: One of them is on.
+    """
+    for name in names:
+        if accelerator.is_fsdp2 and getattr(recipe, name):
+            raise RecipeError(
+                f"{name} is {getattr(recipe, name)}, expected it off under FSDP2, which shards one model only; "
+                f"start with --num-processes N instead, or --set {name}=0"
+            )

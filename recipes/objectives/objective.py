@@ -43,9 +43,14 @@ class Objective(nn.Module):
         return any(term.teacher == "training" for term in self._terms)
 
     @property
+    def trained_terms(self) -> list[Term]:
+        """Terms that train something besides the student: the teacher, or layers of their own."""
+        return [term for term in self._terms if term.teacher == "training" or any(True for _ in term.parameters())]
+
+    @property
     def trains(self) -> bool:
         """Whether it has parameters that train: a teacher's, or a term's own."""
-        return any(parameter.requires_grad for parameter in self.parameters())
+        return bool(self.trained_terms)
 
     @property
     def logged(self) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
-"""What a run leaves behind: ``args.yaml``, ``summary.csv``, ``layers.csv``, ``last/``, ``previous/`` and ``best/``.
+"""The folder of a run: ``args.yaml``, ``summary.csv``, ``layers.csv``, ``last/``, ``previous/`` and ``best/``.
 
 ``last/``, ``previous/`` and ``best/`` are checkpoints that ``adderkit.load`` reads. ``last/state`` holds what resuming
-needs besides: accelerate's state and the position of the run. A save is written beside its place, with the checksums of
-its files, and moved into it; the one before stays as ``previous/``. So a kill at any moment leaves a whole save, and a
-disk that lost part of the last one costs the work since the one before.
+needs besides: accelerate's state and the state of the run. A save is written to a temporary folder, with the checksums
+of its files, and moved into place; the save before stays as ``previous/``. So a kill at any moment leaves an intact
+save, and a disk that lost part of the last one costs only the work since the save before.
 """
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,17 +28,18 @@ from .layer_scales import LayerScales, write_scales
 from .state import COLUMNS, Row, RunState, gather_sums, read_state, write_state
 
 _CHECKSUMS = "checksums.json"
+_STATE = "run_state.json"
 
 
 class SaveError(AdderkitError):
-    """A save failed; the one before is whole."""
+    """A save failed; the save before is intact."""
 
 
 class RunFolder:
     """The folder of one run.
 
     Args:
-        path: Where it is.
+        path: Path of the folder, which need not exist yet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,17 +54,25 @@ class RunFolder:
         Raises:
             RecipeError: The folder holds a run already, or cannot be written.
         """
+        self.require_no_run()
+        try:
+            write_text(self.path / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
+        except OSError as error:
+            raise RecipeError(f"cannot write --output {self.path}: {error.strerror or error}") from error
+
+    def require_no_run(self) -> None:
+        """Refuse a folder that holds a run, as where a launcher repeats its command after a failure.
+
+        Raises:
+            RecipeError: It holds one.
+        """
         if (self.path / "args.yaml").exists():
             raise RecipeError(
                 f"{self.path} holds a run already; continue it with --resume {self.path}, or give another --output"
             )
-        try:
-            write_text(self.path / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
-        except OSError as error:
-            raise RecipeError(f"--output {self.path} cannot be written: {error.strerror or error}") from error
 
     def arguments(self) -> dict[str, Any]:
-        """What ``args.yaml`` says.
+        """Read ``args.yaml``.
 
         Raises:
             RecipeError: There is no run here.
@@ -75,10 +83,10 @@ class RunFolder:
         return parse_yaml(read_text(path), str(path))
 
     def recover(self, say: Callable[[str], None]) -> None:
-        """Put right what a kill left behind, and take the save before where the last one is damaged; on one process.
+        """Clean up after a kill, and fall back to the save before where the last one is damaged; on one process.
 
         Args:
-            say: Is told what was found damaged.
+            say: Called with a line for each damaged save.
 
         Raises:
             RecipeError: Both saves are damaged.
@@ -89,11 +97,11 @@ class RunFolder:
         for folder, damage in found:
             if damage:
                 say(f"{folder} is damaged: {damage}")
-        whole = next((folder for folder, damage in found if not damage), None)
-        if found and whole is None:
-            raise RecipeError(f"no save in {self.path} is whole; start again from {self.best}, or anew")
-        if whole == self.previous:
-            say(f"going on from the save before, {self.previous}")
+        intact = next((folder for folder, damage in found if not damage), None)
+        if found and intact is None:
+            raise RecipeError(f"no save in {self.path} is intact; start a new run, from {self.best} if it is there")
+        if intact == self.previous:
+            say(f"resuming from the save before, {self.previous}")
             shutil.rmtree(self.last, ignore_errors=True)
             self.previous.rename(self.last)
 
@@ -101,31 +109,31 @@ class RunFolder:
         self,
         model: nn.Module,
         accelerator: Accelerator,
-        position: RunState,
+        run_state: RunState,
         report: dict[str, Any],
         as_evaluated: AbstractContextManager[None] | None = None,
     ) -> None:
         """Save the model and everything that resuming needs; called on every process.
 
         Args:
-            model: Without accelerate's wrapper.
+            model: The model without accelerate's wrapper.
             accelerator: It has prepared the model and everything else with a state.
-            position: Where the run is.
-            report: For ``adder_report.json``.
-            as_evaluated: Entered on every process while the model, but not the state, is saved: there the model may
-                have other statistics than training goes on with.
+            run_state: The state of the run.
+            report: Content of ``adder_report.json``.
+            as_evaluated: Context that is entered on every process while the model, but not the state, is saved: in it
+                the model may have other statistics than training continues with.
         """
         with self._partial("last", clear=accelerator.is_main_process) as partial:
             accelerator.wait_for_everyone()
             accelerator.save_state(str(partial / "state"))
-            sums = gather_sums(position, accelerator)
+            sums = gather_sums(run_state, accelerator)
             with as_evaluated or nullcontext():
                 state = accelerator.get_state_dict(model)
                 if accelerator.is_main_process:
                     save(model, partial, report, state)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                write_state(partial / "state" / "position.json", position, sums)
+                write_state(partial / "state" / _STATE, run_state, sums)
                 write_json(partial / _CHECKSUMS, _checksums(partial))
                 if self.last.exists():
                     replace_folder(self.previous, self.last)
@@ -133,7 +141,7 @@ class RunFolder:
             accelerator.wait_for_everyone()
 
     def load_last(self, accelerator: Accelerator) -> RunState:
-        """Restore the state that ``save_last`` wrote; the beginning where nothing was saved.
+        """Restore the state that ``save_last`` wrote; return that of a new run where nothing was saved.
 
         Raises:
             RecipeError: The state is damaged, or another number of processes wrote it.
@@ -141,26 +149,32 @@ class RunFolder:
         state = self.last / "state"
         if not self.last.exists():
             return RunState()
-        position = read_state(state / "position.json", accelerator)
+        run_state = read_state(state / _STATE, accelerator)
         try:
             accelerator.load_state(str(state))
         except Exception as error:  # whatever torch and safetensors make of files of another program or version
-            raise RecipeError(f"{state} cannot be restored: {error}; start again from {self.best}") from error
-        return position
+            raise RecipeError(f"cannot restore {state}: {error}; start a new run from {self.best}") from error
+        return run_state
 
     def save_best(self, model: nn.Module, report: dict[str, Any], state: dict[str, Tensor] | None = None) -> None:
-        """Keep the model as the best so far; see ``save`` for its state."""
+        """Save the model as the best so far.
+
+        Args:
+            model: The model without accelerate's wrapper.
+            report: Content of ``adder_report.json``.
+            state: Its weights, where they are not those that it holds itself.
+        """
         with self._partial("best") as partial:
             save(model, partial, report, state)
             replace_folder(self.best, partial)
 
     @contextmanager
     def _partial(self, name: str, clear: bool = True) -> Iterator[Path]:
-        """Where a folder is built; it has its final name, since the model card gives it.
+        """Yield a temporary folder to build a save in; it has its final name, which the model card gives.
 
         Args:
-            name: Of the folder.
-            clear: Make it, and take it away where it is not finished, so that a full disk has room again.
+            name: Name of the folder.
+            clear: Make it, and remove it where it is not finished, so that a full disk has room again.
         """
         partial = self.path / ".partial" / name
         try:
@@ -171,14 +185,14 @@ class RunFolder:
         except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:  # what writers make of a full disk
             reason = " ".join(str(error).split())
             raise SaveError(
-                f"{self.path / name} cannot be saved ({reason}); free some space, the save before is whole"
+                f"cannot save {self.path / name} ({reason}); free some space, the save before is intact"
             ) from error
         finally:
             if clear:
                 shutil.rmtree(partial.parent, ignore_errors=True)
 
     def write_summary(self, rows: Sequence[Row]) -> None:
-        """Write ``summary.csv`` anew from all rows."""
+        """Rewrite ``summary.csv`` from all rows."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, rows[0] if rows else COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -186,12 +200,12 @@ class RunFolder:
         write_text(self.path / "summary.csv", buffer.getvalue())
 
     def write_layers(self, layers: Sequence[str], scales: Sequence[LayerScales]) -> None:
-        """Write ``layers.csv`` anew from all epochs; see ``write_scales``."""
+        """Rewrite ``layers.csv`` from all epochs' samples."""
         write_scales(self.path / "layers.csv", layers, scales)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a save, but for the model card, which people edit."""
+    """SHA-256 of every file of a save except the model card, which people edit."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): sha256(path)
@@ -201,7 +215,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a save, if anything is."""
+    """Return what is wrong with a save, if anything is."""
     try:
         expected = read_json_object(folder / _CHECKSUMS)
         actual = _checksums(folder)
@@ -212,15 +226,9 @@ def _damage(folder: Path) -> str | None:
 
 
 def new_run_folder(output: str | None, model: str, recipe: Recipe) -> RunFolder:
-    """The folder that was asked for, or ``runs/<time>-<model>-<data set>``, as timm names its own.
-
-    Raises:
-        RecipeError: The elastic launcher may start the run again, which could not find a folder named by the clock.
-    """
+    """Return the folder that was asked for, or ``runs/<time>-<model>-<data set>``, as timm names its own."""
     if output is not None:
         return RunFolder(output)
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        raise RecipeError("--output is not given, expected a folder with --max-restarts, for a restart to find the run")
     from datetime import datetime
 
     name = "".join(sign if sign.isalnum() else "_" for sign in f"{Path(model).name}-{recipe.dataset}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...adder_layers.modules import adder_layers
 from ...convert.files import write_text
-from ..distributed.sharding import whole
+from ..distributed.sharding import full_tensor
 
 SCALE_COLUMNS = ("epoch", "layer", "weight_rms", "gradient_norm")
 
@@ -51,7 +51,7 @@ def measure(model: nn.Module, epoch: int) -> LayerScales:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return whole(torch.linalg.vector_norm(values.float()))
+    return full_tensor(torch.linalg.vector_norm(values.float()))
 
 
 def is_sample(value: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Where a run is: enough, beside accelerate's state, to go on as if it had never stopped."""
+"""The state of a run: with accelerate's own state, enough to resume as if the run had never stopped."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .layer_scales import LayerScales, is_sample
 
 COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")  # as timm's summary.csv
 AVERAGE_COLUMNS = ("eval_loss_ema", "eval_top1_ema", "eval_top5_ema")  # where a moving average is evaluated too
+TERM_PREFIX = "train_"  # with a term's name, the column of its mean, where the loss has several terms
 Row = dict[str, float]
 
 
@@ -22,49 +24,67 @@ class RunState:
 
     Args:
         epoch: The epoch that is being trained, from 0.
-        batches: Batches of it that each process has done; always whole accumulation windows.
-        loss: Sum of this process's training losses over the images of the epoch so far.
+        batches_done: Batches of it that each process has done; always whole accumulation windows.
+        losses: Sums over this process's images of the epoch so far: ``"loss"``, and each term by its name.
         images: Number of those images.
         lr: Learning rate of the last step.
         skipped: Steps of the whole run that were skipped since loss or gradient was not finite.
         skipped_in_a_row: Number of those since the last step that was taken.
-        rows: Of ``summary.csv``, one a finished epoch.
-        scales: Of ``layers.csv``, one an epoch of which a step was taken.
+        images_per_second: Training images per second of the epoch, all processes together; ``None`` before a step.
+        rows: Rows of ``summary.csv``, one a finished epoch.
+        layer_scales: Samples of ``layers.csv``, one for each epoch in which a step was taken.
     """
 
     epoch: int = 0
-    batches: int = 0
-    loss: float = 0.0
+    batches_done: int = 0
+    losses: dict[str, float] = dataclasses.field(default_factory=dict)
     images: int = 0
     lr: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    images_per_second: float | None = None
     rows: list[Row] = dataclasses.field(default_factory=list)
-    scales: list[LayerScales] = dataclasses.field(default_factory=list)
+    layer_scales: list[LayerScales] = dataclasses.field(default_factory=list)
 
     def next_epoch(self, row: Row) -> None:
         """Finish the epoch with its row."""
         self.rows = [*self.rows, row]
         self.epoch += 1
-        self.batches, self.images, self.loss = 0, 0, 0.0
+        self.batches_done, self.images, self.losses = 0, 0, dict.fromkeys(self.losses, 0.0)
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return this process's mean losses of the epoch so far."""
+        return {name: value / max(1, self.images) for name, value in self.losses.items()}
 
 
-def gather_sums(position: RunState, accelerator: Accelerator) -> list[list[float]]:
-    """``[loss, images]`` of every process; called on all of them."""
-    sums = torch.tensor([[position.loss, position.images]], dtype=torch.float64, device=_wide_device(accelerator))
-    gathered: list[list[float]] = accelerator.gather(sums).tolist()
-    return gathered
+def gather_sums(state: RunState, accelerator: Accelerator) -> list[dict[str, float]]:
+    """Return ``losses`` and ``images`` of every process; called on all of them."""
+    names = (*state.losses, "images")
+    own = torch.tensor([[*state.losses.values(), state.images]], dtype=torch.float64, device=_fp64_device(accelerator))
+    return [dict(zip(names, values, strict=True)) for values in accelerator.gather(own).tolist()]
 
 
-def _wide_device(accelerator: Accelerator) -> torch.device:
-    """Where fp64 can be: Apple's GPU has none."""
+def mean_losses(sums: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean losses over the images of all processes; NaN where there was no image."""
+    total = {name: sum(each[name] for each in sums) for name in sums[0]}
+    images = total.pop("images")
+    return {name: value / images if images else float("nan") for name, value in total.items()}
+
+
+def loss_columns(means: Mapping[str, float]) -> Row:
+    """Return the columns of ``summary.csv`` for the means of the terms."""
+    return {f"{TERM_PREFIX}{name}": value for name, value in means.items() if name != "loss"}
+
+
+def _fp64_device(accelerator: Accelerator) -> torch.device:
+    """Apple's GPU has no fp64."""
     device: torch.device = accelerator.device
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def write_state(path: Path, position: RunState, sums: list[list[float]]) -> None:
-    """Write a position with the sums of all processes."""
-    shared = {key: value for key, value in dataclasses.asdict(position).items() if key not in ("loss", "images")}
+def write_state(path: Path, state: RunState, sums: list[dict[str, float]]) -> None:
+    """Write a state with the sums of all processes."""
+    shared = {key: value for key, value in dataclasses.asdict(state).items() if key not in ("losses", "images")}
     write_json(path, {**shared, "sums": sums})
 
 
@@ -75,34 +95,37 @@ def read_state(path: Path, accelerator: Accelerator) -> RunState:
         RecipeError: The file is damaged, or the run had another number of processes.
     """
     values = read_json_object(path)
-    sums, rows, scales = values.pop("sums", None), values.get("rows"), values.get("scales")
-    counts = {"epoch", "batches", "skipped", "skipped_in_a_row"}
+    sums, rows, scales = values.pop("sums", None), values.get("rows"), values.get("layer_scales")
+    counts = {"epoch", "batches_done", "skipped", "skipped_in_a_row"}
     if (
-        set(values) != counts | {"lr", "rows", "scales"}
+        set(values) != counts | {"lr", "images_per_second", "rows", "layer_scales"}
         or not all(type(values[name]) is int and values[name] >= 0 for name in counts)
         or not _is_number(values["lr"])
+        or not (values["images_per_second"] is None or _is_number(values["images_per_second"]))
         or not isinstance(rows, list)
         or not all(map(_is_row, rows))
         or not isinstance(scales, list)
         or not all(map(is_sample, scales))
         or not isinstance(sums, list)
-        or not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in sums)
+        or not all(isinstance(each, dict) and "images" in each for each in sums)
+        or not all(_is_number(value) for each in sums for value in each.values())
     ):
-        raise RecipeError(f"{path} is damaged: expected a position with rows of {', '.join(COLUMNS)}")
+        raise RecipeError(f"{path} is damaged: expected a run state with rows of {', '.join(COLUMNS)}")
     processes = accelerator.num_processes
     if len(sums) != processes:
         raise RecipeError(
             f"the run had {len(sums)} processes, and there are {processes} now; resume it with "
             f"--num-processes {len(sums)}, since the batch of a step depends on it"
         )
-    loss, images = sums[accelerator.process_index]
-    return RunState(**values, loss=float(loss), images=int(images))
+    own = {name: float(value) for name, value in sums[accelerator.process_index].items()}
+    images = int(own.pop("images"))
+    return RunState(**values, losses=own, images=images)
 
 
 def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict) and set(row) - set(AVERAGE_COLUMNS) == set(COLUMNS) and all(map(_is_number, row.values()))
-    )
+    if not isinstance(row, dict) or not set(COLUMNS) <= set(row) or not all(map(_is_number, row.values())):
+        return False
+    return all(name.startswith(TERM_PREFIX) for name in set(row) - set(COLUMNS) - set(AVERAGE_COLUMNS))
 
 
 def _is_number(value: Any) -> bool:

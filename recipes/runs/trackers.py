@@ -65,7 +65,7 @@ def start_trackers(
         },
         "trackio": {"name": f"{name}-{identity}", "resume": "allow"},
     }
-    settings = {"model": arguments["job"]["model"], **recipe.to_dict()}
+    settings = {"model": arguments["job"]["source"]["name"], **recipe.to_dict()}
     shown = {key: "" if value is None else value for key, value in settings.items() if key not in _PRIVATE}
     with _standard_output_kept():
         accelerator.init_trackers(_PROJECT, None if step else shown, options)

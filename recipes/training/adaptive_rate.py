@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ...adder_layers.conv import AdderConv2d
 from ...convert.errors import AdderkitError
-from ..distributed.sharding import held, whole
+from ..distributed.sharding import full_tensor, local_part
 
 
 class AdaptiveRate:
@@ -79,7 +79,7 @@ class AdaptiveRate:
             if weight.grad is not None:
                 rescale_(weight.grad, self.eta)
                 if pending is not None:
-                    held(weight.grad).mul_(pending)
+                    local_part(weight.grad).mul_(pending)
 
 
 def rescale_(grad: Tensor, eta: float) -> None:
@@ -90,5 +90,5 @@ def rescale_(grad: Tensor, eta: float) -> None:
         eta: Root mean square afterwards.
     """
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-    norm = whole(torch.linalg.vector_norm(wide)).clamp_min(1e-12)
-    held(grad).copy_(held(wide) * (eta * grad.numel() ** 0.5 / norm))
+    norm = full_tensor(torch.linalg.vector_norm(wide)).clamp_min(1e-12)
+    local_part(grad).copy_(local_part(wide) * (eta * grad.numel() ** 0.5 / norm))

@@ -1,178 +1,196 @@
-"""Everything that a training step needs, built and checked against each other before the first step."""
+"""Assembly of a run: everything that a step needs, built and checked against each other, up to the first step.
+
+A run and a dry run assemble alike; a run then hands the parts to accelerate (``prepare.py``).
+"""
 
 import dataclasses
 import math
-from pathlib import Path
-from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import ProjectConfiguration, set_seed
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from ...adder_layers.modules import adder_layers
 from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import DatasetError, RecipeError
+from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
-from ..data.datasets import DataConfig, ImageSource, class_names, evaluation_transform, make_loader, training_transform
+from ..data.datasets import ImageSource, class_names, loader_workers
 from ..data.mixing import Mixing
-from ..distributed.sharding import check_sharding
 from ..distributed.sync_batchnorm import synchronize_batchnorm_
 from ..objectives.objective import Objective
 from ..objectives.terms import teacher_need
-from ..runs.plan import check_batches
-from ..runs.state import RunState
-from ..runs.trackers import tracker_names
+from ..runs.plan import RunPlan, batches_per_epoch, check_batches
 from .adaptive_rate import AdaptiveRate
-from .ema import make_average
-from .models import Job, build_teacher, check_norms, open_split
+from .models import (
+    Job,
+    build_student,
+    build_teacher,
+    check_class_count,
+    check_norms,
+    draw_adder_weights,
+    open_split,
+    teacher_of,
+)
+from .qat import prepare_qat_
 
 
-@dataclasses.dataclass
-class Run:
-    """Everything that a step needs, prepared by the accelerator."""
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Training and evaluation images, or for a dry run only their numbers.
+
+    Args:
+        images: Number of training images; ``None`` where it is unknown.
+        evaluation_images: Number of evaluation images; likewise.
+        splits: The training and the evaluation split; ``None`` where the data set is not here.
+    """
+
+    images: int | None
+    evaluation_images: int | None
+    splits: tuple[ImageSource, ImageSource] | None
+
+    @classmethod
+    def of(cls, training: ImageSource, evaluation: ImageSource) -> "Data":
+        """Describe splits that are here."""
+        return cls(_count(training), _count(evaluation), (training, evaluation))
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images come as a stream, without random access."""
+        return self.splits is not None and isinstance(self.splits[0], IterableDataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A run before its first step, without anything of accelerate.
+
+    Args:
+        recipe: All settings.
+        model: The model to train, its layers set up.
+        objective: The losses, with the teacher.
+        optimizer: It steps on all that trains, the adaptive rate attached.
+        mixing: Mixup and cutmix; ``None`` where there are no images.
+        data: The images.
+        plan: The run in figures.
+    """
 
     recipe: Recipe
-    accelerator: Accelerator
     model: nn.Module
-    average: ModelEmaV3 | None
     objective: Objective
-    mixing: Mixing
     optimizer: torch.optim.Optimizer
-    schedule: Scheduler
-    train_loader: DataLoader[Any]
-    eval_loader: DataLoader[Any]
-    norm_images: ImageSource | None
-    images_per_second: float | None = None  # in training, of the last epoch, all processes together
+    mixing: Mixing | None
+    data: Data
+    plan: RunPlan
 
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without the wrappers of accelerate and the compiler."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model
+    def make_schedule(self, updates_per_epoch: int) -> Scheduler:
+        """Build timm's learning rate schedule, by optimizer steps.
 
-    @property
-    def in_training(self) -> list[nn.Module]:
-        """What has gradients: the model, and the objective where its teacher trains too."""
-        learns = any(parameter.requires_grad for parameter in self.objective.parameters())
-        return [self.model, self.objective] if learns else [self.model]
+        Raises:
+            RecipeError: timm cannot build it.
+        """
+        recipe = self.recipe
+        try:
+            schedule, _ = create_scheduler_v2(
+                self.optimizer,
+                sched=recipe.sched,
+                num_epochs=recipe.epochs,
+                warmup_epochs=recipe.warmup_epochs,
+                warmup_lr=recipe.warmup_lr,
+                min_lr=recipe.min_lr,
+                step_on_epochs=False,
+                updates_per_epoch=updates_per_epoch,
+            )
+        except (ValueError, AssertionError) as error:
+            raise RecipeError(f"sched is {recipe.sched!r}, expected a schedule that timm can build: {error}") from error
+        if schedule is None:
+            raise RecipeError(f"sched is {recipe.sched!r}, expected one of timm's schedules such as cosine or step")
+        return schedule
 
-    @property
-    def updates_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last window of fewer batches counts."""
-        return math.ceil(len(self.train_loader) / self.recipe.grad_accum_steps)
 
-    def steps_done(self, position: RunState) -> int:
-        """Optimizer steps of the whole run up to a position, skipped ones included."""
-        return position.epoch * self.updates_per_epoch + math.ceil(position.batches / self.recipe.grad_accum_steps)
+def first_model(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Module:
+    """Build the model that a run begins with.
 
-
-def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
-    """Seed everything and set accelerate up as the recipe says; trackers that write files do it in the run's folder.
+    Args:
+        job: What was named.
+        recipe: Data set, image size, initialization, quantization.
+        weights: Whether weights and images are read; a dry run needs neither.
 
     Raises:
-        RecipeError: A tracker is unknown or not installed, the device cannot compute in half precision, or weights are
-            to be divided as the loop cannot.
+        AdderkitError: The model cannot be built, or not be trained.
     """
-    set_seed(recipe.seed)
-    trackers = tracker_names(recipe.log_with) or None
-    places = ProjectConfiguration(str(folder), logging_dir=str(folder / "trackers"), automatic_checkpoint_naming=False)
-    try:
-        accelerator = Accelerator(
-            mixed_precision=recipe.amp,
-            gradient_accumulation_steps=recipe.grad_accum_steps,
-            step_scheduler_with_optimizer=False,
-            log_with=trackers,
-            project_config=places,
-        )
-    except ValueError as error:
-        raise RecipeError(f"accelerate cannot be set up with amp {recipe.amp!r}: {error}") from error
-    check_sharding(recipe, accelerator)
-    return accelerator
+    model = build_student(job, recipe, weights=weights)
+    require_float_weights(model, "trained", "train the network that it was made from, with --recipe int8-qat")
+    if recipe.adder_init == "normal":
+        draw_adder_weights(model)
+    if recipe.bits and weights:
+        prepare_qat_(model, recipe)
+    return model
 
 
-def prepare(job: Job, recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> Run:
-    """Build teacher, data, optimizer and schedule for a model, check that they fit, and hand them to accelerate.
+def open_data(recipe: Recipe, model: nn.Module) -> Data:
+    """Open the training and the evaluation split for a model.
+
+    Raises:
+        DatasetError: The data set is missing, or has other classes than the model.
+    """
+    return Data.of(open_split(recipe, model, training=True), open_split(recipe, model, training=False))
+
+
+def assemble(
+    job: Job, recipe: Recipe, model: nn.Module, data: Data, *, processes: int, weights: bool = True
+) -> Assembly:
+    """Build teacher, objective and optimizer for a model, and check that everything fits together.
+
+    Args:
+        job: What was named.
+        recipe: All settings.
+        model: The model to train; its layers are set up in place.
+        data: The images, or their numbers.
+        processes: Number of processes.
+        weights: Whether the teacher's weights are wanted; a dry run does without.
 
     Raises:
         AdderkitError: Something is missing, unknown or does not fit.
     """
     check_norms(model)
-    check_backend(recipe)
-    objective = make_objective(job, recipe, model).to(accelerator.device)
-    train_set, eval_set = (open_split(recipe, model, training=training) for training in (True, False))
-    check_classes(train_set, eval_set)
-    mixing = Mixing(recipe, model, train_set)
-    # A data set of its own: its transform is not the training one.
-    norm_images = open_split(recipe, model, training=True) if recipe.bn_images and is_converted(model) else None
-    configure_layers(model, objective, recipe, accelerator.num_processes)
-    if recipe.channels_last:
-        for each in (model, objective):
-            each.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(recipe, model, accelerator.num_processes)
-    if recipe.eta and is_converted(model):
-        AdaptiveRate(optimizer, model, recipe.eta)
-    train_loader, eval_loader = _loaders(recipe, DataConfig.of(model), train_set, eval_set)
-    model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
-    train_loader = shard_loader(accelerator, train_loader)
-    check_batches(len(train_loader), len(train_set), recipe.batch_size, accelerator.num_processes)
-    if objective.trains:
-        add_objective_groups(recipe, objective, optimizer, accelerator.num_processes)
-        objective = accelerator.prepare(objective)
-    average = make_average(recipe, accelerator, accelerator.unwrap_model(model))
-    run = Run(
+    _check_compiler(recipe)
+    objective = _make_objective(job, recipe, model, weights=weights)
+    mixing = None
+    if data.splits is not None:
+        for split in data.splits:
+            check_class_count(split, recipe, model)
+        _check_classes(*data.splits)
+        mixing = Mixing(recipe, model, data.splits[0])
+    configure_layers(model, objective, recipe, processes)
+    optimizer = _make_optimizer(recipe, model, objective, processes)
+    plan = RunPlan.of(
+        model,
+        model=job.source.name,
+        teacher=teacher_of(job) if objective.teacher is not None else None,
         recipe=recipe,
-        accelerator=accelerator,
-        model=_compiled(model, recipe),
-        average=average,
-        objective=objective,
-        mixing=mixing,
-        optimizer=optimizer,
-        schedule=None,
-        train_loader=train_loader,
-        eval_loader=eval_loader,
-        norm_images=norm_images,
+        processes=processes,
+        images=data.images,
+        evaluation_images=data.evaluation_images,
+        steps_per_epoch=_steps_per_epoch(recipe, data, processes),
     )
-    return dataclasses.replace(run, schedule=make_schedule(recipe, optimizer, run.updates_per_epoch))
+    return Assembly(recipe, model, objective, optimizer, mixing, data, plan)
 
 
-def make_objective(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool = True) -> Objective:
-    """Build the terms that a recipe turns on, and the teacher that they need.
-
-    Raises:
-        RecipeError: Settings exclude each other.
-        ModelSourceError: No teacher is named, or it does not fit the student.
-    """
+def _make_objective(job: Job, recipe: Recipe, student: nn.Module, *, weights: bool) -> Objective:
     need, teacher = teacher_need(recipe), None
     if need is not None:
         teacher = build_teacher(job, recipe, student, trains=need == "training", weights=weights)
     return Objective(recipe, teacher, student)
 
 
-def add_objective_groups(
-    recipe: Recipe, objective: Objective, optimizer: torch.optim.Optimizer, processes: int
-) -> None:
-    """Let what the objective holds train too: the teacher, and the learned layers of its terms.
-
-    They join the student's optimizer, since a step that is skipped is then skipped for both, with the learning rate
-    ``teacher_lr``, or the student's where the teacher is frozen.
-    """
-    rate = recipe.scaled(recipe.teacher_lr or recipe.lr, processes)
-    for group in param_groups_weight_decay(objective, recipe.weight_decay):
-        optimizer.add_param_group({**group, "lr": rate})
-
-
 def configure_layers(model: nn.Module, objective: Objective, recipe: Recipe, processes: int) -> None:
-    """What the recipe says of the layers' training.
+    """Set the gradient's sharpness of adder layers, and synchronize BatchNorms, as the recipe says.
 
     Raises:
-        RecipeError: See ``synchronize_batchnorm_``.
+        RecipeError: A BatchNorm cannot be synchronized.
     """
     for layer in adder_layers(model).values():
         layer.sharpness = recipe.sharpness
@@ -182,94 +200,60 @@ def configure_layers(model: nn.Module, objective: Objective, recipe: Recipe, pro
             synchronize_batchnorm_(objective)
 
 
-def _loaders(
-    recipe: Recipe, data: DataConfig, train_set: ImageSource, eval_set: ImageSource
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    transform = training_transform(data, recipe.augmentation)
-    size, workers = recipe.batch_size, recipe.workers
-    return (
-        make_loader(train_set, transform, size, workers, training=True, seed=recipe.seed),
-        make_loader(eval_set, evaluation_transform(data), size, workers, training=False),
-    )
+def _make_optimizer(recipe: Recipe, model: nn.Module, objective: Objective, processes: int) -> torch.optim.Optimizer:
+    """Build timm's optimizer for all that trains, with rates scaled to the images of a step, and the adaptive rate.
 
-
-def shard_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> DataLoader[Any]:
-    """The training batches of this process; a streamed data set's reader has dealt its shards out already."""
-    own: DataLoader[Any]
-    if isinstance(loader.dataset, IterableDataset):
-        own = prepare_data_loader(
-            loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
-        )
-    else:
-        own = accelerator.prepare(loader)
-    return own
-
-
-def _compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Accelerate does not learn of it, so that saved names are those of the model alone."""
-    compiled: Any = torch.compile(model, backend=recipe.torchcompile) if recipe.torchcompile else model
-    return cast(nn.Module, compiled)
-
-
-def check_backend(recipe: Recipe) -> None:
-    """Refuse a compiler that torch does not know.
+    What the objective holds (a teacher that trains, the learned layers of its terms) joins the student's optimizer,
+    since a step that is skipped is then skipped for both. Its rate is ``teacher_lr``, or ``lr`` where that is 0.
 
     Raises:
-        RecipeError: It does not.
+        RecipeError: timm cannot build the optimizer.
     """
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            opt=recipe.opt,
+            lr=recipe.scaled_lr(processes),
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise RecipeError(f"opt is {recipe.opt!r}, expected an optimizer that timm can build: {error}") from error
+    if objective.trains:
+        rate = recipe.scaled(recipe.teacher_lr or recipe.lr, processes)
+        for group in param_groups_weight_decay(objective, recipe.weight_decay):
+            optimizer.add_param_group({**group, "lr": rate})
+    if recipe.eta and is_converted(model):
+        AdaptiveRate(optimizer, model, recipe.eta)
+    return optimizer
+
+
+def _steps_per_epoch(recipe: Recipe, data: Data, processes: int) -> int | None:
+    """Optimizer steps of an epoch; ``None`` where the number of images is unknown."""
+    if data.images is None:
+        return None
+    workers = max(1, loader_workers(recipe.workers)) if data.streamed else 0
+    batches = batches_per_epoch(data.images, recipe.batch_size, processes, workers)
+    check_batches(batches, data.images, recipe.batch_size, processes)
+    return math.ceil(batches / recipe.grad_accum_steps)
+
+
+def _count(split: ImageSource) -> int:
+    """Images of a split; a stream's own length is what one process reads of it."""
+    reader = getattr(split, "reader", None)
+    return int(reader.num_samples) if isinstance(split, IterableDataset) and reader is not None else len(split)
+
+
+def _check_compiler(recipe: Recipe) -> None:
     if recipe.torchcompile:
         known = torch.compiler.list_backends(exclude_tags=())
         if recipe.torchcompile not in known:
             raise RecipeError(f"torchcompile is {recipe.torchcompile!r}, expected one of {', '.join(known)}")
 
 
-def check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
-    """Class folders are numbered split by split: other names mean other labels.
-
-    Raises:
-        DatasetError: The splits differ in their classes.
-    """
+def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
+    """Class folders are numbered split by split: other names mean other labels."""
     names, others = class_names(train_set), class_names(eval_set)
     if names is not None and others is not None and names != others:
         differing = sorted(set(names) ^ set(others))[:4]
         raise DatasetError(f"the training and evaluation splits differ in their classes: {', '.join(differing)}")
-
-
-def make_optimizer(recipe: Recipe, model: nn.Module, processes: int) -> torch.optim.Optimizer:
-    """An optimizer of timm's, its rate scaled to the images of a step.
-
-    Raises:
-        RecipeError: timm cannot build it.
-    """
-    rate = recipe.scaled_lr(processes)
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=recipe.opt, lr=rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-        )
-    except (ValueError, TypeError, AssertionError) as error:
-        raise RecipeError(f"opt is {recipe.opt!r}, expected an optimizer that timm can build: {error}") from error
-    return optimizer
-
-
-def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
-    """A schedule of timm's for the learning rate, by optimizer steps.
-
-    Raises:
-        RecipeError: timm cannot build it.
-    """
-    try:
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.sched,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.warmup_lr,
-            min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-    except (ValueError, AssertionError) as error:
-        raise RecipeError(f"sched is {recipe.sched!r}, expected a schedule that timm can build: {error}") from error
-    if schedule is None:
-        raise RecipeError(f"sched is {recipe.sched!r}, expected one of timm's schedules such as cosine or step")
-    return schedule

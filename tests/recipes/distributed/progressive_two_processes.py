@@ -12,6 +12,7 @@ from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.objectives import kernels
 from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.training import assemble
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
 
@@ -46,8 +47,8 @@ if __name__ == "__main__":
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     Accelerator.end_training = lambda self: None
-    build_student, build_model = finetune.build_student, ModelSource.build
-    finetune.build_student = lambda job, recipe: batch_independent(build_student(job, recipe))
+    build_student, build_model = assemble.build_student, ModelSource.build
+    assemble.build_student = lambda *args, **kwargs: batch_independent(build_student(*args, **kwargs))
     ModelSource.build = lambda *args, **kwargs: batch_independent(build_model(*args, **kwargs))
     # These two look at the batch of a process as a whole, as BatchNorm does.
     kernels._standardize = lambda values: values

@@ -15,7 +15,7 @@ from adderkit import AdaptiveRate, AdderConv2d
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.runs.folder import RunFolder
-from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import assemble
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
 
@@ -104,7 +104,7 @@ def runs(place, adder, processes, sharded):
     changes = {"dataset": "digits", "epochs": 1, "train_images": 64, "bn_images": 32, "workers": 0, "sync_bn": True}
     changes |= {"opt": "momentum", "lr": 0.3, "clip_grad": 0.1, "batch_size": 16 // processes}
     recipe = load_recipe("distill").changed(changes)
-    for module, name in ((finetune, "build_student"), (finetune, "load"), (prepare, "build_teacher")):
+    for module, name in ((assemble, "build_student"), (finetune, "load"), (assemble, "build_teacher")):
         setattr(module, name, in_double(getattr(module, name)))
     name = "sharded" if sharded else "whole"
     if sharded:

@@ -65,7 +65,7 @@ def distance(folder, other):
 
 
 def losses(folder):
-    rows = json.loads((folder / "last" / "state" / "position.json").read_text())["rows"]
+    rows = json.loads((folder / "last" / "state" / "run_state.json").read_text())["rows"]
     return [(row["train_loss"], row["eval_loss"], row["eval_top1"]) for row in rows]
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from adderkit import AdaptiveRate, AdderConv2d
 from adderkit.convert.errors import AdderkitError, RecipeError
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.distributed.sharding import check_sharding
+from adderkit.recipes.distributed.sharding import check_sharding, refuse_second_model
 
 SCRIPT = Path(__file__).with_name("sharded.py")
 
@@ -58,14 +58,15 @@ def test_a_sharded_run_resumes_exactly(place):
 def test_flat_partitions_are_refused(kind, name):
     accelerator = SimpleNamespace(distributed_type=kind, is_fsdp2=False)
     with pytest.raises(RecipeError, match=rf"set up for {name}, expected DDP or FSDP2.*--fsdp_version 2"):
-        check_sharding(Recipe(), accelerator)
+        check_sharding(accelerator)
 
 
 def test_a_moving_average_is_refused_where_the_model_is_divided():
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
-    check_sharding(Recipe(), accelerator)
+    check_sharding(accelerator)
+    refuse_second_model(accelerator, Recipe(), "model_ema")
     with pytest.raises(RecipeError, match=r"model_ema is True, expected it off under FSDP2.*--set model_ema=0"):
-        check_sharding(Recipe(model_ema=True), accelerator)
+        refuse_second_model(accelerator, Recipe(model_ema=True), "teacher_lr", "model_ema")
 
 
 def test_an_optimizer_of_flat_copies_is_noticed():

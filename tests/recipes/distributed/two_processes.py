@@ -12,7 +12,7 @@ from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.progress import ProgressBar
-from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import assemble
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.adaptive_rate import rescale_
 from adderkit.recipes.training.models import Job, build_student
@@ -33,9 +33,9 @@ SETTINGS = {
 FAR = {"lr": 0.0005, "eta": 8.0}
 
 
-def batch_independent(job, recipe):
+def batch_independent(job, recipe, **options):
     """The student with GroupNorm for BatchNorm, so that the gradient of a batch is the mean of its parts' gradients."""
-    model = build_student(job, recipe)
+    model = build_student(job, recipe, **options)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             parent, _, leaf = name.rpartition(".")
@@ -60,12 +60,12 @@ class RateInBackward:
 def train(kind, adder, place, processes, build=batch_independent, **more):
     """One run of a kind, its global batch the same for any number of processes."""
     recipe = load_recipe("distill").changed({**SETTINGS, "batch_size": 16 // processes, **more})
-    finetune.build_student, prepare.build_teacher = in_double(build), in_double(build_teacher)
-    prepare.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
+    assemble.build_student, assemble.build_teacher = in_double(build), in_double(build_teacher)
+    assemble.AdaptiveRate = RateInBackward if kind == "backward" else AdaptiveRate
     finetune.start(Job(ModelSource(adder)), recipe, RunFolder(Path(place) / kind))
 
 
-AdaptiveRate, build_teacher = prepare.AdaptiveRate, prepare.build_teacher
+AdaptiveRate, build_teacher = assemble.AdaptiveRate, assemble.build_teacher
 
 
 def killed_and_resumed(adder, place, processes):
@@ -105,8 +105,8 @@ def main(environment, adder, place):
         train("accumulated", adder, place, 2, clip_grad=1.0, grad_accum_steps=2, **FAR)
     else:
         killed_and_resumed(adder, place, processes)
-        finetune.build_student = build_student
-        prepare.build_teacher = build_teacher
+        assemble.build_student = build_student
+        assemble.build_teacher = build_teacher
         recipe = load_recipe("cnn").changed({**SETTINGS, **FAR, "train_images": 64, "batch_size": 16})
         job = Job(ModelSource("cifar_resnet20", pretrained=False))
         finetune.start(job, recipe, RunFolder(Path(place) / "batchnorm"))

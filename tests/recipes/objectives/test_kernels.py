@@ -19,7 +19,7 @@ from adderkit.recipes.objectives.kernels import gaussian_kernel, laplacian_kerne
 from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.objectives.teacher import DistillationTeacher
 from adderkit.recipes.runs.folder import RunFolder
-from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import prepare
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job, build_teacher
 
@@ -145,7 +145,7 @@ def test_stopped_and_resumed_is_never_stopped(adder_folder, train, same_run, sto
         train("pkkd", folder="stopped", save_every=1, **changes)
     monkeypatch.undo()
     folder = RunFolder(through.path.with_name("stopped"))
-    assert json.loads((folder.last / "state" / "position.json").read_text())["batches"] == 1
+    assert json.loads((folder.last / "state" / "run_state.json").read_text())["batches_done"] == 1
     assert finetune.resume(folder) == rows
     same_run(folder, through)
     ours, theirs = progress(folder), progress(through)

@@ -134,7 +134,7 @@ def test_all_terms_train_and_resume_exactly(adder_folder, train, same_run, stop_
         train("pkkd", folder="stopped", save_every=1, **changes)
     monkeypatch.undo()
     folder = RunFolder(through.path.with_name("stopped"))
-    assert json.loads((folder.last / "state" / "position.json").read_text())["batches"] == 1
+    assert json.loads((folder.last / "state" / "run_state.json").read_text())["batches_done"] == 1
     assert finetune.resume(folder) == rows
     same_run(folder, through)
     ours, theirs = (load_file(each.last / "state" / "model_1.safetensors") for each in (folder, through))

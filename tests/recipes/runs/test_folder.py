@@ -24,7 +24,9 @@ ROWS = [
     for epoch in range(3)
 ]  # fmt: skip
 SCALES = [{"epoch": epoch, "weight_rms": [0.1, 0.2], "gradient_norm": [1e-3, 2.5]} for epoch in range(3)]
-POSITION = RunState(epoch=3, rows=ROWS, scales=SCALES)
+STATE = RunState(epoch=3, losses={"loss": 0.0}, rows=ROWS, layer_scales=SCALES)
+SUMS = {"loss": 0.0, "images": 0.0}
+MISSING = object()
 HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
 
 
@@ -55,7 +57,7 @@ def test_a_second_start_is_refused_with_the_way_to_go_on(folder):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match=r"--output .* cannot be written"):
+    with pytest.raises(RecipeError, match=r"cannot write --output .*file/run"):
         RunFolder(tmp_path / "file" / "run").start({})
 
 
@@ -82,7 +84,7 @@ def test_summary(folder):
 
 def test_last_and_best_are_checkpoints(folder, model):
     folder.save_best(model, {"metrics": {"validation": {"top1": 1.0}}})
-    folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+    folder.save_last(model, Accelerator(cpu=True), STATE, {})
     for saved in (folder.best, folder.last):
         loaded = adderkit.load(saved).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
@@ -93,23 +95,23 @@ def test_last_and_best_are_checkpoints(folder, model):
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_model_card_names_the_folder_it_lies_in(folder, model, name):
     folder.save_best(model, {})
-    folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+    folder.save_last(model, Accelerator(cpu=True), STATE, {})
     assert (folder.path / name / "README.md").read_text().count(f"\n# {name}\n") == 1
 
 
 def test_saving_again_leaves_nothing_else_behind(folder, model):
     for _ in range(2):
         folder.save_best(model, {})
-        folder.save_last(model, Accelerator(cpu=True), POSITION, {})
+        folder.save_last(model, Accelerator(cpu=True), STATE, {})
     assert {path.name for path in folder.path.iterdir()} == {"args.yaml", "best", "last", "previous"}
     assert folder.last.stat().st_mode & 0o777 == 0o755
 
 
 def test_state_comes_back(folder, model):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, POSITION, {})
+    folder.save_last(model, accelerator, STATE, {})
     expected = torch.rand(3)
-    assert folder.load_last(accelerator) == POSITION
+    assert folder.load_last(accelerator) == STATE
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -117,11 +119,11 @@ def test_no_epoch_finished(folder):
     assert folder.load_last(Accelerator(cpu=True)) == RunState()
 
 
-def position_file(**changes):
+def state_file(**changes):
     """What a run on one process writes, changed."""
-    whole = {"epoch": 3, "batches": 0, "skipped": 0, "skipped_in_a_row": 0, "lr": 0.1, "rows": ROWS, "scales": SCALES,
-             "sums": [[0.0, 0.0]]}  # fmt: skip
-    return json.dumps({key: value for key, value in {**whole, **changes}.items() if value is not None})
+    whole = {"epoch": 3, "batches_done": 0, "skipped": 0, "skipped_in_a_row": 0, "lr": 0.1, "images_per_second": None,
+             "rows": ROWS, "layer_scales": SCALES, "sums": [SUMS]}  # fmt: skip
+    return json.dumps({key: value for key, value in {**whole, **changes}.items() if value is not MISSING})
 
 
 @pytest.mark.parametrize(
@@ -129,34 +131,40 @@ def position_file(**changes):
     [
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
-        ("{}", "damaged: expected a position"),
-        (position_file(rows=[{"epoch": 0}]), "damaged: expected a position with rows of epoch"),
-        (position_file(rows=[3]), "damaged"),
-        (position_file(rows=[{**ROWS[0], "lr": "high"}]), "damaged"),
-        (position_file(epoch=-1), "damaged"),
-        (position_file(batches=1.5), "damaged"),
-        (position_file(lr=None), "damaged"),
-        (position_file(scales=[{**SCALES[0], "weight_rms": [0.1]}]), "damaged"),
-        (position_file(scales=[{**SCALES[0], "weight_rms": ["0.1", 0.2]}]), "damaged"),
-        (position_file(scales=[{"epoch": 0}]), "damaged"),
-        (position_file(scales={}), "damaged"),
-        (position_file(sums=[[0.0]]), "damaged"),
-        (position_file(more=1), "damaged"),
-        (position_file(sums=[[0.0, 0.0]] * 2), "the run had 2 processes, and there are 1 now; .*--num-processes 2"),
+        ("{}", "damaged: expected a run state"),
+        (state_file(rows=[{"epoch": 0}]), "damaged: expected a run state with rows of epoch"),
+        (state_file(rows=[3]), "damaged"),
+        (state_file(rows=[{**ROWS[0], "lr": "high"}]), "damaged"),
+        (state_file(epoch=-1), "damaged"),
+        (state_file(batches_done=1.5), "damaged"),
+        (state_file(lr=MISSING), "damaged"),
+        (state_file(layer_scales=[{**SCALES[0], "weight_rms": [0.1]}]), "damaged"),
+        (state_file(layer_scales=[{**SCALES[0], "weight_rms": ["0.1", 0.2]}]), "damaged"),
+        (state_file(layer_scales=[{"epoch": 0}]), "damaged"),
+        (state_file(layer_scales={}), "damaged"),
+        (state_file(sums=[[0.0, 0.0]]), "damaged"),
+        (state_file(sums=[{"loss": 0.0}]), "damaged"),
+        (state_file(sums=[{**SUMS, "task": "low"}]), "damaged"),
+        (state_file(images_per_second="fast"), "damaged"),
+        (state_file(rows=[{**ROWS[0], "loss": 1.0}]), "damaged"),
+        (state_file(more=1), "damaged"),
+        (state_file(sums=[SUMS] * 2), "the run had 2 processes, and there are 1 now; .*--num-processes 2"),
     ],
 )
-def test_damaged_position(folder, model, text, message):
+def test_damaged_state(folder, model, text, message):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, POSITION, {})
-    (folder.last / "state" / "position.json").write_text(text)
+    folder.save_last(model, accelerator, STATE, {})
+    (folder.last / "state" / "run_state.json").write_text(text)
     with pytest.raises((RecipeError, CheckpointError), match=message):
         folder.load_last(accelerator)
 
 
-def test_position_is_read_as_written(folder, model):
-    position = RunState(2, 17, 0.1 + 0.2, 96, 1e-3, 3, 1, ROWS[:2], SCALES)
-    folder.save_last(model, Accelerator(cpu=True), position, {})
-    assert folder.load_last(Accelerator(cpu=True)) == position
+def test_state_is_read_as_written(folder, model):
+    rows = [{**row, "train_task": 0.1, "train_distill": 0.7} for row in ROWS[:2]]
+    losses = {"loss": 0.1 + 0.2, "task": 1 / 3, "distill": 1e-17}
+    state = RunState(2, 17, losses, 96, 1e-3, 3, 1, 12.5, rows, SCALES)
+    folder.save_last(model, Accelerator(cpu=True), state, {})
+    assert folder.load_last(Accelerator(cpu=True)) == state
 
 
 def saved_twice(folder, model):
@@ -164,12 +172,12 @@ def saved_twice(folder, model):
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
     for epoch in (1, 2):
-        folder.save_last(model, accelerator, RunState(epoch=epoch), {})
+        folder.save_last(model, accelerator, RunState(epoch=epoch, losses={"loss": 0.0}), {})
     return accelerator
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "one bit"])
-@pytest.mark.parametrize("name", ["state/optimizer.bin", "state/position.json", "model.safetensors", "checksums.json"])
+@pytest.mark.parametrize("name", ["state/optimizer.bin", "state/run_state.json", "model.safetensors", "checksums.json"])
 def test_a_damaged_save_gives_way_to_the_one_before(folder, model, name, damage):
     accelerator = saved_twice(folder, model)
     path = folder.last / name
@@ -183,7 +191,7 @@ def test_a_damaged_save_gives_way_to_the_one_before(folder, model, name, damage)
     assert folder.load_last(accelerator).epoch == 1
     assert len(said) == 2
     assert said[0].startswith(f"{folder.last} is damaged: ")
-    assert said[1] == f"going on from the save before, {folder.previous}"
+    assert said[1] == f"resuming from the save before, {folder.previous}"
 
 
 def test_whole_saves_are_left_alone(folder, model):
@@ -200,15 +208,15 @@ def test_two_damaged_saves_are_one_clear_error(folder, model):
     saved_twice(folder, model)
     for place in (folder.last, folder.previous):
         (place / "model.safetensors").unlink()
-    with pytest.raises(RecipeError, match=f"no save in {folder.path} is whole; start again from {folder.best}"):
+    with pytest.raises(RecipeError, match=f"no save in {folder.path} is intact; start a new run, from {folder.best}"):
         folder.recover(lambda line: None)
 
 
 def test_a_state_of_something_else_is_one_clear_error(folder, model):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, POSITION, {})
+    folder.save_last(model, accelerator, STATE, {})
     accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(RecipeError, match="state cannot be restored"):
+    with pytest.raises(RecipeError, match=r"cannot restore .*state: "):
         folder.load_last(accelerator)
 
 
@@ -220,7 +228,7 @@ def test_the_model_is_saved_as_evaluated(folder, model):
         entered.append(True)
         yield
 
-    folder.save_last(model, Accelerator(cpu=True), POSITION, {}, as_evaluated())
+    folder.save_last(model, Accelerator(cpu=True), STATE, {}, as_evaluated())
     assert entered == [True]
 
 
@@ -230,7 +238,7 @@ def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, 
     """The old folder has been moved away and the new one cannot be moved in."""
     save = {
         "best": lambda: folder.save_best(model, {}),
-        "last": lambda: folder.save_last(model, Accelerator(cpu=True), POSITION, {}),
+        "last": lambda: folder.save_last(model, Accelerator(cpu=True), STATE, {}),
     }[name]
     save()
     rename = Path.rename

@@ -46,7 +46,7 @@ def test_resuming_goes_on_in_the_same_log_behind_a_line_that_was_cut_off(train, 
     log.write_text(before)
     finetune.resume(folder)
     assert log.read_text().startswith(before + "\n")
-    assert "resumed behind step 2" in lines(folder)
+    assert "resumed after step 2" in lines(folder)
 
 
 def test_skipped_steps_and_the_error_that_ends_a_run(train, tmp_path):
@@ -83,7 +83,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(train, monkeypatch, c
     monkeypatch.setattr(journal, "_open_log", lambda path: open("/dev/full", "w"))  # noqa: SIM115
     rows, _ = train(epochs=1)
     assert len(rows) == 1
-    assert "/dev/full goes on no more: No space left on device" in capsys.readouterr().err
+    assert "cannot write to /dev/full any more: No space left on device" in capsys.readouterr().err
 
 
 class Terminal:

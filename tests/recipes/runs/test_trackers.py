@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from adderkit.convert.errors import RecipeError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.runs import trackers
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.trackers import start_trackers, tracker_names
 from adderkit.recipes.training import run as finetune
+from adderkit.recipes.training.models import Job
 
 
 @pytest.fixture
@@ -107,6 +110,24 @@ def test_what_is_logged(recording, train, capsys):
     assert len({event[0] for event in recording}) == 4
 
 
+def test_each_term_of_the_loss_is_logged(recording, train, adder_folder):
+    """They add up: at the last step of the epoch, and over the epoch."""
+    settings = {"train_images": 96, "log_with": "recording", "log_interval": 1}
+    rows, folder = train("distill", job=Job(ModelSource(str(adder_folder))), task_loss_weight=0.5, **settings)
+    names = ("task", "distill", "block")
+    assert list(rows[0])[6:] == [f"train_{name}" for name in names]
+    assert (
+        (folder.path / "summary.csv").read_text().splitlines()[0].endswith(",lr,train_task,train_distill,train_block")
+    )
+    for values in numbers(recording, "train/").values():
+        total = sum(weight * values[f"train/{name}"] for weight, name in zip((0.5, 1, 1), names, strict=True))
+        assert values["train/loss"] == pytest.approx(total, rel=1e-5)
+    last = list(numbers(recording, "train/").values())[-1]
+    assert {f"train_{name}": last[f"train/{name}"] for name in ("loss", *names)}.items() <= rows[0].items()
+    pattern = r" images/s loss \S+ task \S+ distill \S+ block \S+ lr "
+    assert len(re.findall(pattern, (folder.path / "log.txt").read_text())) == 3
+
+
 def test_a_resumed_run_logs_what_one_that_ran_through_does(recording, train, tmp_path, stop_at, monkeypatch):
     settings = {"epochs": 2, "train_images": 96, "log_with": "recording", "log_interval": 1, "save_every": 1}
     train(folder="through", **settings)
@@ -130,7 +151,7 @@ def test_options_name_the_run_and_where_it_goes_on(monkeypatch, tmp_path, quick_
     accelerator = Accelerator(cpu=True)
     accelerator.log_with = ["wandb"]
     monkeypatch.setattr(accelerator, "init_trackers", lambda *words: given.update(zip("pco", words, strict=True)))
-    arguments = {"id": "abc", "job": {"model": "net"}}
+    arguments = {"id": "abc", "job": {"source": {"name": "net"}}}
     start_trackers(accelerator, quick_recipe(), tmp_path / "mine", arguments, 0)
     assert given["c"]["model"] == "net"
     wandb = {"name": "mine", "id": "abc", "resume": "allow", "dir": str(tmp_path / "mine")}

@@ -10,7 +10,7 @@ from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
 from adderkit.recipes.objectives.logits import distillation_loss
 from adderkit.recipes.objectives.teacher import FrozenTeacher
-from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import prepare
 from adderkit.recipes.training.models import Job
 
 LARGEST, LR = 0.01, 0.5

@@ -21,12 +21,13 @@ from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.objectives.teacher import DistillationTeacher, FrozenTeacher
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.plan import batches_per_epoch
-from adderkit.recipes.training import dry_run as module
+from adderkit.recipes.training import assemble as module
 from adderkit.recipes.training import run as finetune
-from adderkit.recipes.training.assemble import make_accelerator, prepare
+from adderkit.recipes.training.assemble import assemble, open_data
 from adderkit.recipes.training.dry_run import dry_run
 from adderkit.recipes.training.memory import estimate_memory
 from adderkit.recipes.training.models import Job, build_student
+from adderkit.recipes.training.prepare import make_accelerator, prepare
 
 CNN = Job(ModelSource("cifar_resnet20", pretrained=False))
 
@@ -64,8 +65,10 @@ def test_steps(quick_recipe, changes, processes, steps):
     plan = dry_run(CNN, recipe, processes).plan
     assert (plan.steps_per_epoch, plan.steps, plan.images) == (steps, 3 * steps, 96)
     if processes == 1:
-        run = prepare(CNN, recipe, make_accelerator(recipe, RunFolder("x").path), build_student(CNN, recipe))
-        assert run.updates_per_epoch == steps
+        model = build_student(CNN, recipe)
+        assembly = assemble(CNN, recipe, model, open_data(recipe, model), processes=1)
+        run = prepare(assembly, make_accelerator(recipe, RunFolder("x").path))
+        assert run.updates_per_epoch == run.plan.steps_per_epoch == steps
 
 
 def test_more_processes_than_batches_leave_nothing(quick_recipe):

@@ -12,7 +12,7 @@ import adderkit
 from adderkit.convert.errors import RecipeError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.runs.folder import RunFolder
-from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import assemble
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
 
@@ -79,9 +79,9 @@ def test_channels_last_is_the_same(recipe, train, adder_folder, monkeypatch):
         train_epoch(run, *rest)
 
     monkeypatch.setattr(finetune, "train_epoch", watched)
-    monkeypatch.setattr(finetune, "build_student", in_double(finetune.build_student))
+    monkeypatch.setattr(assemble, "build_student", in_double(assemble.build_student))
     if recipe == "distill":
-        monkeypatch.setattr(prepare, "build_teacher", in_double(prepare.build_teacher))
+        monkeypatch.setattr(assemble, "build_teacher", in_double(assemble.build_teacher))
     job = Job(ModelSource(str(adder_folder))) if recipe == "distill" else None
     rows, folder = train(recipe, folder="last", job=job, channels_last=True, **EXACT)
     expected, plain = train(recipe, folder="first", job=job, **EXACT)

@@ -115,9 +115,9 @@ def test_a_signal_saves_and_stops(kind, number, straight, same_run, tmp_path, mo
     monkeypatch.undo()
     assert signal.getsignal(number) == before
     assert "stopping after this step" in capsys.readouterr().err
-    position = (folder.last / "state" / "position.json").read_text()
+    position = (folder.last / "state" / "run_state.json").read_text()
     assert '"epoch": 1' in position
-    assert '"batches": 0' not in position
+    assert '"batches_done": 0' not in position
     assert finetune.resume(folder) == rows
     same_run(folder, through)
 

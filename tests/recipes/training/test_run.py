@@ -26,7 +26,7 @@ from adderkit.recipes.objectives import labels
 from adderkit.recipes.objectives.terms import teacher_need
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.state import COLUMNS
-from adderkit.recipes.training import assemble as prepare
+from adderkit.recipes.training import assemble, prepare
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.evaluate import Metrics
 from adderkit.recipes.training.models import Job, build_teacher
@@ -260,14 +260,14 @@ def test_accumulation_with_a_short_last_window_is_that_of_a_plain_loop(
     source = adder_folder if kind == "adder" else cnn_folder
     recorded = []
 
-    def recording(recipe, model, *, training, open_split=prepare.open_split):
+    def recording(recipe, model, *, training, open_split=assemble.open_split):
         dataset = open_split(recipe, model, training=training)
         if not training:
             return dataset
         recorded.append(Recorded(dataset))
         return recorded[-1]
 
-    monkeypatch.setattr(prepare, "open_split", recording)
+    monkeypatch.setattr(assemble, "open_split", recording)
     monkeypatch.setattr(prepare, "training_transform", lambda config, augmentation: evaluation_transform(config))
     settings = {"opt": "momentum", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "warmup_epochs": 0, "bn_images": 0}
     recipe = Recipe(batch_size=8, grad_accum_steps=3, **settings)
@@ -349,7 +349,7 @@ class TestRefused:
     def test_frozen_batchnorm(self, train, adder_folder, monkeypatch):
         model = adderkit.load(adder_folder)
         model.features[4].bn1 = timm.layers.FrozenBatchNormAct2d(16)
-        monkeypatch.setattr(finetune, "build_student", lambda job, recipe: copy.deepcopy(model))
+        monkeypatch.setattr(assemble, "build_student", lambda *_, **__: copy.deepcopy(model))
         with pytest.raises(
             RecipeError,
             match=r"features.4.bn1 is a FrozenBatchNormAct2d, expected a BatchNorm that can follow: .*go stale",

@@ -102,7 +102,7 @@ def test_too_many_in_a_row_end_the_run(poison, train, tmp_path):
 
 def test_a_run_that_breaks_is_not_saved(train, tmp_path):
     """Weights of 1e30 after the first step; the limit is never reached, and the evaluation tells."""
-    with pytest.raises(AdderkitError, match=r"in last/ of the run folder, where one was saved: .*\(now 1e\+30\)"):
+    with pytest.raises(AdderkitError, match=r"in last/ of the run folder, if one was saved: .*\(now 1e\+30\)"):
         train(lr=1e30, warmup_epochs=0, batch_size=16)
     assert not (tmp_path / "run" / "last").exists()
 
@@ -110,7 +110,7 @@ def test_a_run_that_breaks_is_not_saved(train, tmp_path):
 def test_a_broken_save_within_an_epoch_is_left_out(poison, train, monkeypatch):
     saves = []
     monkeypatch.setattr(
-        finetune, "_save_within_epoch", lambda run, job, folder, position: saves.append(position.batches)
+        finetune, "_save_within_epoch", lambda run, job, folder, state: saves.append(state.batches_done)
     )
     poison("loss", 1)
     train(batch_size=16, save_every=1)
