@@ -1,4 +1,4 @@
-"""A recipe: every setting of a run as one frozen, flat record, checked."""
+"""A recipe: all settings of a run as one frozen, flat dataclass, checked when it is made."""
 
 import dataclasses
 import types
@@ -17,7 +17,7 @@ class Augmentation:
     """Training augmentation; names as in timm, except ``crop_padding``.
 
     Args:
-        crop_padding: Pixels of padding before a random crop of the image's own size, as is usual for small images;
+        crop_padding: Pixels of padding before a random crop to the image's own size, as is usual for small images;
             0 means timm's random resized crop.
         hflip: Probability of a horizontal flip.
         scale: Smallest share of the area that a random resized crop keeps.
@@ -39,73 +39,77 @@ class Recipe:
     """Settings of a training run; named as timm's ``train.py`` names them.
 
     Args:
-        version: Version of this form.
-        description: What the recipe is for, with its source.
-        dataset: See ``data.open_dataset``.
-        data_dir: Where its files are.
-        train_split: Name of the split to train on; ``val_split`` that to evaluate on.
-        val_split: See ``train_split``.
-        train_images: Train on a fixed random subset of that many; 0 means all.
-        img_size: Side of the images, in pixels; by default what the model asks for.
-        crop_padding: See ``Augmentation``, as for the next five.
+        version: Version of the recipe format.
+        description: Purpose of the recipe in one line.
+        dataset: Name of the data set: an embedded one such as ``digits``, ``folder`` for class folders, or a timm name
+            such as ``hfds/…``, ``wds/…`` or ``torch/…``.
+        data_dir: Folder, or address, of the data set's files.
+        train_split: Name of the training split.
+        val_split: Name of the evaluation split.
+        train_images: Size of a fixed random subset of the training split to train on; 0 means all of it.
+        img_size: Side of the images in pixels; by default that of the model.
+        crop_padding: Pixels of padding before a random crop to the image's own size; 0 means timm's random resized
+            crop. With padding, ``color_jitter``, ``auto_augment`` and ``reprob`` must be off.
         hflip: Probability of a horizontal flip.
-        scale: Smallest area share of a random resized crop.
+        scale: Smallest share of the area that a random resized crop keeps.
         color_jitter: Strength of color jitter.
-        auto_augment: timm's policy string.
+        auto_augment: timm's policy string, such as ``rand-m9-mstd0.5-inc1``; empty for none.
         reprob: Probability of random erasing.
-        workers: Loader processes, at most the number of processors.
+        workers: Number of loader processes, at most the number of processors.
         epochs: Passes over the training images.
         batch_size: Images per process and forward pass.
         grad_accum_steps: Batches per optimizer step.
         opt: timm's optimizer name; ``momentum`` is plain SGD with momentum, ``sgd`` has Nesterov's.
         lr: Learning rate at the top of the schedule.
-        lr_base_size: Images of an optimizer step that ``lr`` is meant for; a step of more or fewer takes a rate in
-            proportion. 0 means that ``lr`` is taken as it is.
-        momentum: Of SGD.
-        weight_decay: Not applied to biases and normalizations.
+        lr_base_size: Images of an optimizer step that ``lr`` and ``teacher_lr`` are meant for; with more or fewer, the
+            rates are scaled in proportion. 0 means that they are not scaled.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay; biases and normalizations are not decayed.
         sched: timm's schedule name.
         warmup_epochs: Epochs of linear warm-up from ``warmup_lr``.
-        warmup_lr: Learning rate at the start.
-        min_lr: Learning rate at the end.
+        warmup_lr: Learning rate at the start of the warm-up.
+        min_lr: Learning rate at the end of the schedule.
         smoothing: Label smoothing.
         mixup: Alpha of mixup, which blends pairs of images and their labels; 0 means none.
         cutmix: Alpha of cutmix, which pastes a rectangle of one image into another; 0 means none.
-        mixup_prob: Probability that a batch, or an image, is mixed.
-        mixup_switch_prob: Probability of cutmix where both are on.
-        mixup_mode: Drawn anew for each ``batch``, ``pair`` of images or ``elem``, one image.
-        mixup_off_epoch: No mixing from that epoch on; 0 means always.
-        clip_grad: Largest norm of the gradient, without that of adder weights where ``eta`` gives it its norm; 0 means
-            no clipping.
-        eta: AdderNet's adaptive rate for the adder layers; 0 turns it off.
-        adder_init: ``keep`` the weights that the model comes with, or draw those of the adder layers from N(0, 1) with
+        mixup_prob: Probability that a batch, pair or image is mixed.
+        mixup_switch_prob: Probability of cutmix where both mixup and cutmix are on.
+        mixup_mode: Unit for which mixing is drawn: ``batch``, ``pair`` of images or ``elem``, a single image.
+        mixup_off_epoch: First epoch without mixing; 0 means that all have it.
+        clip_grad: Largest norm of the model's gradient, adder weights left out where ``eta`` sets their gradient's
+            norm; 0 means no clipping.
+        eta: Root mean square that AdderNet's adaptive rate gives the gradient of each adder layer; 0 turns it off.
+        adder_init: ``keep`` the adder layers' weights that the model comes with, or draw them from N(0, 1) with
             ``normal``, as AdderNet does for training from scratch.
-        sharpness: Of the adder layers' input gradient in training, see ``AdderConv2d``; 1 is AdderNet's.
-        kd_temperature: Softens both predictions in distillation.
-        distill_loss_weight: Weight of the distillation loss; 0 means no teacher.
-        task_loss_weight: Weight of the cross-entropy with the labels.
-        block_loss_weight: Weight of the difference between the outputs of the teacher's blocks and the student's, see
-            ``block_distillation``.
-        teacher_lr: Learning rate, at the top of the schedule, of a teacher that trains alongside; 0 means a frozen one.
-        kernel_loss_weight: Weight of the difference between the features of such a teacher and the student's, see
-            ``progressive_distillation``.
-        kernel_temperature: Of the kernels that those features go through.
-        bn_images: Training images to measure BatchNorm statistics on before each evaluation of an adder network.
-        sync_bn: BatchNorm normalizes the batch of all processes together.
-        model_ema: Keep a moving average of the weights as well; it is then what is evaluated as ``eval_…_ema``, and
-            what ``best/`` holds.
-        model_ema_decay: What the average keeps of itself in a step.
-        model_ema_warmup: Lower decay in the first steps.
+        sharpness: Steepness s of the adder layers' input gradient HardTanh(s * (w - x)) in training; 1 is AdderNet's.
+        kd_temperature: Temperature that softens both predictions in logit distillation.
+        distill_loss_weight: Weight of logit distillation, the divergence of the student's predictions from the
+            teacher's; 0 turns it off.
+        task_loss_weight: Weight of the task loss, the cross-entropy with the labels; 0 turns it off.
+        block_loss_weight: Weight of block distillation, the squared error between the outputs of the student's blocks
+            and the teacher's; 0 turns it off. The teacher must be the CNN that was converted.
+        teacher_lr: Learning rate, at the top of the schedule, of a teacher that trains alongside on the labels; 0 means
+            a frozen teacher.
+        kernel_loss_weight: Weight of kernel distillation, the squared error between features of both networks that
+            went through kernels and learned 1x1 convolutions; 0 turns it off.
+        kernel_temperature: Temperature of these kernels; the lower, the fewer of the activations count.
+        bn_images: Training images to re-estimate the BatchNorm statistics of an adder network on, before each
+            evaluation and save; 0 keeps the running statistics.
+        sync_bn: Normalize over the batches of all processes together.
+        model_ema: Also keep a moving average of the weights; it is evaluated as ``eval_…_ema`` and saved as ``best/``.
+        model_ema_decay: Share of itself that the average keeps in a step.
+        model_ema_warmup: Use a lower decay in the first steps.
         amp: Mixed precision: ``no``, ``bf16`` or ``fp16``.
-        bits: Train for integers of 8, 6, 5 or 4 bits, see ``QuantizeConfig``; 0 trains in floating point.
-        requant: How those integers go from sums to bytes: ``fixed`` or ``shift``.
-        channels_last: Lay weights and activations out with the channels last.
-        torchcompile: Compile the model with that backend of ``torch.compile``, such as ``inductor``; empty for none.
-        seed: Of weights, order and augmentation.
+        bits: Train for integers of 8, 6, 5 or 4 bits, as ``QuantizeConfig`` has them; 0 trains in floating point.
+        requant: Requantization of those integers: ``fixed`` or ``shift``.
+        channels_last: Lay out weights and activations with the channels last.
+        torchcompile: Backend of ``torch.compile`` for the model, such as ``inductor``; empty for none.
+        seed: Seed of weights, order and augmentation.
         log_interval: Steps between lines of ``log.txt`` (on standard error too where there is no terminal), and between
-            numbers for trackers.
-        log_with: Trackers by accelerate's names, separated by commas: ``tensorboard``, ``trackio``, ``wandb``, …
+            values for trackers.
+        log_with: accelerate's names of trackers, separated by commas: ``tensorboard``, ``trackio``, ``wandb``, …
         save_every: Optimizer steps between saves within an epoch; 0 means one save, after the epoch.
-        skip_limit: Steps in a row that may be skipped since loss or gradient is not finite; that many end the run.
+        skip_limit: Steps in a row that may be skipped because loss or gradient is not finite before the run ends.
     """
 
     version: int = RECIPE_VERSION
@@ -193,7 +197,7 @@ class Recipe:
         if self.crop_padding and (self.color_jitter or policy or self.reprob):
             raise RecipeError(
                 f"crop_padding is {self.crop_padding}, expected 0 with color_jitter, auto_augment or reprob: "
-                "padded crops come without them"
+                "they need timm's random resized crop"
             )
         if self.mixes and self.batch_size % 2:
             raise RecipeError(
@@ -216,7 +220,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> Augmentation:
-        """The settings that concern the training images."""
+        """The settings of the training images' augmentation."""
         return Augmentation(
             self.crop_padding, self.hflip, self.scale, self.color_jitter, self.auto_augment, self.reprob
         )
@@ -227,7 +231,7 @@ class Recipe:
         return self.mixup > 0 or self.cutmix > 0
 
     def changed(self, values: Mapping[str, Any]) -> "Recipe":
-        """A copy with some settings replaced, checked.
+        """Return a copy with some settings replaced, checked.
 
         Raises:
             RecipeError: An unknown key (the nearest is suggested) or a value of the wrong type.
@@ -247,7 +251,7 @@ class Recipe:
         return dataclasses.replace(self, **checked)
 
     def to_dict(self) -> dict[str, Any]:
-        """A mapping that YAML and JSON write and ``changed`` reads back."""
+        """Return a mapping that YAML and JSON can hold and ``changed`` reads back."""
         return dataclasses.asdict(self)
 
 
@@ -271,7 +275,7 @@ _LEAST: dict[str, float] = {
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """The value as the field's type; whole numbers may stand for floats, and ``1e-4`` (text to YAML) for a number."""
+    """Return the value as the field's type; an integer may stand for a float, and ``1e-4`` (text to YAML) too."""
     allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None

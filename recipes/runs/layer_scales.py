@@ -1,4 +1,4 @@
-"""How large each layer's weights and gradients are, once an epoch: where a deep network stops learning shows here.
+"""The scale of each layer's weights and gradients, once per epoch: it shows where a deep network stops learning.
 
 AdderNet's gradients differ between layers by orders of magnitude, which the adaptive rate is there to even out
 (arXiv 1912.13200, section 3.3).
@@ -29,7 +29,7 @@ class LayerScales(TypedDict):
 
 
 def watched_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The layers that are sampled, in the model's order: adder layers, or a CNN's convolutions."""
+    """Return the layers that are sampled, in the model's order: adder layers, or a CNN's convolutions."""
     found: dict[str, nn.Conv2d] = dict(adder_layers(model))
     return found or {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
@@ -39,8 +39,8 @@ def measure(model: nn.Module, epoch: int) -> LayerScales:
     """Sample a model whose gradients are those of a whole step.
 
     Args:
-        model: Without wrappers. A layer without a gradient counts as having one of 0.
-        epoch: Noted in the sample.
+        model: The model without wrappers. A layer without a gradient counts as having one of 0.
+        epoch: Number of the epoch, for the sample.
     """
     layers = watched_layers(model).values()
     rms = [_norm(layer.weight) / layer.weight.numel() ** 0.5 for layer in layers]
@@ -55,7 +55,7 @@ def _norm(values: Tensor) -> Tensor:
 
 
 def is_sample(value: Any) -> bool:
-    """Whether a value from a file is a sample."""
+    """Return whether a value from a file is a sample."""
     if not isinstance(value, dict) or set(value) != set(LayerScales.__annotations__) or type(value["epoch"]) is not int:
         return False
     lists = value["weight_rms"], value["gradient_norm"]

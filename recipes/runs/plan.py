@@ -1,4 +1,4 @@
-"""The plan of a run in figures: what is trained on what, in how many steps of how many images, at which rate."""
+"""The plan of a run in figures: model, data, optimizer steps, images per step, learning rate."""
 
 import dataclasses
 import math
@@ -14,19 +14,19 @@ from ..configs.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """What is known of a run before its first step.
+    """A run before its first step.
 
     Args:
-        model: As the command line names it.
-        teacher: The network to distil from, if there is one.
+        model: Name of the model, as on the command line.
+        teacher: Name of the teacher, if there is one.
         parameters: Number of weights.
-        adder_layers: Number of adder layers; ``convolutions`` that of other convolutions.
-        convolutions: See ``adder_layers``.
+        adder_layers: Number of adder layers.
+        convolutions: Number of other convolutions.
         recipe: All settings.
         processes: Number of processes.
-        images: In the training split; ``None`` where nothing tells.
-        evaluation_images: In the evaluation split; likewise.
-        steps_per_epoch: Optimizer steps; likewise.
+        images: Images of the training split; ``None`` where they are unknown.
+        evaluation_images: Images of the evaluation split; ``None`` where they are unknown.
+        steps_per_epoch: Optimizer steps per epoch; ``None`` where the images are unknown.
     """
 
     model: str
@@ -42,7 +42,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, network: nn.Module, **known: Any) -> "RunPlan":
-        """A plan whose counts of layers and weights are those of a network."""
+        """Make a plan, counting the layers and weights of a network."""
         adders = len(adder_layers(network))
         convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules()) - adders
         parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -50,7 +50,7 @@ class RunPlan:
 
     @property
     def effective_batch(self) -> int:
-        """Images of an optimizer step."""
+        """Images per optimizer step."""
         return self.recipe.batch_size * self.processes * self.recipe.grad_accum_steps
 
     @property
@@ -60,11 +60,11 @@ class RunPlan:
 
     @property
     def images_in_all(self) -> int | None:
-        """Training images of the whole run, each counted as often as it is seen."""
+        """Training images of the whole run, each counted once per epoch."""
         return None if self.images is None else self.images * self.recipe.epochs
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping, without the recipe."""
+        """Return a JSON-ready mapping, without the recipe."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "recipe"}
         return {
             **fields,
@@ -76,11 +76,11 @@ class RunPlan:
         }
 
     def lines(self) -> dict[str, str]:
-        """The same for people: titles and texts."""
+        """Return the plan as text, by title."""
         recipe = self.recipe
-        steps = "unknown, as the number of images is"
+        steps = "unknown, since the number of images is"
         if self.steps_per_epoch is not None:
-            steps = f"{self.steps_per_epoch:,} an epoch, {self.steps:,} in {recipe.epochs} epochs"
+            steps = f"{self.steps_per_epoch:,} per epoch, {self.steps:,} in {recipe.epochs} epochs"
         accumulated = f" x {recipe.grad_accum_steps} batches" if recipe.grad_accum_steps > 1 else ""
         processes = f" x {self.processes} processes" if self.processes > 1 else ""
         product = f"{recipe.batch_size}{processes}{accumulated}"
@@ -92,21 +92,21 @@ class RunPlan:
             "teacher": self.teacher or "none",
             "training": f"{_count(self.images)} images ({recipe.dataset}, {recipe.train_split})",
             "evaluation": f"{_count(self.evaluation_images)} images ({recipe.dataset}, {recipe.val_split})",
-            "a step": f"{product} = {self.effective_batch} images" if processes or accumulated else f"{product} images",
+            "step": f"{product} = {self.effective_batch} images" if processes or accumulated else f"{product} images",
             "steps": steps,
             "learning rate": f"{rate:g}{scaled} ({recipe.opt}, {recipe.sched})",
         }
 
 
 def batches_per_epoch(images: int, batch_size: int, processes: int, streaming_workers: int = 0) -> int:
-    """Batches of an epoch that each process has.
+    """Return the batches per epoch of each process.
 
     Args:
-        images: In the training split.
-        batch_size: Of one process.
-        processes: Among which batches are dealt out.
+        images: Images of the training split.
+        batch_size: Batch size of one process.
+        processes: Number of processes, which share the batches.
         streaming_workers: Loader processes of a streamed data set, each of which fills its last batch up; 0 for one
-            that is not streamed, whose last batches are left out where they do not go round.
+            that is not streamed, whose last batches are dropped where there is not one for each process.
     """
     if streaming_workers:
         each = math.ceil(images / (processes * streaming_workers))
@@ -115,10 +115,10 @@ def batches_per_epoch(images: int, batch_size: int, processes: int, streaming_wo
 
 
 def check_batches(batches: int, images: int, batch_size: int, processes: int) -> None:
-    """Refuse a training split that has no batch for each process.
+    """Refuse a training split that has too few batches for the processes.
 
     Raises:
-        DatasetError: It has none.
+        DatasetError: There is not one for each process.
     """
     if batches == 0:
         raise DatasetError(
@@ -128,7 +128,7 @@ def check_batches(batches: int, images: int, batch_size: int, processes: int) ->
 
 
 def device_name(device: torch.device) -> str:
-    """What a measurement was taken on: the name of the GPU, or the kind of device."""
+    """Return the name of the GPU, or the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss, accuracy and learning rate by epoch, and the size of each layer's weights and gradients."""
+"""Plots of a run: loss, accuracy and learning rate by epoch, and the scale of each layer's weights and gradients."""
 
 import math
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ _NAMED = 8  # layers that a legend still names
 
 
 def draw_plots(rows: Sequence[Row], layers: Sequence[str], samples: Sequence[LayerScales], folder: Path) -> None:
-    """Draw all pictures anew.
+    """Draw all plots.
 
     Args:
-        rows: Of ``summary.csv``, one an epoch.
+        rows: Rows of ``summary.csv``, one per epoch.
         layers: Names of the sampled layers, in the model's order.
-        samples: One an epoch.
-        folder: Gets ``loss.png``, ``accuracy.png``, ``learning_rate.png``, ``weight_scale.png``,
+        samples: Samples of the layers' scales, one per epoch.
+        folder: Folder that receives ``loss.png``, ``accuracy.png``, ``learning_rate.png``, ``weight_scale.png`` and
             ``gradient_scale.png``.
     """
     for name, lines in LINES.items():
@@ -56,7 +56,7 @@ def draw_plots(rows: Sequence[Row], layers: Sequence[str], samples: Sequence[Lay
 
 
 def _draw_scales(column: str, title: str, layers: Sequence[str], samples: Sequence[LayerScales], target: Path) -> None:
-    """A line for each layer, colored by its depth; named where they are few, else first and last are."""
+    """Draw a line for each layer, colored by its depth; with many layers, only the first and the last are named."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -67,7 +67,7 @@ def _draw_scales(column: str, title: str, layers: Sequence[str], samples: Sequen
     epochs = [sample["epoch"] for sample in samples]
     for index, layer in enumerate(layers):
         values: list[float] = [sample[column][index] for sample in samples]  # type: ignore[literal-required]
-        # A logarithmic axis has no place for 0.
+        # A logarithmic axis cannot show 0.
         shown = [value if value > 0 and math.isfinite(value) else math.nan for value in values]
         axes.plot(epochs, shown, color=shades(0.92 * index / last), label=layer, marker="o", linewidth=1.2,
                   markersize=_marker(samples))  # fmt: skip
@@ -105,14 +105,14 @@ def _figure(title: str, right: float = 0.97) -> tuple[Any, Any]:
 
 
 def _marker(points: Sequence[Any]) -> float:
-    """Points are seen where there are few of them."""
+    """Return the size of markers, which are drawn only where points are few."""
     return 3.5 if len(points) <= 30 else 0.0
 
 
 def _save(figure: Any, target: Path) -> None:
     for axes in figure.axes[:1]:
         first, last = axes.dataLim.intervalx
-        if first == last:  # one epoch: no fractions of one at the axis
+        if first == last:  # one epoch: no fractions of it on the axis
             axes.set_xlim(first - 0.5, last + 0.5)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

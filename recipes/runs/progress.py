@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere; standard output stays for results."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere; standard output is for results."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressBar:
-    """Counts steps of one piece of work, with a status text such as loss and images per second.
+    """Progress of one task, with a status text such as loss and images per second.
 
     Args:
-        title: What is being done.
+        title: Name of the task.
         total: Number of steps.
-        enabled: Off on every process but the first.
+        enabled: Whether to print; only on the first process.
         log_interval: Steps between lines where there is no terminal; 0 means only the last.
-        note: Also gets these lines, on a terminal too.
+        note: Called with each of these lines, on a terminal too.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class ProgressBar:
             self._bar.stop()
 
     def step(self, status: Callable[[], str] = str, done: int | None = None) -> None:
-        """One step further, or as far as ``done``.
+        """Advance by one step, or to ``done``.
 
         Args:
-            status: Gives the text to show; called only when it is shown, since reading a loss waits for the device.
-            done: Steps done in all.
+            status: Returns the text to show; called only when it is shown, since reading a loss waits for the device.
+            done: Number of steps done so far.
         """
         self.done = self.done + 1 if done is None else done
         if self.live:
@@ -85,7 +85,7 @@ class ProgressBar:
 
 @contextmanager
 def calibration_progress() -> Iterator["CalibrationProgress"]:
-    """A bar for ``calibrate_``'s callback."""
+    """Yield a callback for ``calibrate_`` that shows its progress."""
     progress = CalibrationProgress()
     try:
         yield progress
@@ -94,13 +94,13 @@ def calibration_progress() -> Iterator["CalibrationProgress"]:
 
 
 class CalibrationProgress:
-    """Turns ``(what, done, total)`` into two bars: the layers one by one, then the steps of all together."""
+    """Callback that turns ``(what, done, total)`` into two bars: layers one by one, then steps of all together."""
 
     def __init__(self) -> None:
         self._bar: ProgressBar | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are done, ``what`` being next."""
+        """Show that ``done`` of ``total`` are done, with ``what`` next."""
         title = "fitting all layers together" if what == "all layers" else "fitting layers"
         if self._bar is None or self._bar.title != title:
             self.close()
@@ -108,7 +108,7 @@ class CalibrationProgress:
         self._bar.step(lambda: "" if what in ("layers", "all layers") else what, done)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None

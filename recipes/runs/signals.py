@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends between two optimizer steps and saves, rather than wherever it happens to be."""
+"""Ctrl-C and SIGTERM: a run saves and ends between two optimizer steps, rather than wherever it happens to be."""
 
 import os
 import signal
@@ -14,19 +14,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and has saved where it was."""
+    """A run was asked to stop, and has saved its state."""
 
 
 class StopRequest:
-    """Notes signals while it is entered.
+    """Context that notes signals instead of ending the process.
 
-    A second Ctrl-C stops at once, without saving. Not with several processes: there the launcher passes on what the
-    terminal has sent to all of them already.
+    A second Ctrl-C stops at once, without saving; but not with several processes, where the launcher passes on the
+    signal that the terminal has already sent to all of them.
 
-    Loader processes inherit this, see ``ignore_first_signal``.
+    Loader processes inherit the handlers; ``ignore_first_signal`` makes them work there.
 
     Args:
-        accelerator: Of the run; its processes agree on when to stop.
+        accelerator: Accelerator of the run, whose processes agree on when to stop.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -51,15 +51,15 @@ class StopRequest:
         if self.requested and (loader or (number == signal.SIGINT and self.accelerator.num_processes == 1)):
             raise KeyboardInterrupt
         if not self.requested and not loader and self.accelerator.is_main_process:
-            print("stopping after this step; what is done will be saved", file=sys.stderr, flush=True)
+            print("stopping after this step; progress will be saved", file=sys.stderr, flush=True)
         self.requested = True
 
 
 def ignore_first_signal(worker: int) -> None:
-    """To be called in a loader process when it starts: one signal does not end it, a second one does.
+    """Let a loader process survive one signal, but not a second one; called when it starts.
 
-    A terminal or a batch system signals the whole group, and the step that is being done still needs its images. torch
-    has its own handler of SIGTERM there, set where Python does not see it; here Python's comes back.
+    A terminal or a batch system signals the whole group, and the current step still needs its images. torch installs
+    its own handler of SIGTERM there, which Python does not see; this puts Python's back.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if callable(handler):  # inherited from a StopRequest
@@ -67,7 +67,7 @@ def ignore_first_signal(worker: int) -> None:
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Whether each flag is set on any process; called on all of them."""
+    """Return for each flag whether it is set on any process; called on all of them."""
     if accelerator.num_processes == 1:
         return list(flags)
     counts = torch.tensor(flags, dtype=torch.float32, device=accelerator.device)

@@ -1,4 +1,4 @@
-"""Trackers: a run's numbers in TensorBoard, trackio, Weights & Biases or whatever else accelerate can log with."""
+"""Trackers: a run's numbers in TensorBoard, trackio, Weights & Biases or any other that accelerate supports."""
 
 import sys
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from ...convert.errors import RecipeError
 from ..configs.recipe import Recipe
 
 _PROJECT = "adderkit"
-# Settings that say where files of this machine are; an address may hold a password.
+# Settings that name places on this machine; an address may hold a password.
 _PRIVATE = ("data_dir",)
 
 
 def tracker_names(log_with: str) -> list[str]:
-    """The trackers of a recipe's ``log_with``, each known and installed.
+    """Return the trackers of a recipe's ``log_with``, each known and installed.
 
     Args:
-        log_with: accelerate's names, separated by commas; empty for none.
+        log_with: accelerate's names of trackers, separated by commas; empty for none.
 
     Raises:
         RecipeError: A name is unknown, or its package is not installed.
@@ -41,14 +41,14 @@ def tracker_names(log_with: str) -> list[str]:
 def start_trackers(
     accelerator: Accelerator, recipe: Recipe, folder: Path, arguments: Mapping[str, Any], step: int
 ) -> None:
-    """Begin the logs of a run, or go on with them; on the main process.
+    """Begin the logs of a run, or continue them; on the main process.
 
     Args:
-        accelerator: Made with ``tracker_names`` and a logging folder.
-        recipe: Its settings are logged, but for those that name places.
-        folder: Of the run; its name is the run's.
-        arguments: Of its ``args.yaml``, whose ``id`` tells the run from others of the same name.
-        step: Optimizer steps done; what was logged for later ones before a kill is taken back where that can be.
+        accelerator: Accelerator that was made with ``tracker_names`` and a logging folder.
+        recipe: Settings to log, except those that name places.
+        folder: Folder of the run, whose name is the run's.
+        arguments: Content of its ``args.yaml``, whose ``id`` tells the run from others of the same name.
+        step: Optimizer steps done; logs of later steps from before a kill are removed where the tracker can do that.
     """
     if not accelerator.log_with:
         return
@@ -75,12 +75,12 @@ def end_trackers(accelerator: Accelerator) -> None:
     """End the logs; on the main process."""
     with _standard_output_kept():
         for tracker in accelerator.trackers:
-            # accelerate ends the run behind trackio's back, which ends it once more, and says so, when Python ends.
+            # accelerate ends the run without telling trackio, which would end it again, with a message, at exit.
             end = sys.modules["trackio"].finish if tracker.name == "trackio" else tracker.finish
             end()
     accelerator.trackers.clear()
 
 
 def _standard_output_kept() -> AbstractContextManager[Any]:
-    """Inside, what trackers print goes to standard error: standard output is for results."""
+    """Send what trackers print to standard error: standard output is for results."""
     return redirect_stdout(sys.stderr)

@@ -1,9 +1,9 @@
-"""AdderNet's adaptive local learning rate, where it belongs: between clipping and the optimizer's step.
+"""AdderNet's adaptive local learning rate, applied between clipping and the optimizer's step.
 
 The published code rescales inside autograd's backward. There the gradient no longer scales with the loss (loss scaling
 in fp16 starves the layer), every micro-batch is normalized on its own, and so is every replica. Here the whole,
-final gradient of the step is rescaled once: after the all-reduce, after unscaling, after clipping. Where processes hold
-a part of each weight (FSDP2), the norm is still that of the whole layer.
+final gradient of the step is rescaled once: after the all-reduce, after unscaling, after clipping. With sharded weights
+(FSDP2), the norm is still that of the whole layer.
 """
 
 from collections.abc import Iterable
@@ -23,18 +23,22 @@ class AdaptiveRate:
 
     ``alpha = eta · sqrt(k) / ||grad||₂``, k the number of elements of the whole layer's weight (AdderNet, arXiv
     1912.13200, equations 12 and 13). So the root mean square of the gradient is ``eta``, whatever the loss scale.
-    Works with any ``torch.optim`` or timm optimizer, also behind accelerate's wrapper and a gradient scaler, with DDP
-    and with FSDP2 (``fully_shard``), before or after which it may be made. Not where weights are flattened into one
-    tensor, as by DeepSpeed's ZeRO and the first FSDP: there is no layer left to take the norm of.
+    Works with any ``torch.optim`` or timm optimizer, also inside accelerate's wrapper and with a gradient scaler, with
+    DDP and with FSDP2 (``fully_shard``), and may be made before or after these. It does not work where weights are
+    flattened into one tensor, as by DeepSpeed's ZeRO and the first FSDP: the layers cannot be told apart there.
 
     Example:
+        >>> model = adderkit.convert_(timm.create_model("resnet18"))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        >>> AdaptiveRate(optimizer, model)
+        >>> adderkit.AdaptiveRate(optimizer, model)
+        >>> torch.nn.functional.cross_entropy(model(images), labels).backward()
+        >>> optimizer.step()  # each adder layer's gradient has a root mean square of 0.2
 
     Args:
-        optimizer: The optimizer whose steps are to be preceded.
-        model: The model whose adder layers are meant; or the weights themselves, once they are sharded.
-        eta: 0.2 in the authors' code for ResNets, 0.1 in the paper for LeNet-5.
+        optimizer: Optimizer whose steps use the rescaled gradients.
+        model: Model whose adder layers are rescaled; or their weights themselves, once they are sharded.
+        eta: Root mean square of the rescaled gradient: 0.2 in the authors' code for ResNets, 0.1 in the paper for
+            LeNet-5.
 
     Raises:
         ValueError: ``eta`` is not positive, or there is no adder layer.
@@ -60,7 +64,7 @@ class AdaptiveRate:
         self._handle: RemovableHandle = stepping.register_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was."""
+        """Detach from the optimizer."""
         self._handle.remove()
 
     @torch.no_grad()
@@ -71,9 +75,9 @@ class AdaptiveRate:
             raise AdderkitError(
                 "the optimizer steps on none of the adder layers' weights, expected the weights themselves: give "
                 "AdaptiveRate the model and its optimizer, and train with DDP or FSDP2; DeepSpeed's ZeRO and the first "
-                "FSDP step on flat copies, in which no layer can be told from another"
+                "FSDP step on flat copies, in which layers cannot be told apart"
             )
-        # A fused optimizer divides by the loss scale itself, in the step that is about to come.
+        # A fused optimizer divides by the loss scale itself, in the step that follows.
         pending = getattr(optimizer, "grad_scale", None)
         for weight in weights:
             if weight.grad is not None:
@@ -83,10 +87,10 @@ class AdaptiveRate:
 
 
 def rescale_(grad: Tensor, eta: float) -> None:
-    """Scale a gradient in place to norm ``eta · sqrt(k)``; one of (nearly) zero stays so, as in the authors' code.
+    """Scale a gradient in place to norm ``eta · sqrt(k)``; one that is nearly zero stays so, as in the authors' code.
 
     Args:
-        grad: Of a whole weight; where it is divided among processes, called on all of them.
+        grad: Gradient of a whole weight, k elements; where it is sharded, called on all processes.
         eta: Root mean square afterwards.
     """
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The moving average of the weights in training: what is often evaluated better than the weights themselves."""
+"""The moving average of the weights in training, which often evaluates better than the weights themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ _FILE = "model_ema.safetensors"
 
 
 def make_average(recipe: Recipe, accelerator: Accelerator, model: nn.Module) -> ModelEmaV3 | None:
-    """An average that begins with the model's weights and is part of what the accelerator saves and restores.
+    """Make an average that begins with the model's weights and that the accelerator saves and restores.
 
     Args:
-        recipe: Decay and whether there is an average at all.
-        accelerator: Of the run.
-        model: On its device, without wrappers.
+        recipe: Whether there is an average, and its decay.
+        accelerator: Accelerator of the run.
+        model: The model on its device, without wrappers.
 
     Returns:
-        timm's ``ModelEmaV3``, or ``None``; the same on every process, where their weights are.
+        timm's ``ModelEmaV3``, or ``None`` where the recipe wants none.
     """
     if not recipe.model_ema:
         return None

@@ -1,4 +1,4 @@
-"""Evaluation: top-1, top-5 and loss over a split, across processes, and the BatchNorm statistics made ready for it."""
+"""Evaluation: top-1, top-5 and loss over a split, across processes."""
 
 import dataclasses
 import time
@@ -17,11 +17,11 @@ from ..runs.progress import ProgressBar
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Args:
-        top1: Share of images whose label is the best prediction, in percent; ``top5`` among the best five.
-        top5: See ``top1``.
+        top1: Percentage of images whose label is the best prediction.
+        top5: Percentage of images whose label is among the best five predictions.
         loss: Mean cross-entropy.
         images: Number of images.
         images_per_second: Throughput of the whole loop.
@@ -34,7 +34,7 @@ class Metrics:
     images_per_second: float
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return dataclasses.asdict(self)
 
 
@@ -46,14 +46,14 @@ def evaluate(
     title: str = "evaluating",
     note: Callable[[str], None] | None = None,
 ) -> Metrics:
-    """Measure a model on a loader, both prepared by the accelerator; duplicates that even out processes are dropped.
+    """Evaluate a model on a loader; images that are repeated to even out processes count once.
 
     Args:
-        model: In any mode, which it keeps.
-        loader: Of ``(images, targets)``.
-        accelerator: Of the run.
-        title: Of the progress bar.
-        note: See ``ProgressBar``.
+        model: The model as accelerate prepared it, in any mode, which it keeps.
+        loader: Loader of ``(images, targets)``, as accelerate prepared it.
+        accelerator: Accelerator of the run.
+        title: Title of the progress bar.
+        note: Called with each line of progress.
 
     Returns:
         The same metrics on every process.
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _batch_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    """Number right among the best, among the best five, and the summed loss: ``[3]`` in fp64."""
+    """Return the number of images right in top-1 and in top-5, and the summed loss: ``[3]`` in fp64."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
     loss = F.cross_entropy(logits, targets, reduction="sum")
     return torch.stack([best[:, 0].sum().double(), best.any(1).sum().double(), loss.double()])

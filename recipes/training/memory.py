@@ -1,10 +1,10 @@
-"""An estimate of the memory that training takes on each process, from shapes alone: nothing is allocated or computed.
+"""Estimate the memory that training takes on each process, from shapes alone: nothing is allocated or computed.
 
-The rule: weights, a gradient for each, what the optimizer keeps for each, all in fp32; the moving average and the
-teacher, likewise; what autograd keeps of one batch for the backward pass of the objective, as its own hooks tell on
-tensors without data; and, on top of these, the largest layer's input and output twice over, for gradients under way.
-Not in it: what the framework, CUDA and kernels take for themselves, often 1 GB, a frozen teacher's activations, which
-go as they come, and what the allocator holds back.
+Counted are the weights, a gradient and the optimizer's state for each, all in fp32; the moving average and the teacher;
+what autograd saves of one batch for the backward pass of the objective, found by its own hooks on tensors without data;
+and, on top of these, the largest layer's input and output twice over, for gradients in flight. Not counted are the
+framework's, CUDA's and kernels' own memory, often 1 GB, a frozen teacher's activations, which are freed at once, and
+what the allocator caches.
 """
 
 import copy
@@ -29,11 +29,12 @@ class Memory:
 
     Args:
         weights: Parameters and buffers of the model.
-        gradients: Of its parameters; twice with several processes, which exchange them through buckets.
-        optimizer: What it keeps from step to step.
+        gradients: Gradients of its parameters; twice with several processes, which exchange them through buckets.
+        optimizer: State of the optimizer.
         average: The moving average of the weights.
-        teacher: Weights of the teacher; where it trains too, also their gradients and what the optimizer keeps.
-        activations: What autograd keeps of a batch; where a teacher trains too, of both.
+        teacher: Weights of teacher and learned layers of the losses; for those that train, also gradients and the
+            optimizer's state.
+        activations: Tensors of a batch that autograd saves, also those of a teacher that trains.
         passing: The largest layer's input and output, and their gradients.
     """
 
@@ -47,27 +48,27 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return sum(dataclasses.astuple(self))
 
     def to_dict(self) -> dict[str, int]:
-        """A JSON-ready mapping, in bytes."""
+        """Return a JSON-ready mapping, in bytes."""
         return {**dataclasses.asdict(self), "total": self.total}
 
     def line(self, batch_size: int) -> str:
-        """The same for people, in GB."""
+        """Return the estimate as text, in GB."""
         parts = ", ".join(f"{name} {_gb(value)}" for name, value in dataclasses.asdict(self).items() if value)
-        return f"about {_gb(self.total)} GB a process with {batch_size} images: {parts}"
+        return f"about {_gb(self.total)} GB per process with {batch_size} images: {parts}"
 
 
 def estimate_memory(
     model: nn.Module, objective: Objective, recipe: Recipe, input_size: tuple[int, int, int], processes: int
 ) -> Memory:
-    """Estimate by the rule above.
+    """Estimate the memory of one process.
 
     Args:
-        model: To be trained; it is left as it is.
-        objective: What it is trained for.
+        model: The model to train; it is left as it is.
+        objective: The losses, with the teacher.
         recipe: Batch size, precision, optimizer, moving average.
         input_size: ``(channels, height, width)`` of an image.
         processes: Number of processes.
@@ -90,7 +91,7 @@ def estimate_memory(
 
 
 def _values_kept(recipe: Recipe) -> float:
-    """How many values the optimizer keeps for a weight: found by one step on a small matrix."""
+    """Return the number of values that the optimizer keeps per weight, found by one step on a small matrix."""
     weight = nn.Parameter(torch.ones(16, 16))
     weight.grad = torch.ones_like(weight)
     optimizer: Any = create_optimizer_v2([weight], opt=recipe.opt, lr=1e-3, momentum=recipe.momentum)
@@ -103,7 +104,7 @@ def _values_kept(recipe: Recipe) -> float:
 def _activations(
     model: nn.Module, objective: Objective, shape: tuple[int, ...], precision: torch.dtype | None
 ) -> tuple[int, int]:
-    """Bytes that autograd keeps of a batch besides the weights, and those of the largest layer's input and output."""
+    """Return the bytes that autograd saves of a batch besides the weights, and those of the largest layer's tensors."""
     storages: dict[int, Any] = {}
     largest = 0
 
