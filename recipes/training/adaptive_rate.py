@@ -28,7 +28,8 @@ class AdaptiveRate:
     flattened into one tensor, as by DeepSpeed's ZeRO and the first FSDP: the layers cannot be told apart there.
 
     Example:
-        >>> model = adderkit.convert_(timm.create_model("resnet18"))
+        >>> model = timm.create_model("resnet18")
+        >>> adderkit.convert_(model)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> adderkit.AdaptiveRate(optimizer, model)
         >>> torch.nn.functional.cross_entropy(model(images), labels).backward()
