@@ -1,4 +1,4 @@
-"""From names to things: the model to train, its teacher, and the data, checked against each other before any step."""
+"""Build what a job names: the model to train, its teacher and the data, checked against each other."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -142,7 +142,7 @@ def teacher_of(job: Job) -> str | None:
 
 
 def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
-    """The training or the evaluation split, its classes compared with the model's.
+    """Open the training or evaluation split, and compare its classes with the model's.
 
     Raises:
         DatasetError: The data set is missing, or has other classes than the model.
@@ -155,10 +155,10 @@ def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSour
 
 
 def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) -> None:
-    """Compare the classes of a data set that knows them with the model's.
+    """Refuse a data set that has other classes than the model, where it knows them.
 
     Raises:
-        DatasetError: There are more or fewer.
+        DatasetError: It has more or fewer.
     """
     names, classes = class_names(dataset), getattr(model, "num_classes", None)
     if names is not None and classes is not None and len(names) != classes:
@@ -181,7 +181,7 @@ def check_norms(model: nn.Module) -> None:
         if type(module).__name__.startswith("FrozenBatchNorm"):
             raise RecipeError(
                 f"{path} is a {type(module).__name__}, expected a BatchNorm that can follow: adder weights move far, "
-                "and stored statistics go stale until training diverges; build the model without frozen normalization"
+                "and frozen statistics go stale until training diverges; build the model without frozen normalization"
             )
 
 
