@@ -49,7 +49,8 @@ def test_formula(warmup, skipped, train, weights_after_each_step, monkeypatch):
     count, loss = iter(range(100)), Objective.forward
 
     def poisoned(self, *args):
-        return loss(self, *args) * (math.nan if next(count) == skipped else 1)
+        values = loss(self, *args)
+        return {**values, "loss": values["loss"] * (math.nan if next(count) == skipped else 1)}
 
     monkeypatch.setattr(Objective, "forward", poisoned)
     _, folder = train(batch_size=16, model_ema=True, model_ema_decay=0.6, model_ema_warmup=warmup)
