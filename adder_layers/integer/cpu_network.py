@@ -77,8 +77,10 @@ def _window(step: Step, plan: IntegerPlan) -> Window:
             return POINT._replace(kernel=(source.height, source.width))
         case Rescale():
             return POINT
-        case _:
+        case Adder() | Convolution() | AveragePool() | MaxPool():
             return step.window
+        case _:
+            assert_never(step)
 
 
 def _groups(step: Step, channels: int) -> int:
@@ -87,8 +89,10 @@ def _groups(step: Step, channels: int) -> int:
             return step.groups
         case Linear():
             return 1
-        case _:
+        case Rescale() | AveragePool() | MaxPool():
             return channels
+        case _:
+            assert_never(step)
 
 
 def _factors(step: Step) -> _cpu.StepFactors:
