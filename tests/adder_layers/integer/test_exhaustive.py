@@ -102,3 +102,14 @@ def test_every_match_ends_in_assert_never(path):
             last = ast.unparse(node.cases[-1])
             assert last.startswith("case _:"), f"line {node.lineno}"
             assert "assert_never(" in last, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("function", ["_kind", "_window", "_groups"])
+def test_unknown_steps_are_not_handed_to_cpp(unknown, function):
+    pytest.importorskip("adderkit.adder_layers._cpu")
+    from adderkit.adder_layers.integer import cpu_network
+
+    step, network = unknown
+    arguments = {"_kind": (step,), "_window": (step, network), "_groups": (step, 4)}[function]
+    with pytest.raises(AssertionError, match="unreachable"):
+        getattr(cpu_network, function)(*arguments)
