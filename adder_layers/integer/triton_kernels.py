@@ -53,6 +53,12 @@ def _store_codes(sums, target, residual, kept, factors, offset, width, quant_max
 
 
 @triton.jit
+def _dense_pixel(image, row, column, geometry):
+    """Return the number of pixels before others in a contiguous channels-last input."""
+    return _offset(image, row, column, geometry.height * geometry.width, geometry.width, 1)
+
+
+@triton.jit
 def integer_tiled(
     x_ptr,
     zero_point_ptr,
@@ -65,19 +71,7 @@ def integer_tiled(
     filters,
     filter_tiles,
     groups,
-    height,
-    width,
-    rows,
-    columns,
-    positions,
-    kernel_w,
-    taps,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
+    geometry,
     quant_max,
     RESIDUAL: tl.constexpr,
     INSTRUCTION: tl.constexpr,
@@ -97,22 +91,22 @@ def integer_tiled(
     group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
     x_ptr += group * words
     zero_point_ptr += group * words
-    w_row = w_ptr + group.to(tl.int64) * taps * words * (filter_tiles * FILTERS)
+    w_row = w_ptr + group.to(tl.int64) * geometry.taps * words * (filter_tiles * FILTERS)
     pixel_words = groups * words
     corners = ()
     accs = ()
     for piece in tl.static_range(PIECES):
         place = position + piece * ROWS
-        corners = corners + (_corner(place, positions, rows, columns, stride_h, stride_w),)
+        corners = corners + (_corner(place, geometry),)
         accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.int32),)
-    for tap in range(taps):
-        down = tap // kernel_w * dilation_h - padding_h
-        right = tap % kernel_w * dilation_w - padding_w
+    for tap in range(geometry.taps):
+        down = tap // geometry.kernel_w * geometry.dilation_h - geometry.padding_h
+        right = tap % geometry.kernel_w * geometry.dilation_w - geometry.padding_w
         pixels = ()
         for piece in tl.static_range(PIECES):
             image, row, column = corners[piece]
-            pixel = _offset(image, row + down, column + right, height * width, width, 1) * pixel_words
-            inside = _inside(row + down, column + right, height, width)
+            pixel = _dense_pixel(image, row + down, column + right, geometry) * pixel_words
+            inside = _inside(row + down, column + right, geometry.height, geometry.width)
             pixels = pixels + (tl.where(inside, x_ptr + pixel, zero_point_ptr),)
         for _ in tl.range(0, words, loop_unroll_factor=UNROLL):
             w = tl.load(w_row + filter, mask=True, other=0)  # [OUTER, 1, LANES], padded to whole tiles
@@ -131,7 +125,7 @@ def integer_tiled(
     for piece in tl.static_range(PIECES):
         place = tl.reshape(position + piece * ROWS, [1, ROWS, LANES])
         element = place.to(tl.int64) * all_filters + (group * filters + filter)
-        kept = (place < positions) & (filter < filters)
+        kept = (place < geometry.positions) & (filter < filters)
         _store_codes(
             accs[piece],
             y_ptr + element,
@@ -158,19 +152,7 @@ def integer_direct(
     filters,
     filter_tiles,
     groups,
-    height,
-    width,
-    rows,
-    columns,
-    positions,
-    kernel_w,
-    taps,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
+    geometry,
     quant_max,
     RESIDUAL: tl.constexpr,
     POSITIONS: tl.constexpr,
@@ -185,16 +167,16 @@ def integer_direct(
     position = program // filter_tiles * POSITIONS + tl.arange(0, POSITIONS)
     filter = program % filter_tiles * WIDTH + tl.arange(0, WIDTH)[None, :]
     exists = filter < groups * filters
-    image, row, column = _corner(position, positions, rows, columns, stride_h, stride_w)
+    image, row, column = _corner(position, geometry)
     first_channel = filter // filters * channels
     acc = tl.zeros([POSITIONS, WIDTH], tl.int32)
     w_pointer = w_ptr + filter
-    for tap_row in range(taps // kernel_w):
-        down = tap_row * dilation_h - padding_h
-        for tap_column in range(kernel_w):
-            right = tap_column * dilation_w - padding_w
-            pixel = _offset(image, row + down, column + right, height * width, width, 1) * (groups * channels)
-            inside = _inside(row + down, column + right, height, width)
+    for tap_row in range(geometry.taps // geometry.kernel_w):
+        down = tap_row * geometry.dilation_h - geometry.padding_h
+        for tap_column in range(geometry.kernel_w):
+            right = tap_column * geometry.dilation_w - geometry.padding_w
+            pixel = _dense_pixel(image, row + down, column + right, geometry) * (groups * channels)
+            inside = _inside(row + down, column + right, geometry.height, geometry.width)
             pointer = tl.where(inside, x_ptr + pixel, zero_point_ptr)[:, None] + first_channel
             for _ in range(channels):
                 x = tl.load(pointer, mask=exists, other=0).to(tl.int32)
@@ -203,7 +185,7 @@ def integer_direct(
                 pointer += 1
                 w_pointer += groups * filters
     element = position.to(tl.int64)[:, None] * (groups * filters) + filter
-    kept = (position < positions)[:, None] & exists
+    kept = (position < geometry.positions)[:, None] & exists
     _store_codes(
         acc,
         y_ptr + element,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends.triton.launch import Launch, launch_options
+from ..backends.triton.launch import Launch, geometry_of, launch_options
 from ..backends.triton.tiles import DIRECT_CHANNELS, TILED_WIDTH, Device, choose_tile, width_class
 from .plan import Adder
 
@@ -81,21 +81,20 @@ def plan_adder(
     """
     batch, rows, columns, all_filters = output.shape
     filters, positions = all_filters // step.groups, batch * rows * columns
-    kernel, *steps = step.window
-    sizes = (step.groups, *source.shape[1:3], rows, columns, positions, kernel[1], kernel[0] * kernel[1])
-    geometry = (*sizes, *(value for pair in steps for value in pair), step.requantization.quant_max)
+    geometry = geometry_of((*source.shape[1:3], rows, columns), (rows, columns), positions, step.window)
+    settings = (step.groups, geometry, step.requantization.quant_max)
     tensors = (operands.weight, output, output if residual is None else residual, operands.factors, operands.offset)
     options: dict[str, int | bool] = {"RESIDUAL": residual is not None}
     if _is_thin(step):
         block = DIRECT_CHANNELS
         tiles, programs = -(-all_filters // block.width), -(-positions // block.positions)
-        arguments = (source, operands.zero_point, *tensors, step.weight.shape[3], filters, tiles, *geometry)
+        arguments = (source, operands.zero_point, *tensors, step.weight.shape[3], filters, tiles, *settings)
         options |= {"POSITIONS": block.positions, "WIDTH": block.width, **launch_options(block.warps, where)}
         return Launch(KERNELS, "integer_direct", (tiles * programs,), arguments, options)
     tile = choose_tile("forward", filters, positions, step.groups, where)
     tiles, programs = operands.weight.shape[3] // tile.width, -(-positions // tile.positions)
     pixels = words(source.unflatten(3, (step.groups, -1)))
-    arguments = (pixels, operands.zero_point, *tensors, pixels.shape[4], filters, tiles, *geometry)
+    arguments = (pixels, operands.zero_point, *tensors, pixels.shape[4], filters, tiles, *settings)
     options |= {
         "INSTRUCTION": where.processors > 0 and where.target.startswith("sm_"),
         "OUTER": tile.outer,

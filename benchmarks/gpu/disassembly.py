@@ -145,20 +145,25 @@ def integer_launch_of(layer: Layer, residual: bool, target: str) -> gpu.Launch:
 def compile_launch(launch: gpu.Launch, target: str) -> Any:
     """Compile a launch as Triton would when called: 1 becomes a constant, multiples of 16 are marked."""
     function = launch.function()
-    signature: dict[str, str] = {}
-    attributes = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     names = [parameter.name for parameter in function.params]
-    constants: dict[str, int] = {name: value for name, value in launch.options.items() if name in names}
-    for index, (parameter, value) in enumerate(zip(function.params, launch.arguments, strict=False)):
+    constants: dict[Any, Any] = {name: value for name, value in launch.options.items() if name in names}
+
+    def kind(value: Any, path: tuple[int, ...]) -> Any:
+        """Return the type of an argument, or the types of a named tuple's fields."""
+        if isinstance(value, tuple):
+            return type(value)(*(kind(field, (*path, index)) for index, field in enumerate(value)))
+        if not isinstance(value, torch.Tensor) and value == 1:
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = POINTER_NAMES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif value == 1 and not parameter.do_not_specialize:
-            constants[parameter.name] = value
-        else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(index,)] = [["tt.divisibility", 16]]
+            return POINTER_NAMES[value.dtype]
+        return "i32" if abs(value) < 2**31 else "i64"
+
+    given = enumerate(zip(names, launch.arguments, strict=False))
+    signature = {name: kind(value, (index,)) for index, (name, value) in given}
     ordered = {name: signature.get(name, "constexpr") for name in names}
     options = {name: value for name, value in launch.options.items() if name not in names}
     source = ASTSource(fn=function, signature=ordered, constexprs=constants, attrs=attributes)

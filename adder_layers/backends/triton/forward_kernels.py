@@ -17,11 +17,8 @@ out of bounds.
 
 Names of parameters, in all kernels of the convolution:
 
-- ``height, width``: size of the input; ``rows, columns, positions``: positions of an image along both axes, and of all
-  images together; ``taps``: taps of the kernel, in rows of ``kernel_w``.
-- ``stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w``: the window, in pixels.
-- ``x_n, x_c, x_h, x_w``: strides of ``x`` in elements; ``y``, ``g`` (the output's gradient) and ``r`` (the result)
-  likewise.
+- ``geometry``: sizes, positions and window, ``launch.Geometry``; ``x_strides``, ``y_strides``, ``grad_strides``,
+  ``result_strides``: strides of a tensor in elements, ``launch.Strides``.
 - ``channels, filters``: of one group; ``filter_tiles``, ``channel_tiles``: number of tiles along them.
 - ``OUTER, ROWS, LANES``: shape of the tile; ``PIECES``: pieces of a program; ``UNROLL``: terms per iteration;
   ``POSITIONS, WIDTH``: shape of a direct kernel's tile.
@@ -68,16 +65,23 @@ def _offset(image, row, column, image_stride, row_stride, column_stride):
 
 
 @triton.jit
+def _pixel(image, row, column, strides):
+    """Return the distance in elements from a tensor's first pixel to other pixels, by the tensor's ``Strides``."""
+    return _offset(image, row, column, strides.n, strides.h, strides.w)
+
+
+@triton.jit
 def _inside(row, column, height, width):
     """Return whether pixels are inside the image."""
     return (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
 
 @triton.jit
-def _corner(position, positions, rows, columns, stride_h, stride_w):
+def _corner(position, geometry):
     """Return image, row and column of windows before padding; missing positions are far above the image."""
-    image, row, column = _split(position, rows, columns)
-    return image, tl.where(position < positions, row * stride_h, NOWHERE), column * stride_w
+    image, row, column = _split(position, geometry.rows, geometry.columns)
+    row = tl.where(position < geometry.positions, row * geometry.stride_h, NOWHERE)
+    return image, row, column * geometry.stride_w
 
 
 @triton.jit
@@ -89,26 +93,9 @@ def forward_tiled(
     filters,
     filter_tiles,
     groups,
-    height,
-    width,
-    rows,
-    columns,
-    positions,
-    kernel_w,
-    taps,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    x_n,
-    x_h,
-    x_w,
-    y_n,
-    y_o,
-    y_h,
-    y_w,
+    geometry,
+    x_strides,
+    y_strides,
     X_C: tl.constexpr,
     OUTER: tl.constexpr,
     ROWS: tl.constexpr,
@@ -125,22 +112,22 @@ def forward_tiled(
     FILTERS: tl.constexpr = OUTER * LANES
     group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
     x_ptr += group.to(tl.int64) * channels * X_C
-    w_row = w_ptr + group.to(tl.int64) * taps * channels * (filter_tiles * FILTERS)
+    w_row = w_ptr + group.to(tl.int64) * geometry.taps * channels * (filter_tiles * FILTERS)
     corners = ()
     accs = ()
     for piece in tl.static_range(PIECES):
         place = position + piece * ROWS
-        corners = corners + (_corner(place, positions, rows, columns, stride_h, stride_w),)
+        corners = corners + (_corner(place, geometry),)
         accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.float32),)
-    for tap in range(taps):
-        down = tap // kernel_w * dilation_h - padding_h
-        right = tap % kernel_w * dilation_w - padding_w
+    for tap in range(geometry.taps):
+        down = tap // geometry.kernel_w * geometry.dilation_h - geometry.padding_h
+        right = tap % geometry.kernel_w * geometry.dilation_w - geometry.padding_w
         pixels = ()
         insides = ()
         for piece in tl.static_range(PIECES):
             image, row, column = corners[piece]
-            pixels = pixels + (x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w),)
-            insides = insides + (_inside(row + down, column + right, height, width),)
+            pixels = pixels + (x_ptr + _pixel(image, row + down, column + right, x_strides),)
+            insides = insides + (_inside(row + down, column + right, geometry.height, geometry.width),)
         for _ in tl.range(0, channels, loop_unroll_factor=UNROLL):
             w = tl.load(w_row + filter, mask=True, other=0.0)  # [OUTER, 1, LANES], padded to whole tiles
             sums = ()
@@ -152,12 +139,12 @@ def forward_tiled(
             accs = sums
             pixels = following
             w_row += filter_tiles * FILTERS
-    offset = (group * filters + filter).to(tl.int64) * y_o
+    offset = (group * filters + filter).to(tl.int64) * y_strides.c
     for piece in tl.static_range(PIECES):
         place = position + piece * ROWS
-        image, row, column = _split(place, rows, columns)
-        pixel = tl.reshape(_offset(image, row, column, y_n, y_h, y_w), [1, ROWS, LANES])
-        exists = tl.reshape(place < positions, [1, ROWS, LANES])
+        image, row, column = _split(place, geometry.rows, geometry.columns)
+        pixel = tl.reshape(_pixel(image, row, column, y_strides), [1, ROWS, LANES])
+        exists = tl.reshape(place < geometry.positions, [1, ROWS, LANES])
         result = (-accs[piece]).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + (pixel + offset), result, mask=exists & (filter < filters))
 
@@ -171,27 +158,9 @@ def forward_direct(
     filters,
     all_filters,
     filter_tiles,
-    height,
-    width,
-    rows,
-    columns,
-    positions,
-    kernel_w,
-    taps,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    y_n,
-    y_o,
-    y_h,
-    y_w,
+    geometry,
+    x_strides,
+    y_strides,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -203,23 +172,25 @@ def forward_direct(
     position = program // filter_tiles * POSITIONS + tl.arange(0, POSITIONS)
     filter = program % filter_tiles * WIDTH + tl.arange(0, WIDTH)
     kept = filter < all_filters
-    image, row, column = _corner(position, positions, rows, columns, stride_h, stride_w)
-    first_channel = (filter // filters * channels).to(tl.int64) * x_c
+    image, row, column = _corner(position, geometry)
+    first_channel = (filter // filters * channels).to(tl.int64) * x_strides.c
     acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
-    for tap_row in range(taps // kernel_w):
-        down = tap_row * dilation_h - padding_h
-        for tap_column in range(kernel_w):
-            right = tap_column * dilation_w - padding_w
-            inside = _inside(row + down, column + right, height, width)
-            pixel = x_ptr + _offset(image, row + down, column + right, x_n, x_h, x_w)
+    for tap_row in range(geometry.taps // geometry.kernel_w):
+        down = tap_row * geometry.dilation_h - geometry.padding_h
+        for tap_column in range(geometry.kernel_w):
+            right = tap_column * geometry.dilation_w - geometry.padding_w
+            inside = _inside(row + down, column + right, geometry.height, geometry.width)
+            pixel = x_ptr + _pixel(image, row + down, column + right, x_strides)
             pointer = pixel[:, None] + first_channel[None, :]
-            w_pointer = w_ptr + filter.to(tl.int64) * channels * taps + tap_row * kernel_w + tap_column
+            w_pointer = (
+                w_ptr + filter.to(tl.int64) * channels * geometry.taps + tap_row * geometry.kernel_w + tap_column
+            )
             for _ in range(channels):
                 x = tl.load(pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
                 w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
                 acc += tl.abs(x - w[None, :])
-                pointer += x_c
-                w_pointer += taps
-    image, row, column = _split(position, rows, columns)
-    target = y_ptr + _offset(image, row, column, y_n, y_h, y_w)[:, None] + (filter.to(tl.int64) * y_o)[None, :]
-    tl.store(target, (-acc).to(y_ptr.dtype.element_ty), mask=(position < positions)[:, None] & kept[None, :])
+                pointer += x_strides.c
+                w_pointer += geometry.taps
+    image, row, column = _split(position, geometry.rows, geometry.columns)
+    target = y_ptr + _pixel(image, row, column, y_strides)[:, None] + (filter.to(tl.int64) * y_strides.c)[None, :]
+    tl.store(target, (-acc).to(y_ptr.dtype.element_ty), mask=(position < geometry.positions)[:, None] & kept[None, :])

@@ -10,15 +10,22 @@ Each input pixel gathers the contributions of its windows, so there are no atomi
 import triton
 import triton.language as tl
 
-from .forward_kernels import NOWHERE, _inside, _offset, _split, _tile
+from .forward_kernels import NOWHERE, _inside, _offset, _pixel, _split, _tile
 
 
 @triton.jit
-def _input_pixels(position, positions, rows, columns, phase_h, phase_w, stride_h, stride_w, height, width):
+def _input_pixels(position, geometry, phase_h, phase_w):
     """Return image, row and column of one phase, in units of the stride; missing pixels are far above the image."""
-    image, row, column = _split(position, rows, columns)
-    exists = (position < positions) & (row * stride_h + phase_h < height) & (column * stride_w + phase_w < width)
+    image, row, column = _split(position, geometry.rows, geometry.columns)
+    below, right = row * geometry.stride_h + phase_h, column * geometry.stride_w + phase_w
+    exists = (position < geometry.positions) & (below < geometry.height) & (right < geometry.width)
     return image, tl.where(exists, row, NOWHERE), column
+
+
+@triton.jit
+def _phase_pixel(image, row, column, strides, geometry):
+    """Return ``_pixel`` for rows and columns in units of the stride."""
+    return _offset(image, row, column, strides.n, strides.h * geometry.stride_h, strides.w * geometry.stride_w)
 
 
 @triton.jit
@@ -46,32 +53,10 @@ def input_grad_tiled(
     channel_tiles,
     filters,
     groups,
-    height,
-    width,
-    out_h,
-    out_w,
-    rows,
-    columns,
-    positions,
-    kernel_w,
-    taps,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    g_n,
-    g_h,
-    g_w,
-    r_n,
-    r_c,
-    r_h,
-    r_w,
+    geometry,
+    x_strides,
+    grad_strides,
+    result_strides,
     G_O: tl.constexpr,
     OUTER: tl.constexpr,
     ROWS: tl.constexpr,
@@ -91,39 +76,41 @@ def input_grad_tiled(
     """
     CHANNELS: tl.constexpr = OUTER * LANES
     group, position, channel = _tile(channel_tiles, groups, OUTER, ROWS, LANES, PIECES)
-    phase_h = tl.program_id(1) // stride_w
-    phase_w = tl.program_id(1) % stride_w
+    phase_h = tl.program_id(1) // geometry.stride_w
+    phase_w = tl.program_id(1) % geometry.stride_w
     thread = tl.arange(0, ROWS * LANES)
     first_channel = tl.program_id(0) % channel_tiles * CHANNELS + thread % LANES * OUTER
-    x_ptr += phase_h.to(tl.int64) * x_h + phase_w.to(tl.int64) * x_w + group.to(tl.int64) * channels * x_c
+    x_ptr += (
+        phase_h.to(tl.int64) * x_strides.h
+        + phase_w.to(tl.int64) * x_strides.w
+        + group.to(tl.int64) * channels * x_strides.c
+    )
     grad_ptr += group.to(tl.int64) * filters * G_O
     pixels = ()
     halves = ()
     accs = ()
     totals = ()
     for piece in tl.static_range(PIECES):
-        image, row, column = _input_pixels(
-            position + piece * ROWS, positions, rows, columns, phase_h, phase_w, stride_h, stride_w, height, width
-        )
-        x_pixel = x_ptr + _offset(image, row, column, x_n, x_h * stride_h, x_w * stride_w)
+        image, row, column = _input_pixels(position + piece * ROWS, geometry, phase_h, phase_w)
+        x_pixel = x_ptr + _phase_pixel(image, row, column, x_strides, geometry)
         pixels = pixels + ((image, row, column),)
-        halves = halves + (_half_input(x_pixel, x_c, first_channel, channels, row >= 0, OUTER, ROWS, LANES),)
+        halves = halves + (_half_input(x_pixel, x_strides.c, first_channel, channels, row >= 0, OUTER, ROWS, LANES),)
         accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.float32),)
         totals = totals + (tl.zeros([1, ROWS, LANES], tl.float32),)
     packed = channel_tiles * CHANNELS
-    for tap in range(taps):
-        up = phase_h + padding_h - tap // kernel_w * dilation_h
-        left = phase_w + padding_w - tap % kernel_w * dilation_w
+    for tap in range(geometry.taps):
+        up = phase_h + geometry.padding_h - tap // geometry.kernel_w * geometry.dilation_h
+        left = phase_w + geometry.padding_w - tap % geometry.kernel_w * geometry.dilation_w
         # Exact division: the loop is empty where the stride does not divide, so rounding does not matter.
-        meets = (up % stride_h == 0) & (left % stride_w == 0)
-        up, left = up // stride_h, left // stride_w
+        meets = (up % geometry.stride_h == 0) & (left % geometry.stride_w == 0)
+        up, left = up // geometry.stride_h, left // geometry.stride_w
         slopes = ()
         insides = ()
         for piece in tl.static_range(PIECES):
             image, row, column = pixels[piece]
-            slopes = slopes + (grad_ptr + _offset(image, row + up, column + left, g_n, g_h, g_w),)
-            insides = insides + (_inside(row + up, column + left, out_h, out_w),)
-        w_row = w_ptr + (group.to(tl.int64) * taps + tap) * filters * packed
+            slopes = slopes + (grad_ptr + _pixel(image, row + up, column + left, grad_strides),)
+            insides = insides + (_inside(row + up, column + left, geometry.out_h, geometry.out_w),)
+        w_row = w_ptr + (group.to(tl.int64) * geometry.taps + tap) * filters * packed
         for _ in tl.range(0, tl.where(meets, filters, 0), loop_unroll_factor=UNROLL):
             half_w = tl.load(w_row + channel, mask=True, other=0.0)  # [OUTER, 1, LANES], padded to whole tiles
             sums = ()
@@ -139,11 +126,18 @@ def input_grad_tiled(
             totals = slope_sums
             slopes = following
             w_row += packed
-    result_ptr += phase_h.to(tl.int64) * r_h + phase_w.to(tl.int64) * r_w
-    offset = (group * channels + channel).to(tl.int64) * r_c
+    result_ptr += phase_h.to(tl.int64) * result_strides.h + phase_w.to(tl.int64) * result_strides.w
+    offset = (group * channels + channel).to(tl.int64) * result_strides.c
     for piece in tl.static_range(PIECES):
         image, row, column = pixels[piece]
-        pixel = _offset(image, row, column, r_n, r_h * stride_h, r_w * stride_w)
+        pixel = _offset(
+            image,
+            row,
+            column,
+            result_strides.n,
+            result_strides.h * geometry.stride_h,
+            result_strides.w * geometry.stride_w,
+        )
         # Saturation turns NaN into 0; a NaN of the input is restored here.
         value = tl.where(halves[piece] == halves[piece], 2.0 * accs[piece] - totals[piece], halves[piece])
         mask = tl.reshape(row >= 0, [1, ROWS, LANES]) & (channel < channels)
@@ -160,33 +154,10 @@ def input_grad_direct(
     all_channels,
     channel_tiles,
     filters,
-    height,
-    width,
-    out_h,
-    out_w,
-    rows,
-    columns,
-    positions,
-    kernel_w,
-    taps,
-    stride_h,
-    stride_w,
-    padding_h,
-    padding_w,
-    dilation_h,
-    dilation_w,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    g_n,
-    g_o,
-    g_h,
-    g_w,
-    r_n,
-    r_c,
-    r_h,
-    r_w,
+    geometry,
+    x_strides,
+    grad_strides,
+    result_strides,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -195,39 +166,37 @@ def input_grad_direct(
     ``w`` is ``[O, C / G, taps]`` as in the module; ``all_channels`` counts those of all groups.
     """
     program = tl.program_id(0)
-    phase_h = tl.program_id(1) // stride_w
-    phase_w = tl.program_id(1) % stride_w
+    phase_h = tl.program_id(1) // geometry.stride_w
+    phase_w = tl.program_id(1) % geometry.stride_w
     position = program // channel_tiles * POSITIONS + tl.arange(0, POSITIONS)
     channel = program % channel_tiles * WIDTH + tl.arange(0, WIDTH)
     kept = channel < all_channels
-    image, row, column = _input_pixels(
-        position, positions, rows, columns, phase_h, phase_w, stride_h, stride_w, height, width
-    )
+    image, row, column = _input_pixels(position, geometry, phase_h, phase_w)
     stored = (row >= 0)[:, None] & kept[None, :]
-    x_ptr += phase_h.to(tl.int64) * x_h + phase_w.to(tl.int64) * x_w
-    x_pixel = _offset(image, row, column, x_n, x_h * stride_h, x_w * stride_w)
-    x_pointer = x_ptr + (x_pixel[:, None] + (channel.to(tl.int64) * x_c)[None, :])
+    x_ptr += phase_h.to(tl.int64) * x_strides.h + phase_w.to(tl.int64) * x_strides.w
+    x_pixel = _phase_pixel(image, row, column, x_strides, geometry)
+    x_pointer = x_ptr + (x_pixel[:, None] + (channel.to(tl.int64) * x_strides.c)[None, :])
     x = tl.load(x_pointer, mask=stored, other=0.0).to(tl.float32)
     group = channel // channels
     first_filter = (group * filters).to(tl.int64)
-    first_weight = (first_filter * channels + channel - group * channels) * taps
+    first_weight = (first_filter * channels + channel - group * channels) * geometry.taps
     acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
-    for tap_row in range(taps // kernel_w):
-        up = phase_h + padding_h - tap_row * dilation_h
-        for tap_column in range(tl.where(up % stride_h == 0, kernel_w, 0)):
-            left = phase_w + padding_w - tap_column * dilation_w
-            g_row, g_column = row + up // stride_h, column + left // stride_w
-            inside = _inside(g_row, g_column, out_h, out_w)
-            g_pixel = _offset(image, g_row, g_column, g_n, g_h, g_w)
-            g_pointer = grad_ptr + (g_pixel[:, None] + (first_filter * g_o)[None, :])
-            w_pointer = w_ptr + first_weight + tap_row * kernel_w + tap_column
-            for _ in range(tl.where(left % stride_w == 0, filters, 0)):
+    for tap_row in range(geometry.taps // geometry.kernel_w):
+        up = phase_h + geometry.padding_h - tap_row * geometry.dilation_h
+        for tap_column in range(tl.where(up % geometry.stride_h == 0, geometry.kernel_w, 0)):
+            left = phase_w + geometry.padding_w - tap_column * geometry.dilation_w
+            g_row, g_column = row + up // geometry.stride_h, column + left // geometry.stride_w
+            inside = _inside(g_row, g_column, geometry.out_h, geometry.out_w)
+            g_pixel = _pixel(image, g_row, g_column, grad_strides)
+            g_pointer = grad_ptr + (g_pixel[:, None] + (first_filter * grad_strides.c)[None, :])
+            w_pointer = w_ptr + first_weight + tap_row * geometry.kernel_w + tap_column
+            for _ in range(tl.where(left % geometry.stride_w == 0, filters, 0)):
                 slope = tl.load(g_pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
                 w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
                 acc += slope * tl.clamp(w[None, :] - x, -1.0, 1.0)
-                g_pointer += g_o
-                w_pointer += channels * taps
-    result_ptr += phase_h.to(tl.int64) * r_h + phase_w.to(tl.int64) * r_w
-    pixel = _offset(image, row, column, r_n, r_h * stride_h, r_w * stride_w)
-    target = result_ptr + (pixel[:, None] + (channel.to(tl.int64) * r_c)[None, :])
+                g_pointer += grad_strides.c
+                w_pointer += channels * geometry.taps
+    result_ptr += phase_h.to(tl.int64) * result_strides.h + phase_w.to(tl.int64) * result_strides.w
+    pixel = _phase_pixel(image, row, column, result_strides, geometry)
+    target = result_ptr + (pixel[:, None] + (channel.to(tl.int64) * result_strides.c)[None, :])
     tl.store(target, tl.where(x == x, acc, x), mask=stored)

@@ -5,6 +5,7 @@ Triton is imported at the first launch, so that the package works where it is no
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -24,6 +25,48 @@ FORWARD, INPUT_GRAD = f"{__package__}.forward_kernels", f"{__package__}.input_gr
 def available() -> bool:
     """Return whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
+
+
+class Geometry(NamedTuple):
+    """Sizes, positions and window of a convolution, as its kernels take them.
+
+    Args:
+        height: Rows of the input.
+        width: Columns of the input.
+        out_h: Rows of the output.
+        out_w: Columns of the output.
+        rows: Positions of an image along its height: outputs, or inputs of one phase for the input gradient.
+        columns: Positions of an image along its width.
+        positions: Positions of all images.
+        kernel_w: Taps in a row of the kernel.
+        taps: Taps of the kernel.
+        stride_h: Stride of the window; the fields that follow are its other settings, in pixels.
+    """
+
+    height: int
+    width: int
+    out_h: int
+    out_w: int
+    rows: int
+    columns: int
+    positions: int
+    kernel_w: int
+    taps: int
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int
+    dilation_w: int
+
+
+class Strides(NamedTuple):
+    """Strides of a ``[N, C, H, W]`` tensor in elements."""
+
+    n: int
+    c: int
+    h: int
+    w: int
 
 
 class Launch(NamedTuple):
@@ -110,18 +153,16 @@ def plan_forward(
     batch, all_filters, rows, columns = output.shape
     channels, filters = weight.shape[1], all_filters // groups
     positions = batch * rows * columns
-    geometry = (*input.shape[2:], rows, columns, positions, *_steps(weight, window))
-    x_n, x_c, x_h, x_w = input.stride()
+    geometry = geometry_of((*input.shape[2:], rows, columns), (rows, columns), positions, window)
+    strides = (Strides(*input.stride()), Strides(*output.stride()))
     if filters < TILED_WIDTH:
         tiles, grid, options = _direct(output, positions, where)
-        sizes = (channels, filters, all_filters, tiles)
-        strides = (x_n, x_c, x_h, x_w, *output.stride())
-        arguments = (input, weight.contiguous(), output, *sizes, *geometry, *strides)
+        arguments = (input, weight.contiguous(), output, channels, filters, all_filters, tiles, geometry, *strides)
         return Launch(FORWARD, "forward_direct", (grid,), arguments, options)
     tile = tile or choose_tile("forward", filters, positions, groups, where)
     packed, tiles, grid, options = _tiled(tile, weight, (0, 3, 2, 1), positions, groups, where)
-    arguments = (input, packed, output, channels, filters, tiles, groups, *geometry, x_n, x_h, x_w, *output.stride())
-    return Launch(FORWARD, "forward_tiled", (grid,), arguments, {"X_C": x_c, **options})
+    arguments = (input, packed, output, channels, filters, tiles, groups, geometry, *strides)
+    return Launch(FORWARD, "forward_tiled", (grid,), arguments, {"X_C": input.stride(1), **options})
 
 
 def plan_input_grad(
@@ -141,24 +182,33 @@ def plan_input_grad(
     # Rows and columns of the largest phase; the kernel skips pixels that a smaller one lacks.
     rows, columns = -(-height // window.stride[0]), -(-width // window.stride[1])
     positions = batch * rows * columns
-    geometry = (height, width, *grad.shape[2:], rows, columns, positions, *_steps(weight, window))
-    g_n, g_o, g_h, g_w = grad.stride()
+    geometry = geometry_of((height, width, *grad.shape[2:]), (rows, columns), positions, window)
+    strides = (Strides(*input.stride()), Strides(*grad.stride()), Strides(*result.stride()))
     if channels < TILED_WIDTH:
         tiles, grid, options = _direct(result, positions, where)
         sizes = (channels, all_channels, tiles, filters)
-        strides = (*input.stride(), g_n, g_o, g_h, g_w, *result.stride())
-        arguments = (grad, input, weight.contiguous(), result, *sizes, *geometry, *strides)
+        arguments = (grad, input, weight.contiguous(), result, *sizes, geometry, *strides)
         return Launch(INPUT_GRAD, "input_grad_direct", (grid, phases), arguments, options)
     tile = tile or choose_tile("input_grad", channels, positions, groups * phases, where)
     packed, tiles, grid, options = _tiled(tile, weight, (0, 3, 1, 2), positions, groups, where)
     packed.add_(1).mul_(0.5)
-    strides = (*input.stride(), g_n, g_h, g_w, *result.stride())
-    arguments = (grad, input, packed, result, channels, tiles, filters, groups, *geometry, *strides)
-    return Launch(INPUT_GRAD, "input_grad_tiled", (grid, phases), arguments, {"G_O": g_o, **options})
+    arguments = (grad, input, packed, result, channels, tiles, filters, groups, geometry, *strides)
+    return Launch(INPUT_GRAD, "input_grad_tiled", (grid, phases), arguments, {"G_O": grad.stride(1), **options})
 
 
-def _steps(weight: Tensor, window: Window) -> tuple[int, ...]:
-    return weight.shape[3], weight.shape[2] * weight.shape[3], *window.stride, *window.padding, *window.dilation
+def geometry_of(sizes: Sequence[int], positions: tuple[int, int], all_positions: int, window: Window) -> Geometry:
+    """Return the geometry that kernels take.
+
+    Args:
+        sizes: Height and width of the input, height and width of the output.
+        positions: Positions of an image along both axes.
+        all_positions: Positions of all images.
+        window: The sliding window.
+    """
+    height, width, out_h, out_w = sizes
+    kernel_h, kernel_w = window.kernel
+    settings = (*window.stride, *window.padding, *window.dilation)
+    return Geometry(height, width, out_h, out_w, *positions, all_positions, kernel_w, kernel_h * kernel_w, *settings)
 
 
 def _direct(written: Tensor, positions: int, where: Device) -> tuple[int, int, dict[str, int | bool]]:
