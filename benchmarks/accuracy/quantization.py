@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 import adderkit
 from adderkit.convert.files import read_json_object, write_json
 from adderkit.convert.quantization.fake_quantize import FakeQuantized
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, unlabeled_images
+from adderkit.recipes.data.datasets import DataConfig
+from adderkit.recipes.data.loaders import evaluation_transform, unlabeled_images
 from adderkit.recipes.data.small import SMALL_DATASETS
 
 from .fashion_mnist import hardware, versions

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: training on blends of two images, and of their labels."""
+"""Mixup and CutMix: training on blends of two images and of their labels."""
 
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -9,17 +9,17 @@ from .datasets import ImageSource
 
 
 class Mixing:
-    """timm's mixup and cutmix, as a recipe says; random by NumPy's generator.
+    """timm's mixup and CutMix configured by a recipe, drawing random numbers from NumPy's global generator.
 
-    Smoothing stays with the loss: smoothing a blend of labels is blending smoothed labels.
+    Label smoothing is left to the loss: smoothing a blend of labels equals blending smoothed labels.
 
     Args:
-        recipe: The settings, and the epoch to end with.
-        model: Tells the number of classes.
-        images: The training images.
+        recipe: Mixing settings, including the epoch at which mixing ends.
+        model: Model in training; gives the number of classes.
+        images: Training images.
 
     Raises:
-        RecipeError: The data set is one batch with an odd number of images: one would have no partner.
+        RecipeError: The data set is a single batch with an odd number of images, so that one would have no partner.
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module, images: ImageSource) -> None:
@@ -43,15 +43,16 @@ class Mixing:
         )
 
     def __call__(self, epoch: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch mixed, in place.
+        """Mix a batch in place.
 
         Args:
-            epoch: From 0.
-            images: ``[N, C, H, W]``, N even.
-            targets: Labels ``[N]``.
+            epoch: Current epoch, counted from 0.
+            images: Images ``[N, C, H, W]``, N even.
+            targets: Class indices ``[N]``.
 
         Returns:
-            The images and the share of each class ``[N, classes]``; both as they came where nothing is to be mixed.
+            The images and the class proportions ``[N, classes]``; images and class indices unchanged if this epoch
+            or recipe does not mix.
         """
         if self._mixup is None or epoch >= self.end:
             return images, targets

@@ -1,13 +1,13 @@
-"""Randomness that follows from where a run is, not from what it did before, so that a resumed run goes on exactly.
+"""Randomness derived from the position in a run, not from earlier random draws, so that a run resumes exactly.
 
-Every image's augmentation follows from (seed, epoch, image), every batch's dropout from (seed, epoch, batch, process),
-and the order of images from (seed, epoch). Neither the number of loader processes nor a stop changes any of them, and
-two processes draw the augmentations that one would.
+An image's augmentation follows from (seed, epoch, image), a batch's dropout from (seed, epoch, batch, process), and the
+order of images from (seed, epoch). Neither the number of loader processes nor an interruption changes any of them, and
+two processes draw the same augmentations as one.
 """
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 
 def seed_everything(*key: int) -> None:
-    """Seed Python, NumPy and torch, all its devices, from a few whole numbers such as (seed, epoch, batch, process)."""
+    """Seed Python, NumPy and torch (all devices) from a few integers such as (seed, epoch, batch, process)."""
     torch.manual_seed(_seed_cpu(*key))
 
 
 def _seed_cpu(*key: int) -> int:
-    # SeedSequence spreads neighboring keys far apart; the generators' own seeding would not.
+    # SeedSequence maps neighboring keys to unrelated seeds; the generators' own seeding does not.
     words = np.random.SeedSequence(key).generate_state(3, np.uint32).tolist()
     random.seed(words[0])
     np.random.seed(words[1])
@@ -31,11 +31,11 @@ def _seed_cpu(*key: int) -> int:
 
 
 class EpochImages(Dataset[Any]):
-    """A data set whose image number i looks the same in epoch e of every run with the same seed.
+    """A data set whose augmentation of image i in epoch e is the same in every run with the same seed.
 
     Args:
-        dataset: Holds ``(image, class index)``; its transform may be random.
-        seed: Of the run.
+        dataset: Data set of ``(image, class index)`` with a random transform.
+        seed: Seed of the run.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -44,7 +44,7 @@ class EpochImages(Dataset[Any]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Look as in that epoch; before loader processes start."""
+        """Set the epoch; to be called before loader processes start."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -59,27 +59,28 @@ class EpochImages(Dataset[Any]):
 class EpochStream(IterableDataset[Any]):
     """A streamed data set that is the same in epoch e of every run with the same seed, processes and workers.
 
-    Every epoch is read by a reader of its own, since timm's goes on shuffling from where the last epoch left it.
+    Each epoch is read with a copy of timm's reader, whose shuffling would otherwise continue from the previous epoch.
 
     Args:
-        dataset: timm's ``IterableImageDataset``; its reader deals shards out among processes and loader workers, and
-            its transform may be random.
-        seed: Of the run.
+        dataset: timm's ``IterableImageDataset``, whose reader distributes shards among processes and loader workers.
+        transform: Function applied to each image; may be random.
+        seed: Seed of the run.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, transform: Callable[[Any], Any], seed: int) -> None:
         self.dataset = dataset
+        self.transform = transform
         self.seed = seed
         self.epoch = 0
 
     @property
     def images(self) -> int:
-        """Of all processes together, each counted once."""
+        """Number of images in the split, for all processes together."""
         count: int = self.dataset.reader.num_samples
         return count
 
     def set_epoch(self, epoch: int) -> None:
-        """Read as in that epoch; before loader processes start."""
+        """Set the epoch; to be called before loader processes start."""
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
 
@@ -90,20 +91,20 @@ class EpochStream(IterableDataset[Any]):
         worker = get_worker_info()
         reader = copy.copy(self.dataset.reader)
         key = (self.seed, self.epoch, reader.dist_rank, worker.id if worker else 0)
-        reader.worker_seed = random.Random(str(key)).getrandbits(32)  # workers have one of torch's instead
+        reader.worker_seed = random.Random(str(key)).getrandbits(32)  # loader workers use torch's worker seed
         for index, (image, target) in enumerate(reader):
             _seed_cpu(*key, index)
-            yield self.dataset.transform(image), target
+            yield self.transform(image), target
 
 
 class EpochOrder(Sampler[int]):
-    """A random order that follows from (seed, epoch).
+    """A random order of images that follows from (seed, epoch).
 
-    accelerate's ``SeedableRandomSampler`` does the same, but is saved with the whole list of images at every save.
+    accelerate's ``SeedableRandomSampler`` does the same, but every checkpoint would contain its whole list of images.
 
     Args:
         length: Number of images.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -112,7 +113,7 @@ class EpochOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of that epoch; accelerate's loader calls it."""
+        """Set the epoch; accelerate's loader calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:

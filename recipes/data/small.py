@@ -1,4 +1,4 @@
-"""Two real data sets that need no download by us: scikit-learn's digits, and Fashion-MNIST's IDX files."""
+"""Built-in data sets: scikit-learn's digits, and Fashion-MNIST read from its IDX files."""
 
 import dataclasses
 import gzip
@@ -19,7 +19,14 @@ _LIMIT = 1 << 30  # bytes of one unpacked IDX file; Fashion-MNIST's largest has 
 
 
 class ImageArray:
-    """Gray images in memory: ``images`` ``[N, H, W]`` uint8, ``targets`` ``[N]`` class indices; read as L or RGB."""
+    """Grayscale images in memory.
+
+    Args:
+        images: Pixels ``[N, H, W]``, uint8.
+        targets: Class indices ``[N]``.
+        classes: Class names in order of class index.
+        mode: PIL mode that images are converted to, ``L`` or ``RGB``.
+    """
 
     def __init__(
         self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], classes: list[str], mode: str = "L"
@@ -28,26 +35,24 @@ class ImageArray:
         self.images = images
         self.targets = targets
         self.classes = classes
-        self.transform: Callable[[Any], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.fromarray(self.images[index]).convert(self.mode)
-        return (image if self.transform is None else self.transform(image)), int(self.targets[index])
+        return Image.fromarray(self.images[index]).convert(self.mode), int(self.targets[index])
 
 
 @dataclasses.dataclass(frozen=True)
 class SmallDataset:
-    """A data set whose facts are known: for a fresh model they set channels, classes, image size and normalization.
+    """A data set with known properties, from which a new model takes channels, classes, image size and normalization.
 
     Args:
-        read: Reads ``(images, targets)`` of a split from a data directory.
-        classes: Names in order of their index.
+        read: Function of a data folder and a split that returns ``(images, targets)``.
+        classes: Class names in order of class index.
         input_size: ``(channels, height, width)``.
-        mean: Of pixels between 0 and 1 over the training split; ``std`` likewise.
-        std: See ``mean``.
+        mean: Mean of each channel over the training split, for pixel values between 0 and 1.
+        std: Standard deviation of each channel over the training split, for pixel values between 0 and 1.
     """
 
     read: Callable[[str | None, str], tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
@@ -57,10 +62,10 @@ class SmallDataset:
     std: tuple[float, ...]
 
     def open(self, data_dir: str | None, split: str, in_chans: int = 1) -> ImageArray:
-        """Read a split: ``train``, or ``validation`` (also called ``val`` and ``test``); 3 channels means RGB.
+        """Read a split: ``train``, or ``validation`` (alias ``val`` and ``test``); images are RGB for 3 channels.
 
         Raises:
-            DatasetError: The split is unknown or files are missing or damaged.
+            DatasetError: The split is unknown, or files are missing or damaged.
         """
         known = {"train": "train", "validation": "validation", "val": "validation", "test": "validation"}
         if split not in known:
@@ -69,11 +74,11 @@ class SmallDataset:
 
 
 def _read_digits(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """1,797 handwritten digits of 8x8 pixels (UCI, as shipped by scikit-learn); every fifth is for validation."""
+    """Read 1,797 handwritten digits of 8x8 pixels (UCI, shipped with scikit-learn); every fifth is for validation."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DatasetError("data set 'digits' comes with scikit-learn: pip install 'adderkit[demo]'") from error
+        raise DatasetError("data set 'digits' needs the package scikit-learn: pip install 'adderkit[demo]'") from error
     digits = load_digits()
     held_out = np.arange(len(digits.target)) % 5 == 0
     chosen = held_out if split == "validation" else ~held_out
@@ -82,32 +87,34 @@ def _read_digits(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8
 
 
 def _read_fashion_mnist(data_dir: str | None, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """60,000 and 10,000 pictures of clothing of 28x28 pixels (Xiao et al., arXiv 1708.07747)."""
+    """Read 60,000 training or 10,000 validation images of clothing, 28x28 pixels (Xiao et al., arXiv 1708.07747)."""
     folder = Path(data_dir) if data_dir else DEBIAN_FASHION_MNIST
     prefix = "train" if split == "train" else "t10k"
     images, targets = (_read_idx(folder, prefix, rank) for rank in (3, 1))
     if len(images) != len(targets):
-        raise DatasetError(f"{folder} has {len(images)} {prefix} images and {len(targets)} labels: get the files again")
+        raise DatasetError(
+            f"{folder} has {len(images)} {prefix} images but {len(targets)} labels; download the files again"
+        )
     if len(targets) and targets.max() > 9:
-        raise DatasetError(f"{folder} has a {prefix} label {targets.max()}, expected 0 to 9: not Fashion-MNIST")
+        raise DatasetError(f"{folder} has a {prefix} label {targets.max()}, expected 0 to 9 for Fashion-MNIST")
     return images, targets.astype(np.int64)
 
 
 def _read_idx(folder: Path, prefix: str, rank: int) -> npt.NDArray[np.uint8]:
-    """A ubyte IDX file: magic ``00 00 08 rank``, big-endian sizes, then the data; gzip-packed or not."""
+    """Read a ubyte IDX file, optionally gzipped: magic ``00 00 08 rank``, big-endian sizes, then the data."""
     what, suffix = _IDX_TYPES[rank]
     name = f"{prefix}-{suffix}"
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
         raise DatasetError(
-            f"no {what} {name}[.gz] in {folder}; get Fashion-MNIST with 'apt-get install dataset-fashion-mnist' "
-            "(then no --data-dir is needed), or give the folder of its four IDX files with --data-dir"
+            f"no {what} file {name}[.gz] in {folder}; get Fashion-MNIST with 'apt-get install dataset-fashion-mnist' "
+            "(which makes --data-dir unnecessary), or name the folder with its four IDX files with --data-dir"
         )
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read(_LIMIT + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} is damaged: {error}; get it again") from error
+        raise DatasetError(f"{path} is damaged: {error}; download it again") from error
     header = 4 + 4 * rank
     if len(data) > _LIMIT or len(data) < header or data[:4] != bytes((0, 0, 8, rank)):
         raise DatasetError(f"{path} is not an IDX file of {what}: expected it to begin with 00 00 08 0{rank}")
@@ -116,11 +123,13 @@ def _read_idx(folder: Path, prefix: str, rank: int) -> npt.NDArray[np.uint8]:
     for length in shape:
         size *= length
     if len(data) != header + size:
-        raise DatasetError(f"{path} has {len(data)} bytes, expected {header + size} for shape {shape}: get it again")
+        raise DatasetError(
+            f"{path} has {len(data)} bytes, expected {header + size} for shape {shape}; download it again"
+        )
     try:
         return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-    except ValueError as error:  # no image at all, of a size beyond what an array may have
-        raise DatasetError(f"{path} has shape {shape}, which no array can have: get it again") from error
+    except ValueError as error:  # zero images, with a height and width beyond what an array may have
+        raise DatasetError(f"{path} has shape {shape}, which no array can have; download it again") from error
 
 
 SMALL_DATASETS = {

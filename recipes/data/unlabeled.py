@@ -29,7 +29,7 @@ class UnlabeledImages:
         Raises:
             DatasetError: The data set cannot be opened.
         """
-        from .datasets import unlabeled_images
+        from .loaders import unlabeled_images
 
         return unlabeled_images(self.dataset, self.data_dir, model, self.count, seed=seed)
 

@@ -4,7 +4,7 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset
 from ...convert.errors import AdderkitError
 from ...convert.graph.modes import eval_mode
 from ..configs.recipe import Recipe
-from ..data.datasets import DataConfig, ImageSource, Transform, class_names, evaluation_transform, make_loader, subset
+from ..data.datasets import DataConfig, ImageSource, class_names, subset
+from ..data.loaders import evaluation_transform, make_loader
 from ..training.models import Job, build_teacher, open_split, teacher_of
 
 _COMPARED = 256  # images that both models see
@@ -125,7 +126,7 @@ def _batches(dataset: ImageSource, model: nn.Module) -> Iterator[tuple[Tensor, S
     def both(image: Any) -> tuple[Tensor, bytes]:
         return prepare(image), _picture(image)
 
-    loader = make_loader(dataset, cast(Transform, both), 32, 0, training=False)
+    loader = make_loader(dataset, both, 32, 0, training=False)
     for (images, pictures), targets in islice(loader, _COMPARED // 32):
         yield images, pictures, targets.tolist()
 

@@ -23,7 +23,7 @@ class StopRequest:
     A second Ctrl-C stops at once, without saving; but not with several processes, where the launcher passes on the
     signal that the terminal has already sent to all of them.
 
-    Loader processes inherit the handlers; ``ignore_first_signal`` makes them work there.
+    Loader processes inherit the handlers; ``data.workers.ignore_first_signal`` makes them work there.
 
     Args:
         accelerator: Accelerator of the run, whose processes agree on when to stop.
@@ -53,17 +53,6 @@ class StopRequest:
         if not self.requested and not loader and self.accelerator.is_main_process:
             print("stopping after this step; progress will be saved", file=sys.stderr, flush=True)
         self.requested = True
-
-
-def ignore_first_signal(worker: int) -> None:
-    """Let a loader process survive one signal, but not a second one; called when it starts.
-
-    A terminal or a batch system signals the whole group, and the current step still needs its images. torch installs
-    its own handler of SIGTERM there, which Python does not see; this puts Python's back.
-    """
-    handler = signal.getsignal(signal.SIGTERM)
-    if callable(handler):  # inherited from a StopRequest
-        signal.signal(signal.SIGTERM, handler)
 
 
 def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:

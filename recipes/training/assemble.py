@@ -18,8 +18,9 @@ from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import DatasetError, RecipeError
 from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
-from ..data.datasets import ImageSource, class_names, loader_workers
+from ..data.datasets import ImageSource, class_names
 from ..data.mixing import Mixing
+from ..data.workers import loader_workers
 from ..distributed.sync_batchnorm import synchronize_batchnorm_
 from ..objectives.objective import Objective
 from ..objectives.terms import teacher_need

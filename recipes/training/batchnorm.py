@@ -8,7 +8,8 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from ...convert.calibration.batchnorm import batch_norms, reestimate_batchnorm_
-from ..data.datasets import DataConfig, plain_batches
+from ..data.datasets import DataConfig
+from ..data.loaders import plain_batches
 from ..distributed.sync_batchnorm import each_process_alone
 from .prepare import Run
 

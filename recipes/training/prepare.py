@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import RecipeError
 from ..configs.recipe import Recipe
-from ..data.datasets import DataConfig, ImageSource, evaluation_transform, make_loader, training_transform
+from ..data.datasets import DataConfig, ImageSource
+from ..data.loaders import evaluation_transform, make_loader, training_transform
 from ..data.mixing import Mixing
 from ..distributed.sharding import check_sharding, refuse_second_model
 from ..runs.plan import RunPlan
@@ -116,10 +117,12 @@ def prepare(assembly: Assembly, accelerator: Accelerator) -> Run:
     assert assembly.mixing is not None
     refuse_second_model(accelerator, recipe, "model_ema", *(term.switch for term in objective.trained_terms))
     data = DataConfig.of(assembly.model)
-    # A data set of its own: its transform is not the training one.
     norm_images = None
     if recipe.bn_images and is_converted(assembly.model):
-        norm_images = open_split(recipe, assembly.model, training=True)
+        # A streamed data set's reader holds the epoch and this process's shards, so a second pass needs its own.
+        train_set = assembly.data.splits[0]
+        streamed = isinstance(train_set, IterableDataset)
+        norm_images = open_split(recipe, assembly.model, training=True) if streamed else train_set
     objective.to(accelerator.device)
     if recipe.channels_last:
         for each in (assembly.model, objective):

@@ -8,7 +8,7 @@ from ...convert.quantization.config import QuantizeConfig
 from ...convert.quantization.fake_quantize import FakeQuantized
 from ...convert.quantization.quantize import prepare_
 from ..configs.recipe import Recipe
-from ..data.datasets import unlabeled_images
+from ..data.loaders import unlabeled_images
 
 _IMAGES = 256
 

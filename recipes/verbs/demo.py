@@ -60,7 +60,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
     from ...convert.conversion.rewrite import convert_
     from ...convert.model_source import ModelSource
     from ..configs.files import load_recipe
-    from ..data.datasets import unlabeled_images
+    from ..data.loaders import unlabeled_images
     from ..runs.folder import RunFolder
     from ..runs.progress import calibration_progress
     from ..training.models import Job

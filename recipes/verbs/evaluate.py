@@ -101,7 +101,8 @@ def evaluate_split(model: "nn.Module", recipe: Recipe) -> "Metrics":
     """
     from accelerate import Accelerator
 
-    from ..data.datasets import DataConfig, evaluation_transform, make_loader
+    from ..data.datasets import DataConfig
+    from ..data.loaders import evaluation_transform, make_loader
     from ..training.evaluate import evaluate
     from ..training.models import open_split
 

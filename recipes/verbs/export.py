@@ -240,7 +240,8 @@ def recorded_images(
 
     from ...adder_layers.integer.reference import quantize
     from ..configs.recipe import Recipe
-    from ..data.datasets import DataConfig, evaluation_transform, make_loader, subset
+    from ..data.datasets import DataConfig, subset
+    from ..data.loaders import evaluation_transform, make_loader
     from ..training.models import open_split
 
     image = plan.activations[0]

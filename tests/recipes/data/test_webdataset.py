@@ -12,7 +12,8 @@ from PIL import Image
 from adderkit.convert.errors import DatasetError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data import datasets as data
-from adderkit.recipes.data.datasets import make_loader, open_dataset
+from adderkit.recipes.data.datasets import open_dataset
+from adderkit.recipes.data.loaders import make_loader
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job

@@ -14,7 +14,8 @@ import adderkit
 from adderkit.convert.errors import ModelSourceError, RecipeError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
+from adderkit.recipes.data.datasets import DataConfig, open_dataset, subset
+from adderkit.recipes.data.loaders import Transformed, evaluation_transform
 from adderkit.recipes.objectives.kernels import gaussian_kernel, laplacian_kernel, stage_ends
 from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.objectives.teacher import DistillationTeacher
@@ -123,8 +124,8 @@ def test_the_teacher_steps_at_its_own_rate_unclipped(adder_folder, cnn_folder, t
     changes = {"momentum": 0.0, "weight_decay": 0.0, "teacher_lr": 0.05, "clip_grad": 1e-9, "eta": 0.0}
     _, folder = train("pkkd", job=Job(ModelSource(str(adder_folder))), batch_size=64, **{**FINE, **changes})
     teacher = adderkit.load(cnn_folder).train()
-    dataset = subset(open_dataset("digits", None, "train", 1), 64, seed=0)
-    dataset.transform = evaluation_transform(DataConfig.of(teacher))
+    images = subset(open_dataset("digits", None, "train", 1), 64, seed=0)
+    dataset = Transformed(images, evaluation_transform(DataConfig.of(teacher)))
     images, targets = (list(part) for part in zip(*[dataset[index] for index in range(len(dataset))], strict=True))
     F.cross_entropy(teacher(torch.stack(images)), torch.tensor(targets)).backward()
     state = progress(folder)

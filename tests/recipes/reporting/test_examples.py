@@ -12,7 +12,8 @@ import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import DatasetError, ModelSourceError
 from adderkit.convert.model_source import ModelSource
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset, unlabeled_images
+from adderkit.recipes.data.datasets import DataConfig, open_dataset, subset
+from adderkit.recipes.data.loaders import Transformed, evaluation_transform, unlabeled_images
 from adderkit.recipes.reporting.examples import find_examples
 from adderkit.recipes.training.models import Job
 
@@ -46,8 +47,8 @@ def expected(folders):
     models = [adderkit.load(folder) for folder in folders]
     images = subset(open_dataset("digits", None, "validation", 1), 256, 0)
     raw = [images[index] for index in range(256)]
-    images.transform = evaluation_transform(DataConfig.of(models[0]))
-    batch = torch.stack([images[index][0] for index in range(256)])
+    prepared = Transformed(images, evaluation_transform(DataConfig.of(models[0])))
+    batch = torch.stack([prepared[index][0] for index in range(256)])
     with torch.no_grad():
         return raw, [model(batch).softmax(1) for model in models]
 

@@ -7,7 +7,8 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.model_source import ModelSource
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, subset
+from adderkit.recipes.data.datasets import DataConfig, open_dataset, subset
+from adderkit.recipes.data.loaders import Transformed, evaluation_transform
 from adderkit.recipes.objectives.logits import distillation_loss
 from adderkit.recipes.objectives.teacher import FrozenTeacher
 from adderkit.recipes.training import prepare
@@ -32,8 +33,8 @@ def test_weights_whose_gradient_is_rescaled_do_not_count(eta, adder_folder, cnn_
     _, folder = train("distill", job=Job(ModelSource(str(adder_folder))), batch_size=64, **settings)
 
     model, teacher = adderkit.load(adder_folder), adderkit.load(cnn_folder)
-    dataset = subset(open_dataset("digits", None, "train", 1), 64, seed=0)
-    dataset.transform = evaluation_transform(DataConfig.of(model))
+    images = subset(open_dataset("digits", None, "train", 1), 64, seed=0)
+    dataset = Transformed(images, evaluation_transform(DataConfig.of(model)))
     images = torch.stack([dataset[index][0] for index in range(64)])
     adders = [layer.weight for layer in adder_layers(model).values()]
     for layer in adder_layers(model).values():

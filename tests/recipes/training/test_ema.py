@@ -11,7 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.model_source import ModelSource
-from adderkit.recipes.data.datasets import DataConfig, open_dataset, plain_batches, subset
+from adderkit.recipes.data.datasets import DataConfig, open_dataset, subset
+from adderkit.recipes.data.loaders import plain_batches
 from adderkit.recipes.objectives.objective import Objective
 from adderkit.recipes.runs.state import AVERAGE_COLUMNS, COLUMNS
 from adderkit.recipes.training import run as finetune

@@ -15,7 +15,8 @@ from adderkit.convert.conversion.rewrite import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform
+from adderkit.recipes.data.datasets import DataConfig
+from adderkit.recipes.data.loaders import evaluation_transform
 from adderkit.recipes.training.models import (
     Job,
     build_student,
@@ -130,7 +131,7 @@ class TestTeacher:
 
 
 def test_no_data_set(cnn_folder):
-    with pytest.raises(DatasetError, match="no data set is given; name one with --dataset"):
+    with pytest.raises(DatasetError, match="no data set was given; name one with --dataset"):
         open_split(Recipe(), adderkit.load(cnn_folder), training=True)
 
 

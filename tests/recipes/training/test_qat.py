@@ -9,7 +9,7 @@ from adderkit.convert.errors import AdderkitError, RecipeError
 from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.fake_quantize import FakeQuantized
 from adderkit.convert.record import transforms_of
-from adderkit.recipes.data.datasets import unlabeled_images
+from adderkit.recipes.data.loaders import unlabeled_images
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job

@@ -21,7 +21,8 @@ from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceErro
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe, parse_settings, recipe_names
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.data.datasets import DataConfig, evaluation_transform, open_dataset, unlabeled_images
+from adderkit.recipes.data.datasets import DataConfig, open_dataset
+from adderkit.recipes.data.loaders import Transformed, evaluation_transform, unlabeled_images
 from adderkit.recipes.objectives import labels
 from adderkit.recipes.objectives.terms import teacher_need
 from adderkit.recipes.runs.folder import RunFolder
@@ -153,8 +154,8 @@ class TestStudent:
         changes["block_loss_weight"] = 0.0
         rows, _ = train("distill", job=Job(ModelSource(str(adder_folder))), train_images=0, batch_size=1437, **changes)
         student, teacher = adderkit.load(adder_folder).train(), adderkit.load(cnn_folder)
-        dataset = open_dataset("digits", None, "train", 1)
-        dataset.transform = evaluation_transform(DataConfig.of(teacher))
+        transform = evaluation_transform(DataConfig.of(teacher))
+        dataset = Transformed(open_dataset("digits", None, "train", 1), transform)
         images = torch.stack([dataset[index][0] for index in range(len(dataset))])
         targets = torch.tensor([dataset[index][1] for index in range(len(dataset))])
         with torch.no_grad():
@@ -214,14 +215,13 @@ class Recorded:
     """A data set that remembers in which order it was read."""
 
     def __init__(self, dataset):
-        self.dataset, self.order, self.transform = dataset, [], None
+        self.dataset, self.order = dataset, []
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, index):
         self.order.append(index)
-        self.dataset.transform = self.transform
         return self.dataset[index]
 
 
@@ -275,7 +275,9 @@ def test_accumulation_with_a_short_last_window_is_that_of_a_plain_loop(
     order = recorded[0].order
     assert len(order) == len(set(order)) == 32
     rates = [0.01, 0.01 * 0.5 * (1 + math.cos(math.pi * 1 / 2))]
-    expected = plain_loop(adderkit.load(source), recorded[0], list(order), recipe, rates)
+    model = adderkit.load(source)
+    images = Transformed(recorded[0], evaluation_transform(DataConfig.of(model)))
+    expected = plain_loop(model, images, list(order), recipe, rates)
     assert_same_weights(weights(folder.last), expected.state_dict(), rtol=1e-3, atol=1e-5)
 
 
