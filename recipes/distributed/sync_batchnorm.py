@@ -42,7 +42,7 @@ class SyncedBatchNormAct(SyncedBatchNorm):
         return output
 
 
-_SYNCED: dict[type[nn.Module], type[nn.Module]] = {
+_SYNCED: dict[type[nn.Module], type[_BATCH_NORM]] = {
     nn.BatchNorm1d: SyncedBatchNorm,
     nn.BatchNorm2d: SyncedBatchNorm,
     nn.BatchNorm3d: SyncedBatchNorm,
@@ -83,7 +83,7 @@ def synchronize_batchnorm_(model: nn.Module) -> None:
 @contextmanager
 def each_process_alone(model: nn.Module) -> Iterator[None]:
     """Make the synchronized BatchNorms of a model use only their own process's batch inside the ``with`` block."""
-    norms = [module for module in model.modules() if isinstance(module, tuple(_SYNCED.values()))]
+    norms: list[Any] = [module for module in model.modules() if isinstance(module, tuple(_SYNCED.values()))]
     for norm in norms:
         norm.alone = True
     try:

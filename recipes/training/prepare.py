@@ -21,6 +21,7 @@ from ..data.datasets import DataConfig, ImageSource
 from ..data.loaders import evaluation_transform, make_loader, training_transform
 from ..data.mixing import Mixing
 from ..distributed.sharding import check_sharding, refuse_second_model
+from ..distributed.sync_batchnorm import check_sync_batchnorm
 from ..runs.plan import RunPlan
 from ..runs.state import RunState
 from ..runs.trackers import tracker_names
@@ -99,6 +100,7 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     except ValueError as error:
         raise RecipeError(f"accelerate cannot be set up with amp {recipe.amp!r}: {error}") from error
     check_sharding(accelerator)
+    check_sync_batchnorm(recipe, accelerator)
     return accelerator
 
 

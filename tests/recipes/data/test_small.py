@@ -73,7 +73,7 @@ def damaged(images, labels):
         "empty": (b"", idx(labels), "not an IDX file of images"),
         "giant-sizes": (bytes((0, 0, 8, 3)) + b"\xff" * 12, idx(labels), "has 16 bytes, expected"),
         "label-10": (whole, idx(labels + 1), "has a train label 10, expected 0 to 9"),
-        "fewer-labels": (whole, idx(labels[:4]), "has 5 train images and 4 labels"),
+        "fewer-labels": (whole, idx(labels[:4]), "has 5 train images but 4 labels"),
     }
 
 

@@ -20,6 +20,7 @@ from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
 
 in_double = runpy.run_path(str(Path(__file__).parents[1] / "double_precision.py"))["in_double"]
+install_cpu_sync_batchnorm = runpy.run_path(str(Path(__file__).with_name("cpu_sync_batchnorm.py")))["install"]
 
 
 def network():
@@ -132,6 +133,7 @@ def main(environment, place, adder):
     """All of it, once for this process."""
     os.environ.update(environment)
     torch.set_num_threads(1)
+    install_cpu_sync_batchnorm()
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if processes == 1:
         plain(place)

@@ -1,10 +1,13 @@
-"""BatchNorm over all processes' batches, beside a BatchNorm that is given the joint batch.
+"""Synchronized BatchNorm: its classes for the GPU, and those for the CPU that the tests of several processes use.
 
-Here every other process has the same batch: the sum over two processes is twice this one's. ``test_processes.py`` runs
-two real ones with batches of their own.
+The latter are compared with a BatchNorm that is given the joint batch. Here every other process has the same batch: the
+sum over two processes is twice this one's. ``test_processes.py`` runs two real ones with batches of their own.
 """
 
 import copy
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +18,16 @@ from torch import nn
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import RecipeError
 from adderkit.recipes.configs.recipe import Recipe
-from adderkit.recipes.distributed.sync_batchnorm import SyncedBatchNorm, each_process_alone, synchronize_batchnorm_
+from adderkit.recipes.distributed import sync_batchnorm
+from adderkit.recipes.distributed.sync_batchnorm import (
+    SyncedBatchNorm,
+    check_sync_batchnorm,
+    each_process_alone,
+    synchronize_batchnorm_,
+)
 from adderkit.recipes.training import assemble as prepare
 
+install = runpy.run_path(str(Path(__file__).with_name("cpu_sync_batchnorm.py")))["install"]
 NORMS = {
     "flat": (lambda: nn.BatchNorm1d(5), (8, 5)),
     "line": (lambda: nn.BatchNorm1d(5, eps=0.1), (8, 5, 3)),
@@ -31,7 +41,15 @@ NORMS = {
 
 
 @pytest.fixture
-def two_processes(monkeypatch):
+def on_the_cpu(monkeypatch):
+    """The classes that run on the CPU."""
+    for name in ("_SYNCED", "_UNSUPPORTED_DEVICES"):
+        monkeypatch.setattr(sync_batchnorm, name, getattr(sync_batchnorm, name).copy())
+    install()
+
+
+@pytest.fixture
+def two_processes(monkeypatch, on_the_cpu):
     """A sum over this process and one that has the same."""
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
 
@@ -82,9 +100,12 @@ def test_half_precision_is_normalized_in_single(two_processes):
     torch.testing.assert_close(synced(batch).float(), again(batch.float()), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", NORMS)
-def test_the_plain_norm_outside_training(kind):
+def test_the_plain_norm_outside_training(kind, device, request):
     """In evaluation, and where every process measures for itself: nothing is exchanged (no process group is there)."""
+    if device == "cpu":
+        request.getfixturevalue("on_the_cpu")
     make, shape = NORMS[kind]
     synced, plain = pair(make)
     with each_process_alone(synced):
@@ -93,12 +114,31 @@ def test_the_plain_norm_outside_training(kind):
     synced.eval()
     plain.eval()
     torch.testing.assert_close(synced(batch), plain(batch))
-    synced.train()
-    with pytest.raises(ValueError, match="process group"):
+
+
+def test_the_batch_of_all_processes_in_training(monkeypatch):
+    """By torch's class, which then wants a GPU; ``each_process_alone`` keeps it from it."""
+    synced, plain = pair(NORMS["activation"][0])
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    batch = adder_like((4, 5, 3, 2))
+    with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
+        synced(batch)
+    with each_process_alone(synced):
+        torch.testing.assert_close(synced(batch), plain.float()(batch))
+    with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
         synced(batch)
 
 
-def test_measured_by_each_process_alone():
+def test_the_batch_of_all_processes_in_training_on_the_cpu(on_the_cpu):
+    synced, _ = pair(NORMS["image"][0])
+    with pytest.raises(ValueError, match="process group"):
+        synced(adder_like((4, 5, 3, 2)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_measured_by_each_process_alone(device, request):
+    if device == "cpu":
+        request.getfixturevalue("on_the_cpu")
     batches = [adder_like((4, 5, 3, 2)) for _ in range(3)]
     synced, plain = pair(NORMS["activation"][0])
     plain = nn.Sequential(plain.float())
@@ -135,5 +175,18 @@ def test_a_norm_with_a_way_of_its_own_is_refused():
     class Whitening(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(RecipeError, match=r"1 is a Whitening, expected a BatchNorm of torch's .*set sync_bn to false"):
+    with pytest.raises(RecipeError, match=r"1 is a Whitening, expected torch's BatchNorm .*--set sync_bn=0"):
         synchronize_batchnorm_(nn.Sequential(nn.ReLU(), Whitening(3)))
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "sync_bn", "refused"),
+    [("cpu", 2, True, True), ("cpu", 2, False, False), ("cpu", 1, True, False), ("cuda", 2, True, False)],
+)
+def test_several_processes_on_the_cpu_are_refused(device, processes, sync_bn, refused):
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    if refused:
+        with pytest.raises(RecipeError, match=r"sync_bn is on with 2 processes on cpu, expected GPUs.*--set sync_bn=0"):
+            check_sync_batchnorm(Recipe(sync_bn=sync_bn), accelerator)
+    else:
+        check_sync_batchnorm(Recipe(sync_bn=sync_bn), accelerator)

@@ -18,6 +18,7 @@ from adderkit.recipes.training.adaptive_rate import rescale_
 from adderkit.recipes.training.models import Job, build_student
 
 in_double = runpy.run_path(str(Path(__file__).parents[1] / "double_precision.py"))["in_double"]
+install_cpu_sync_batchnorm = runpy.run_path(str(Path(__file__).with_name("cpu_sync_batchnorm.py")))["install"]
 
 # 20 steps of 16 images in all, augmented.
 SETTINGS = {
@@ -94,6 +95,7 @@ def main(environment, adder, place):
     os.environ.update(environment)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
+    install_cpu_sync_batchnorm()
     Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
     train("step", adder, place, processes, clip_grad=1.0, **FAR)
     train("backward", adder, place, processes, **FAR)
