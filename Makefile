@@ -1,5 +1,5 @@
-# Every target sets up what it needs: .venv, with adderkit installed editable and the development tools beside it.
-# PYTHON chooses the interpreter for .venv (3.10 or newer); ARGS is passed on to pytest.
+# Every target sets up what it needs: .venv with an editable install of adderkit and the development tools.
+# PYTHON selects the interpreter for .venv (3.10 or newer); ARGS is passed to pytest.
 
 PYTHON ?= python3
 ARGS ?=
@@ -12,26 +12,26 @@ STAMP := $(VENV)/.installed
 .PHONY: help install demo test test-slow fuzz lint types check clean
 
 help:
-	@echo "make install    create .venv and install adderkit with the development tools"
+	@echo "make install    create .venv and install adderkit and the development tools"
 	@echo "make demo       run 'adderkit demo'"
-	@echo "make test       run the tests, without the slow ones; ARGS='-k conv' passes options to pytest"
+	@echo "make test       run the tests except the slow ones; ARGS='-k conv' passes options to pytest"
 	@echo "make test-slow  run the slow tests"
-	@echo "make fuzz       read damaged and hostile files, 10,000 of each kind; takes hours"
-	@echo "make lint       ruff: rules and formatting"
-	@echo "make types      mypy"
-	@echo "make check      lint and types"
-	@echo "make clean      remove .venv, caches and build folders; runs/ stays"
+	@echo "make fuzz       read damaged and made-up files, 10,000 cases of each kind; takes hours"
+	@echo "make lint       check style and formatting with ruff"
+	@echo "make types      check types with mypy"
+	@echo "make check      run lint and types"
+	@echo "make clean      remove .venv, caches and build folders; keep runs/"
 	@echo
-	@echo "PYTHON=python3.12 make install chooses the interpreter (3.10 or newer)."
+	@echo "PYTHON=python3.12 make install selects the interpreter (3.10 or newer)."
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml CMakeLists.txt $(wildcard adder_layers/csrc/*.* adder_layers/csrc/*/*)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	  sys.exit(sys.version_info < (3, 10) and f"adderkit needs Python 3.10 or newer, found {v}: set PYTHON=")'
-	@echo "Installing adderkit and its dependencies into $(VENV). PyTorch is large: the first time takes minutes."
+	@echo "Installing adderkit and its dependencies into $(VENV). PyTorch is large, so the first time takes minutes."
 	@$(PYTHON) -m venv $(VENV)
-	@rm -rf build  # CMake would remember a compiler that was missing or broken, and the install goes on without one
+	@rm -rf build  # CMake would remember a missing or broken compiler, and the install would continue without one
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -51,12 +51,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The root is the package, whatever the clone's folder is called: mypy finds it under its name through a link.
+# The root is the package, whatever the clone's folder is called; mypy finds it by name through a link.
 types: $(STAMP)
 	@mkdir -p .types && ln -sfn .. .types/adderkit
 	MYPYPATH=.types $(BIN)/mypy -p adderkit
 
-# By recursion, so that "make check -k" and "make -j check" print one report after the other.
+# Recursive, so that "make check -k" and "make -j check" print one report after the other.
 check:
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types

@@ -1,4 +1,4 @@
-"""Recipes as text: the shipped ones and a user's own YAML files, and ``--set key=value``."""
+"""Recipe files: the shipped recipes, a user's own YAML files, and ``--set key=value``."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,31 +6,40 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+from yaml.constructor import ConstructorError
+
 from ...convert.errors import RecipeError
 from .recipe import Recipe
-from .safe_yaml import load_yaml
 
-_LIMIT = 1 << 18  # bytes of a recipe; the shipped ones have 2 kB
+_MAX_BYTES = 1 << 18  # of a recipe file; the shipped ones have 2 kB
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read a shipped recipe by its name, or a YAML file by its path.
+    """Load a shipped recipe by name, or a YAML file by path.
 
     Raises:
-        RecipeError: There is no such recipe, or it is not a mapping of known keys to fitting values.
+        RecipeError: The recipe does not exist, or is not a mapping of known keys to valid values.
     """
     return Recipe().changed(parse_yaml(recipe_text(name), name))
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
+    """Return the names of the shipped recipes."""
     return sorted(
         path.name.removesuffix(".yaml") for path in files(__package__).iterdir() if path.name.endswith(".yaml")
     )
 
 
 def recipe_text(name: str) -> str:
-    """The YAML text of a recipe, header included; see ``load_recipe``."""
+    """Return the YAML text of a recipe, header included.
+
+    Args:
+        name: Name of a shipped recipe, or path of a YAML file.
+
+    Raises:
+        RecipeError: The recipe does not exist or cannot be read.
+    """
     shipped = recipe_names()
     if name in shipped:
         return files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
@@ -38,15 +47,15 @@ def recipe_text(name: str) -> str:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_text(path)
     near = get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "expected a shipped one or the path of a .yaml file;"
-    raise RecipeError(f"there is no recipe {name!r}; {hint} shipped: {', '.join(shipped)}")
+    hint = f"did you mean {near[0]!r}?" if near else "expected the path of a .yaml file or a shipped recipe;"
+    raise RecipeError(f"unknown recipe {name!r}; {hint} shipped recipes: {', '.join(shipped)}")
 
 
 def copy_recipe(name: str, file: str | None) -> Path:
     """Write a recipe's YAML text to a new file, by default ``<name>.yaml`` in the working directory.
 
     Raises:
-        RecipeError: There is no such recipe, or the file exists or cannot be written.
+        RecipeError: The recipe does not exist, or the file already exists or cannot be written.
     """
     load_recipe(name)
     target = Path(file or f"{Path(name).stem}.yaml")
@@ -54,42 +63,86 @@ def copy_recipe(name: str, file: str | None) -> Path:
         with target.open("x", encoding="utf-8") as opened:
             opened.write(recipe_text(name))
     except FileExistsError as error:
-        raise RecipeError(f"{target} exists already; name another file: adderkit recipes copy {name} FILE") from error
+        raise RecipeError(f"{target} already exists; name another file: adderkit recipes copy {name} FILE") from error
     except OSError as error:
-        raise RecipeError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise RecipeError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 
 def read_text(path: Path) -> str:
-    """A small text file that a user may have written."""
+    """Read a small text file that a user may have edited.
+
+    Raises:
+        RecipeError: The file cannot be read, is too large or is not UTF-8.
+    """
     try:
-        if path.stat().st_size > _LIMIT:
-            raise RecipeError(f"{path} has {path.stat().st_size} bytes, expected at most {_LIMIT}")
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise RecipeError(f"{path} has {size:,} bytes, expected at most {_MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
+        raise RecipeError(f"cannot read {path}: {error}") from error
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """A YAML mapping with string keys; nothing in it is executed."""
+    """Parse a YAML mapping with string keys, using PyYAML's safe loader.
+
+    Args:
+        text: YAML text.
+        name: File name for error messages.
+
+    Raises:
+        RecipeError: The text is not valid YAML or not such a mapping.
+    """
     try:
-        values = load_yaml(text)
+        values = _load_yaml(text)
     except ValueError as error:
         raise RecipeError(f"{name} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RecipeError(f"{name} holds a {type(values).__name__}, expected a mapping of recipe keys to values")
+        raise RecipeError(f"{name} contains a {type(values).__name__}, expected a mapping of recipe keys to values")
     return values
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """``["lr=0.1", "data_dir=null"]`` as a mapping; values are read as YAML."""
+    """Parse ``--set`` options such as ``["lr=0.1", "data_dir=null"]``; values are YAML.
+
+    Raises:
+        RecipeError: An option has no ``=`` or its value is not valid YAML.
+    """
     values: dict[str, Any] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:
-            raise RecipeError(f"--set got {setting!r}, expected key=value such as lr=0.05")
+            raise RecipeError(f"--set is {setting!r}, expected key=value such as lr=0.05")
         try:
-            values[key.strip().replace("-", "_")] = load_yaml(value)
+            values[key.strip().replace("-", "_")] = _load_yaml(value)
         except ValueError as error:
             raise RecipeError(f"--set {setting!r}: the value is not valid YAML") from error
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which silently lets the last of equal keys win, with an error for them instead."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        ValueError: The text is not valid; the message is one line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # also from PyYAML's constructors: impossible dates, deep nesting
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+            line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ValueError(f"{error.problem}{line}") from error
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
