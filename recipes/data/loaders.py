@@ -92,8 +92,8 @@ def make_loader(
 ) -> DataLoader[Any]:
     """Build a loader of ``(images [N, C, H, W], targets [N])``.
 
-    A training loader drops a partial last batch. Its order and augmentation follow from ``seed`` and the epoch;
-    accelerate's ``set_epoch`` sets the epoch of both the sampler and the data set.
+    A training loader drops a partial last batch. Its order and augmentation follow from ``seed`` and the epoch:
+    accelerate's ``set_epoch`` sets the epoch of the order, ``EpochImages.set_epoch`` that of the augmentation.
 
     Args:
         dataset: Opened data set; the reader of a streamed one is configured for this loader.
@@ -129,8 +129,8 @@ def _stream(
 ) -> EpochStream:
     """Configure a streamed data set's reader as timm does; the reader shuffles, and fills each worker's last batch.
 
-    For training, each process reads its own shards. For evaluation, every process reads all shards, because their
-    images do not divide evenly.
+    For training, each process reads its own shards. For evaluation, the reader covers all shards, because their images
+    do not divide evenly among processes; accelerate distributes the batches.
     """
     reader = dataset.reader
     reader.batch_size, reader.common_seed = batch_size, seed
