@@ -70,7 +70,7 @@ def test_no_run_to_resume(tmp_path, place):
 @pytest.mark.parametrize("text", ["", "- 1\n", "job: [", "!!python/object/apply:os.getcwd []"])
 def test_damaged_arguments(folder, text):
     (folder.path / "args.yaml").write_text(text)
-    with pytest.raises(RecipeError, match=r"args.yaml (is not valid YAML|holds a)"):
+    with pytest.raises(RecipeError, match=r"args.yaml (is not valid YAML|contains a)"):
         folder.arguments()
 
 

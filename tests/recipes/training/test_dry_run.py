@@ -167,7 +167,7 @@ def test_a_batchnorm_that_cannot_be_synchronized_stops_the_plan(quick_recipe, ad
     monkeypatch.setattr(module, "build_student", build)
     recipe = quick_recipe("distill", sync_bn=True, batch_size=16)
     assert dry_run(Job(ModelSource(str(adder_folder))), recipe, 1)
-    with pytest.raises(RecipeError, match=r"features.0.1 is a Own, expected a BatchNorm"):
+    with pytest.raises(RecipeError, match=r"features.0.1 is a Own, expected torch's BatchNorm"):
         dry_run(Job(ModelSource(str(adder_folder))), recipe, 2)
 
 
