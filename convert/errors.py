@@ -1,8 +1,8 @@
-"""What adderkit raises when a user can mend it: one clear sentence, remedy included."""
+"""Errors that a user can fix: one clear sentence, including the remedy."""
 
 
 class AdderkitError(Exception):
-    """Base of the errors that the command line prints as one line instead of a traceback."""
+    """Base class of the errors that the command line prints as one line instead of a traceback."""
 
 
 class NoModuleMatchedError(AdderkitError):
@@ -14,7 +14,7 @@ class CheckpointError(AdderkitError):
 
 
 class ModelSourceError(AdderkitError):
-    """A model name or its pretrained weights cannot be had."""
+    """A model is unknown, or its pretrained weights cannot be loaded."""
 
 
 class DatasetError(AdderkitError):
@@ -22,12 +22,12 @@ class DatasetError(AdderkitError):
 
 
 class RecipeError(AdderkitError):
-    """A recipe or a setting in it is unknown or has a wrong value."""
+    """A recipe or one of its settings is unknown or has an invalid value."""
 
 
 class PublishError(AdderkitError):
-    """A folder cannot be published, or the Hub refuses it."""
+    """A folder cannot be published, or the Hub rejects it."""
 
 
 class ExportError(AdderkitError):
-    """A model cannot be exported, or what exporting needs is not installed."""
+    """A model cannot be exported, or a package that exporting needs is not installed."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place and moved into it, and JSON read with care."""
+"""Atomic writing of files and folders, and reading of JSON that somebody else may have written."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from .errors import AdderkitError, CheckpointError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path in the target's folder; on success it is synced to disk and takes the target's place.
+    """Yield a temporary path in the target's folder; on success, sync the file to disk and move it to the target.
 
-    A process killed at any moment leaves the old file or the new one, never half of one.
+    A process that is killed at any moment leaves the old file or the new one, never a partial one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -29,23 +29,23 @@ def atomic_path(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's own mode would keep other users from reading
+        temporary.chmod(0o666 & ~mask)  # mkstemp's own mode lets only the user read it
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def check_file_target(what: str, target: Path, suffixes: tuple[str, ...], expected: str) -> None:
-    """Find out before the work whether a file can be written.
+    """Refuse a file that cannot be written, before the work that produces it.
 
     Args:
-        what: How messages call it.
+        what: Name of the file in messages.
         target: The file.
-        suffixes: In small letters, one of which it is to end in.
-        expected: How messages call these.
+        suffixes: Allowed file extensions, in lower case.
+        expected: The allowed extensions in words, for messages.
 
     Raises:
-        AdderkitError: The extension is another, the target is a folder, or its folder cannot be written to.
+        AdderkitError: The extension is not allowed, the target is a folder, or its folder cannot be written to.
     """
     if target.suffix.lower() not in suffixes:
         raise AdderkitError(f"{what} ends in {target.suffix!r}, expected {expected}")
@@ -55,29 +55,29 @@ def check_file_target(what: str, target: Path, suffixes: tuple[str, ...], expect
 
 
 def check_folder_target(what: str, target: Path) -> None:
-    """Find out before the work whether a folder can be made or written in.
+    """Refuse a folder that cannot be created or written to, before the work that fills it.
 
     Args:
-        what: How messages call it.
+        what: Name of the folder in messages.
         target: The folder.
 
     Raises:
-        AdderkitError: It, or what it is to be made in, is no folder or cannot be written to.
+        AdderkitError: The folder, or the closest parent that exists, is not a writable directory.
     """
     there = target.absolute()
     folder = next(each for each in (there, *there.parents) if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise AdderkitError(f"{what} cannot be written: {folder} is no folder that you may write to")
+        raise AdderkitError(f"cannot write {what}: {folder} is not a writable directory")
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file atomically, UTF-8."""
+    """Write a text file atomically, in UTF-8."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_pieces(target: Path, pieces: Iterable[str]) -> None:
-    """Write a text file atomically, UTF-8, piece by piece, for what is too long to be held as one text."""
+    """Write a text file atomically, in UTF-8, piece by piece, if it is too long to be held in memory at once."""
     with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(pieces)
 
@@ -88,13 +88,14 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def replace_folder(target: Path, fresh: Path) -> None:
-    """Move a finished folder into the place of another one, if there is one.
+    """Move a finished folder to a target, replacing the folder that may be there.
 
-    Two renames, so a kill between them leaves the old folder under ``.<name>.old``; ``recover_folder`` brings it back.
+    This takes two renames. A kill between them leaves the old folder under ``.<name>.old``, which ``recover_folder``
+    restores.
 
     Args:
         target: The folder to replace.
-        fresh: What takes its place; on the same file system.
+        fresh: The folder to move, on the same file system.
     """
     old = _old(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -105,7 +106,7 @@ def replace_folder(target: Path, fresh: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Undo a ``replace_folder`` that was cut off between its two renames."""
+    """Undo a ``replace_folder`` that was killed between its two renames."""
     if not target.exists() and _old(target).exists():
         _old(target).rename(target)
 
@@ -134,7 +135,7 @@ def read_json_object(path: Path, limit: int = 64 << 20) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):

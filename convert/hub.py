@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, as far as models are fetched from it."""
+"""Download models from the Hugging Face Hub."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path
     """Download files of ``hf-hub:user/name[@revision]``, or find them in the Hub's cache.
 
     Args:
-        name: With or without the prefix.
-        files: Those that are wanted, as far as the repository has them; no other file is fetched.
-        cache_dir: Where the Hub's files are kept; by default where huggingface_hub keeps them.
+        name: ``user/name[@revision]``, with or without the prefix.
+        files: Names of the files to download; those that the repository does not have are ignored.
+        cache_dir: Folder where files are cached; by default that of huggingface_hub.
 
     Returns:
-        The local folder that holds them, all of one commit.
+        The local folder with the files, all of the same commit.
 
     Raises:
-        CheckpointError: The Hub cannot be reached, or has no such repository or revision.
+        CheckpointError: The Hub cannot be reached, or the repository or revision does not exist.
     """
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
@@ -38,14 +38,16 @@ def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path
                 )
             )
     except Exception as error:  # the Hub's client raises errors of many kinds
-        raise CheckpointError(f"{name} cannot be had from the Hub ({type(error).__name__}: {reason(error)})") from error
+        raise CheckpointError(
+            f"cannot download {name} from the Hub ({type(error).__name__}: {reason(error)})"
+        ) from error
 
 
 def reason(error: Exception) -> str:
-    """What an error of the Hub's client says, in one line and without secrets.
+    """Return the message of an error of the Hub's client in one line, without secrets.
 
-    A server may repeat the token in its answer; what follows an address's question mark may be a signature that lets
-    anybody read or write.
+    A server may repeat the token in its answer, and the query of an address may be a signature that lets anybody read
+    or write.
     """
     line = " ".join(str(error).split()) or type(error).__name__
     token = get_token()
@@ -54,26 +56,26 @@ def reason(error: Exception) -> str:
 
 
 def check_repository(name: str, option: str) -> None:
-    """Refuse what cannot be the name of somebody's repository.
+    """Refuse a name that cannot be a repository of a user or organization.
 
     Args:
         name: Expected to be ``user/name``.
-        option: Where it was given, for the message.
+        option: Option that the name was given with, for the message.
 
     Raises:
-        PublishError: It is another.
+        PublishError: The name is malformed.
     """
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise PublishError(f"{option} {name!r} is no name of a repository: {error}") from error
+        raise PublishError(f"{option} {name!r} is not the name of a repository: {error}") from error
     if name.count("/") != 1:
         raise PublishError(f"{option} is {name!r}, expected user/name or organization/name")
 
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """The Hub client's own warnings (a line for each retry, with the address) stay out of the way of ours."""
+    """Silence the warnings of the Hub's client, which prints a line with the address for each retry."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     try:

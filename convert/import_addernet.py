@@ -1,7 +1,8 @@
-"""Checkpoints of AdderNet's published code (huawei-noah/AdderNet), as adder networks of ours.
+"""Import checkpoints of AdderNet's published code (huawei-noah/AdderNet).
 
-There an adder layer's parameter is called ``adder`` (and ``b``), names begin with ``module.``, the classifier is a 1x1
-convolution and a BatchNorm called ``bn2`` normalizes the logits. The names say which layers are adder layers.
+In these checkpoints the parameter of an adder layer is called ``adder`` (and ``b``), names begin with ``module.``, the
+classifier is a 1x1 convolution, and a BatchNorm called ``bn2`` normalizes the logits. The names tell which layers are
+adder layers.
 """
 
 import re
@@ -23,8 +24,8 @@ from .models.cifar import CIFAR_MEAN, BasicBlock, CifarNet
 
 _LOGITS_NORM = "bn2"
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
-_EPSILON = 1e-5  # of torch's BatchNorm, which the published code leaves as it is
-# What the published code feeds its networks with; timm's entry of the same name may say otherwise.
+_EPSILON = 1e-5  # default of torch's BatchNorm, which the published code does not change
+# Images that the published code trains on; the entry of the same name in timm may differ.
 _CIFAR_IMAGES: dict[str, Any] = {"mean": CIFAR_MEAN, "std": (0.2023, 0.1994, 0.2010)}
 _IMAGENET_IMAGES: dict[str, Any] = {
     "mean": IMAGENET_DEFAULT_MEAN,
@@ -35,23 +36,23 @@ _IMAGENET_IMAGES: dict[str, Any] = {
     "test_crop_pct": None,
     "interpolation": "bilinear",
 }
-# The weights are not those that timm's entry points to, nor under their license.
+# The weights are not those that the entry in timm points to, nor under their license.
 _FOREIGN: dict[str, Any] = {"url": "", "hf_hub_id": None, "tag": "", "license": None, "origin_url": None}
 
 
 def import_checkpoint(path: str | Path, name: str, num_classes: int | None = None) -> tuple[nn.Module, ConversionPlan]:
-    """Build a model with the weights of a checkpoint of AdderNet's published code.
+    """Build a model with the weights from a checkpoint of AdderNet's published code.
 
     Args:
-        path: A state dict, see ``state_dict_from``.
-        name: timm's name of the same network: ``resnet50``, ``cifar_resnet20``, …
-        num_classes: By default as many as the checkpoint's classifier has.
+        path: File with the state dict: safetensors, or a PyTorch file that holds only tensors.
+        name: Name of the same network in timm: ``resnet50``, ``cifar_resnet20``, …
+        num_classes: Number of classes; by default that of the checkpoint's classifier.
 
     Returns:
-        The adder network in evaluation mode, and the plan that it was converted by.
+        The adder network in evaluation mode, and the plan of its conversion.
 
     Raises:
-        CheckpointError: The file is damaged, holds no adder layer, or is not of this network.
+        CheckpointError: The file is damaged, holds no adder layer, or belongs to another network.
         ModelSourceError: The name is unknown.
     """
     weights = state_dict_from(path)
@@ -67,7 +68,7 @@ def import_checkpoint(path: str | Path, name: str, num_classes: int | None = Non
     if not adders:
         raise CheckpointError(
             f"{path} holds no parameter called 'adder', expected a checkpoint of AdderNet's published code; "
-            f"weights of a CNN are converted by: adderkit convert --model {name} --checkpoint {path}"
+            f"to convert weights of a CNN, run: adderkit convert --model {name} --checkpoint {path}"
         )
     plan = _convert(model, adders, name, path)
     for adder in adders:
@@ -79,13 +80,13 @@ def import_checkpoint(path: str | Path, name: str, num_classes: int | None = Non
 
 
 def _classes(weights: Mapping[str, Tensor]) -> int | None:
-    """Rows of the classifier; the published networks call it ``fc``, as timm's do."""
+    """Return the number of classes by the rows of the classifier, called ``fc`` as in timm's networks."""
     weight = weights.get("fc.weight")
     return None if weight is None or weight.ndim < 2 or not weight.shape[0] else weight.shape[0]
 
 
 def _renamed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Names of the published small ResNet as ours; those of its ResNet-50 are timm's already."""
+    """Rename the tensors of the published small ResNet; those of its ResNet-50 are named as in timm."""
     blocks = sum(isinstance(module, BasicBlock) for module in model.modules()) // 3
     if not isinstance(model, CifarNet) or not blocks:
         return dict(weights)
@@ -103,11 +104,11 @@ def _renamed(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def _convert(model: nn.Module, adders: Iterable[str], name: str, path: str | Path) -> ConversionPlan:
-    """Turn exactly the layers that the checkpoint names into adder layers."""
+    """Convert exactly the layers that the checkpoint names to adder layers."""
     modules = dict(model.named_modules())
-    for adder in adders:  # before a name becomes a pattern
+    for adder in adders:  # before names are used as patterns
         if not isinstance(modules.get(adder), nn.Conv2d):
-            raise CheckpointError(f"{path} is not a checkpoint of {name}: {adder:.80} is no convolution there")
+            raise CheckpointError(f"{path} is not a checkpoint of {name}: {adder:.80} is not a convolution there")
     config = AdderConfig(include=tuple(adders), skip_first=False, skip_last=False, skip_gates=False, norm="skip")
     try:
         plan = convert_(model, config)
@@ -115,15 +116,17 @@ def _convert(model: nn.Module, adders: Iterable[str], name: str, path: str | Pat
         raise CheckpointError(f"{path} is not a checkpoint of {name}: {error}") from error
     left = [row for row in plan.rows if row.path in adders and row.decision != "convert"]
     if left:
-        raise CheckpointError(f"{left[0].path} is an adder layer in {path}, but stays in {name}: {left[0].reason}")
+        raise CheckpointError(
+            f"{left[0].path} is an adder layer in {path}, but cannot be one in {name}: {left[0].reason}"
+        )
     return plan
 
 
 def _with_our_classifier(weights: dict[str, Tensor], model: nn.Module, path: str | Path) -> dict[str, Tensor]:
-    """A classifier that is a 1x1 convolution with a BatchNorm behind it as the linear layer that is both.
+    """Fold a classifier that is a 1x1 convolution followed by a BatchNorm into one linear layer.
 
     In evaluation ``γ · (W x + b - μ) / √(σ² + ε) + β`` is the linear layer ``(s W) x + (s (b - μ) + β)`` with
-    ``s = γ / √(σ² + ε)``; it is computed in fp64.
+    ``s = γ / √(σ² + ε)``; this is computed in fp64.
     """
     classifier = getattr(model, "fc", None)
     weight = weights.get("fc.weight")

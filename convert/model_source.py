@@ -9,7 +9,6 @@ from typing import Any
 from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
 from torch import Tensor, nn
 
-from .checkpoint import registry as registry  # so that timm knows our names
 from .checkpoint.folder import CONFIG, WEIGHTS, base_architecture, load, read_report
 from .checkpoint.foreign_weights import state_dict_from
 from .errors import CheckpointError, ModelSourceError

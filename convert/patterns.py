@@ -1,4 +1,4 @@
-"""The pattern language for module paths, and the key check that all configurations share."""
+"""Pattern language for module paths, and the check of keys that all configurations share."""
 
 import dataclasses
 import fnmatch
@@ -11,16 +11,16 @@ from .errors import AdderkitError
 
 
 def check_keys(form: type, mapping: Mapping[str, Any], version: int, what: str) -> None:
-    """Refuse a mapping of another version, or with keys that the form has not.
+    """Refuse a mapping of an unknown version, or with keys that are not fields of a dataclass.
 
     Args:
-        form: The dataclass that is read.
-        mapping: What somebody wrote.
-        version: The one that this release knows, taken where the mapping names none.
-        what: The form's name for the error.
+        form: The dataclass that the mapping describes.
+        mapping: The mapping to check, which somebody else may have written.
+        version: The version that this release knows; assumed if the mapping has none.
+        what: Name of the dataclass in messages.
 
     Raises:
-        AdderkitError: As above.
+        AdderkitError: The version or a key is unknown.
     """
     found = mapping.get("version", version)
     if found != version:
@@ -34,10 +34,10 @@ def check_keys(form: type, mapping: Mapping[str, Any], version: int, what: str) 
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """The regular expression behind a path, a glob or ``re:…``.
+    """Return the regular expression for a path, a glob or ``re:…``.
 
     Raises:
-        AdderkitError: The pattern is empty or its regular expression is malformed.
+        AdderkitError: The pattern is empty, or its regular expression is malformed.
     """
     if not pattern:
         raise AdderkitError("a module pattern is empty; expected a path, a glob such as 'layer4.*' or 're:<regex>'")
@@ -50,10 +50,10 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def matching(patterns: Iterable[str], name: str) -> str | None:
-    """The first of the patterns that matches the whole of ``name``."""
+    """Return the first of the patterns that matches the whole name, or ``None``."""
     return next((pattern for pattern in patterns if compile_pattern(pattern).fullmatch(name)), None)
 
 
 def nearest_names(pattern: str, names: Iterable[str], limit: int = 3) -> list[str]:
-    """Module names that a mistyped pattern may have meant, best first."""
+    """Return module names similar to a mistyped pattern, best first."""
     return get_close_matches(pattern.removeprefix("re:"), list(names), n=limit, cutoff=0.3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.modules import adder_layers
+from ..conversion.targets import require_support
 from ..errors import AdderkitError
 from ..graph.layers import trace_layers
 from ..graph.modes import batches_of, eval_mode
@@ -107,6 +108,7 @@ def calibrate_(
         'layer4.1.conv2'
     """
     require_float(student, "calibrated", "calibrate the network that it was made from")
+    require_support(student, "calibration", "fine-tune the model instead")
     adders = adder_layers(student)
     batches = batches_of(images, config.batch_size)
     total = sum(map(len, batches))

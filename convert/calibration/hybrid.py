@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
 from ..conversion.plan import ConversionPlan
-from ..conversion.transforms import ADDER, restore_convolution_
+from ..conversion.targets import TARGETS
+from ..conversion.transforms import restore_convolution_
 from ..errors import AdderkitError
 from ..graph.modes import batches_of
 from ..record import forget_
@@ -104,7 +105,7 @@ def keep_convolutions_(
         chosen[layer] = original
     for layer, original in chosen.items():
         restore_convolution_(layer, original)
-    forget_(student, {path for path, module in modules.items() if module in chosen}, (ADDER,))
+    forget_(student, {path for path, module in modules.items() if module in chosen}, TARGETS)
     batches = batches_of(images, config.batch_size)
     with calibration_statistics(student, teacher, batches):
         match_blocks_(

@@ -49,7 +49,7 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
     """
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     converter = converter_of(type(layer))
-    dynamic = isinstance(layer, AdderConv2dSame) or (converter is not None and converter.same(layer))
+    dynamic = isinstance(layer, AdderConv2dSame) or (converter is not None and converter.same_padding(layer))
     sides = same_padding(input.shape[-2:], layer) if dynamic else layer._reversed_padding_repeated_twice
     padded = F.pad(input, sides, mode=mode)
     (height, width), (down, right) = layer.kernel_size, layer.dilation

@@ -1,1 +1,1 @@
-"""Save and load models: weights, configuration, report, and the entry point for timm."""
+"""Save and load models: weights, configuration, report, replay of the record, and the entry point for timm."""

@@ -18,12 +18,11 @@ from timm.models._hub import save_config_for_hf  # timm's public save_for_hf wri
 from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
-from ..conversion.rewrite import is_converted
+from ..conversion.targets import is_converted
 from ..errors import AdderkitError, CheckpointError
 from ..files import atomic_path, read_json_object, sha256, write_json, write_text
 from ..hub import PREFIX, fetch
 from ..record import transforms_of
-from . import registry as registry  # so that create_model knows "adder" and the paper's networks
 from .allocation import AllocationLimit, count_elements
 from .model_card import model_card
 from .weights import CONFIG as CONFIG

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..conversion.transforms import ADDER, PLAIN, apply_conversion_, check_conversion
+from ..conversion.targets import TARGETS
+from ..conversion.transforms import PLAIN, apply_conversion_, check_conversion
 from ..errors import CheckpointError, NoModuleMatchedError
 from ..pruning.surgery import PRUNE, apply_prune_, check_prune
 from ..quantization.fake_quantize import FAKE_QUANTIZE, apply_fake_quantize_, check_fake_quantize
@@ -31,13 +32,18 @@ class Kind:
     must_be_last: bool = False
 
 
+_CONVERSION = Kind(check_conversion, apply_conversion_)
 KINDS: dict[str, Kind] = {
-    ADDER: Kind(check_conversion, apply_conversion_),
-    PLAIN: Kind(check_conversion, apply_conversion_),
+    PLAIN: _CONVERSION,
     PRUNE: Kind(check_prune, apply_prune_),
     FAKE_QUANTIZE: Kind(check_fake_quantize, apply_fake_quantize_, must_be_last=True),
     QUANTIZE: Kind(check_quantize, rebuild=network_from, must_be_last=True),
 }
+
+
+def all_kinds() -> dict[str, Kind]:
+    """Return the kinds of transforms by name: every target of a conversion, and ``KINDS``."""
+    return {**dict.fromkeys(TARGETS, _CONVERSION), **KINDS}
 
 
 def replay(transforms: Iterable[Mapping[str, Any]], build_base: Callable[[], nn.Module]) -> nn.Module:
@@ -55,7 +61,8 @@ def replay(transforms: Iterable[Mapping[str, Any]], build_base: Callable[[], nn.
         CheckpointError: A transform is malformed, unknown, or does not fit the base model.
     """
     checked = _checked(transforms)
-    kinds = [KINDS[transform["kind"]] for transform in checked]
+    known = all_kinds()
+    kinds = [known[transform["kind"]] for transform in checked]
     if kinds and kinds[-1].rebuild is not None:
         model = kinds[-1].rebuild(checked[-1])
     else:
@@ -75,17 +82,17 @@ def replay(transforms: Iterable[Mapping[str, Any]], build_base: Callable[[], nn.
 def _checked(transforms: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if not isinstance(transforms, Iterable):
         raise CheckpointError(f"transforms is {transforms!r:.80} in the checkpoint, expected a list")
-    result = list(transforms)
+    result, known = list(transforms), all_kinds()
     for transform in result:
         kind = transform.get("kind") if isinstance(transform, Mapping) else None
-        if not isinstance(kind, str) or kind not in KINDS:
+        if not isinstance(kind, str) or kind not in known:
             raise CheckpointError(
                 f"unknown transform {transform!r:.80} in the checkpoint, expected the kind "
-                f"{', '.join(map(repr, KINDS))}: install a newer adderkit"
+                f"{', '.join(map(repr, known))}: install a newer adderkit"
             )
-        KINDS[kind].check(transform)
+        known[kind].check(transform)
     for transform in result[:-1]:
-        if KINDS[transform["kind"]].must_be_last:
+        if known[transform["kind"]].must_be_last:
             raise CheckpointError(
                 f"the {transform['kind']!r} transform is not the last in the checkpoint; nothing can follow it"
             )

@@ -1,4 +1,4 @@
-"""The weights of a saved folder, given that they are whole, unaltered, and of the model that was built for them."""
+"""Read the weights of a saved folder, and check that they are intact and belong to the model built for them."""
 
 import json
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ CONFIG = "config.json"
 
 
 def checked_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights and compare them with the SHA-256 in the configuration; timm's own folders have none.
+    """Read the weights and compare them with the SHA-256 in the configuration, which folders saved by timm lack.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not the one that the configuration was written for.
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected the weights beside {CONFIG}")
+        raise CheckpointError(f"{path} does not exist; expected the weights next to {CONFIG}")
     state = safetensors_state(path)
     ours = read_json_object(folder / CONFIG).get("adderkit")
     expected = ours.get("sha256") if isinstance(ours, dict) else None
@@ -37,7 +37,7 @@ def checked_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that have other shapes than the transforms, such as a pruning, give the model.
+    """Refuse weights with other shapes than the model has after its transforms, such as a pruning.
 
     Raises:
         CheckpointError: A tensor's shape differs.
@@ -52,7 +52,7 @@ def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
 
 
 def check_transforms(folder: Path, model: nn.Module) -> None:
-    """Refuse a model that was built otherwise than its weights say: it would compute another function.
+    """Refuse a model whose record differs from that of its weights: it would compute another function.
 
     Raises:
         CheckpointError: The transforms in the weights' metadata are not the model's.
@@ -61,6 +61,6 @@ def check_transforms(folder: Path, model: nn.Module) -> None:
         metadata = (file.metadata() or {}).get("adderkit")
     if metadata is not None and json.loads(metadata).get("transforms") != transforms_of(model):
         raise CheckpointError(
-            f"{folder / CONFIG} says that the model was made otherwise than {WEIGHTS} says: their transforms differ; "
+            f"the transforms in {folder / CONFIG} differ from those in {WEIGHTS}; "
             "copy both again, or save the model again with adderkit.save"
         )

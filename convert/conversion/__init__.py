@@ -1,1 +1,1 @@
-"""Replace convolutions by adder layers: configuration, plan and in-place rewrite."""
+"""Convert convolutions to adder layers: configuration, targets, plan and in-place rewrite."""

@@ -1,4 +1,4 @@
-"""Configuration of a conversion: which convolutions become adder layers."""
+"""Configuration of a conversion: the choice of convolutions to convert."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,21 +13,26 @@ Norm = Literal["insert", "skip", "error"]
 
 @dataclasses.dataclass(frozen=True)
 class AdderConfig:
-    """What to convert. The default is the policy of the AdderNet papers: all but the first and the last layer.
+    """Choice of the convolutions to convert. By default all but the first and the last, as in the AdderNet papers.
 
     A pattern is a module path (``layer1.0.conv1``), a glob (``layer4.*``; ``*`` crosses dots) or ``re:`` and a regular
-    expression that must match the whole path. ``exclude`` wins over ``include``.
+    expression that must match the whole path. ``exclude`` overrides ``include``.
+
+    Example:
+        >>> config = adderkit.AdderConfig(include=("layer[34].*",), exclude=("*.downsample.*",), skip_depthwise=True)
+        >>> adderkit.convert_(model, config)
 
     Args:
         include: Patterns of modules that may be converted.
-        exclude: Patterns of modules that stay as they are.
-        skip_first: Keep the first convolution; replacing it costs accuracy and saves little (AdderNet issue 60).
-        skip_last: Keep the classifier where it is a convolution.
-        skip_depthwise: Keep depthwise convolutions: they hold few of the multiplications and lose most (MobileNetV2).
+        exclude: Patterns of modules to keep.
+        skip_first: Keep the first convolution; converting it costs accuracy and saves little (AdderNet issue 60).
+        skip_last: Keep the classifier if it is a convolution.
+        skip_depthwise: Keep depthwise convolutions: they have few of the multiplications and lose most (MobileNetV2).
         skip_gates: Keep convolutions on 1x1 maps that no normalization follows, as in squeeze-and-excite gates.
         norm: What to do with a convolution that no normalization follows: ``insert`` a BatchNorm2d, ``skip`` it, or
-            ``error``. Before a GroupNorm or LayerNorm, which normalizes channels together, ``insert`` inserts one too.
-        version: Version of this form.
+            raise an ``error``. ``insert`` also adds one before a GroupNorm or LayerNorm, which normalizes channels
+            together.
+        version: Version of the configuration.
     """
 
     include: tuple[str, ...] = ("*",)
@@ -51,15 +56,15 @@ class AdderConfig:
             compile_pattern(pattern)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping that ``from_dict`` reads back."""
+        """Return a JSON-ready mapping that ``from_dict`` reads back."""
         return {**dataclasses.asdict(self), "include": list(self.include), "exclude": list(self.exclude)}
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> "AdderConfig":
-        """Read what ``to_dict`` wrote.
+        """Read a mapping that ``to_dict`` returned.
 
         Raises:
-            AdderkitError: An unknown key, a wrong type or a version this release does not know.
+            AdderkitError: A key or the version is unknown, or a value has the wrong type.
         """
         check_keys(cls, mapping, CONFIG_VERSION, "adder configuration")
         values = dict(mapping)

@@ -1,41 +1,40 @@
-"""The dry run: a row for each convolution with the decision and its reason."""
+"""Plan of a conversion: a row for each convolution with the decision and its reason."""
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from ...adder_layers.conv import AdderConv2d
-from ..errors import AdderkitError, NoModuleMatchedError
+from ..errors import NoModuleMatchedError
 from ..graph.layers import WEIGHT_LAYERS, Layer, trace_layers
-from ..graph.observe import is_normalization, normalizes_each_channel
 from ..patterns import matching, nearest_names
 from .config import AdderConfig
-from .converters import converter_of, other_convolutions
-
-Decision = Literal["convert", "skip", "adder"]
+from .converters import OTHER_CONVOLUTIONS
+from .decisions import Decision, Verdict, classifier_paths, decide, reason_to_skip, shared_weights, successor_of
+from .targets import ADDER, target_named
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """One convolution: what happens to it and why.
+    """Decision about one convolution, and the facts about it.
 
     Args:
         path: Module path.
-        cls: Class name as found.
-        decision: ``convert``, ``skip``, or ``adder`` where it is one already.
-        reason: Why.
-        normalization: Path of the normalization that follows, empty where none does.
-        inserted: Whether converting inserts a BatchNorm2d, because none follows.
-        kernel: ``(height, width)``; ``stride`` likewise.
-        stride: See ``kernel``.
-        groups: Channel groups.
-        in_channels: Channels of the input.
+        cls: Name of the module's class.
+        decision: ``convert``, ``skip``, or ``converted`` if it is converted already.
+        reason: Why, in words.
+        normalization: Path of the normalization that follows; empty if none does.
+        inserted: Whether converting inserts a BatchNorm2d.
+        kernel: Height and width of the kernel.
+        stride: Vertical and horizontal stride.
+        groups: Number of channel groups.
+        in_channels: Number of input channels.
         out_channels: Number of filters.
         parameters: Number of parameters.
-        terms: Distances (or products) for one image: ``O · H' · W' · C/groups · kh · kw``.
+        terms: Number of products (distances once it is an adder layer) for one image:
+            ``O · H' · W' · C/groups · kh · kw``.
     """
 
     path: str
@@ -55,29 +54,38 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:
-    """What ``convert_`` would do to a model, row by row in order of execution."""
+    """What ``convert_`` would do to a model.
+
+    Args:
+        config: The configuration that the plan was made with.
+        rows: Convolutions in order of execution.
+        target: Name of the target.
+    """
 
     config: AdderConfig
     rows: tuple[PlanRow, ...]
+    target: str = ADDER
 
     def paths(self, decision: Decision) -> list[str]:
-        """Module paths with that decision, in order of execution."""
+        """Return the module paths with a decision, in order of execution."""
         return [row.path for row in self.rows if row.decision == decision]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return {
             "config": self.config.to_dict(),
+            "to": self.target,
             "converted": len(self.paths("convert")),
             "skipped": len(self.paths("skip")),
-            "already_adder": len(self.paths("adder")),
+            "already_converted": len(self.paths("converted")),
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
 
     def __str__(self) -> str:
         width = max([len(row.path) for row in self.rows], default=0)
-        lines = [f"{row.path:<{width}}  {row.decision:<7}  {row.reason}" for row in self.rows]
-        return "\n".join([*lines, f"{len(self.paths('convert'))} of {len(self.rows)} convolutions become adder layers"])
+        lines = [f"{row.path:<{width}}  {row.decision:<9}  {row.reason}" for row in self.rows]
+        count = f"{len(self.paths('convert'))} of {len(self.rows)}"
+        return "\n".join([*lines, f"{count} convolutions become {self.target} layers"])
 
 
 def plan(
@@ -85,38 +93,43 @@ def plan(
     config: AdderConfig = AdderConfig(),  # noqa: B008 - frozen, hence safe as a default
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_input: Tensor | None = None,
+    *,
+    to: str = ADDER,
 ) -> ConversionPlan:
-    """Decide for each convolution whether it becomes an adder layer. Changes nothing.
+    """Decide for each convolution whether it is converted. The model is not changed.
 
-    An adder layer's output is always negative and large: behind it an activation would be dead. So a convolution that
-    no normalization follows gets one of its own, or is skipped, as ``config.norm`` says. Where GroupNorm or LayerNorm
-    follows it converts either way, and ``insert`` gives it a BatchNorm before them.
+    The output of an adder layer is always negative and large, so that an activation after it would be dead. Therefore
+    a convolution that no normalization follows gets one of its own or is skipped, as ``config.norm`` says. A
+    convolution before a GroupNorm or LayerNorm is converted in any case; ``insert`` adds a BatchNorm before them.
+
+    Example:
+        >>> model = timm.create_model("resnet18")
+        >>> print(adderkit.plan(model, adderkit.AdderConfig(exclude=("layer1.*",))))
 
     Args:
-        model: Any model; one from timm says itself what images it takes.
-        config: Which modules to take.
-        filter_fn: A last word in code: called as ``filter_fn(module, path)``, false means skip.
+        model: Any model. A timm model says what images it takes.
+        config: Choice of the convolutions to convert.
+        filter_fn: Called as ``filter_fn(module, path)`` for each convolution to convert; return false to skip it.
         example_input: ``[N, C, H, W]``, for models that do not say what images they take.
+        to: Target of the conversion.
 
     Returns:
-        Rows in order of execution.
+        The plan, with convolutions in order of execution.
 
     Raises:
         NoModuleMatchedError: Nothing can be converted and nothing has been.
-        AdderkitError: The model cannot run on the example input, or a normalization is missing and ``norm`` is
-            ``error``.
+        AdderkitError: The model cannot run on the example input, the target is unknown, or a normalization is missing
+            and ``config.norm`` is ``error``.
     """
-    others = other_convolutions()
-    layers = trace_layers(model, example_input, (*WEIGHT_LAYERS, *others), symbolic=True)
+    target = target_named(to)
+    layers = trace_layers(model, example_input, (*WEIGHT_LAYERS, *OTHER_CONVOLUTIONS), symbolic=True)
     modules = dict(model.named_modules())
     convolutions = [layer for layer in layers if not isinstance(modules[layer.path], nn.Linear)]
-    last, shared = _classifier(model, layers), _shared_weights(modules)
+    last, shared = classifier_paths(model, layers), shared_weights(modules)
     rows = []
     for position, layer in enumerate(convolutions):
         module = modules[layer.path]
-        reason = _reason_to_stay(module, layer, config)
-        if reason is None and type(module) in others:
-            reason = others[type(module)]
+        reason = reason_to_skip(module, layer, config)
         if reason is None and layer.path in shared:
             reason = f"shares its weight with {shared[layer.path]!r}"
         if reason is None and config.skip_first and position == 0:
@@ -124,96 +137,26 @@ def plan(
         if reason is None and config.skip_last and layer.path in last:
             reason = "classifier"
         if reason is None and filter_fn is not None and not filter_fn(module, layer.path):
-            reason = "filter_fn says no"
-        rows.append(_row(module, layer, modules, config, reason))
-    result = ConversionPlan(config, tuple(rows))
+            reason = "skipped by filter_fn"
+        successor = successor_of(layer, modules)
+        verdict = decide(module, layer, successor, config, target, reason)
+        rows.append(_row(module, layer, successor.path, verdict))
+    result = ConversionPlan(config, tuple(rows), to)
     _check_matches(result, modules)
     return result
 
 
-def _reason_to_stay(module: nn.Module, layer: Layer, config: AdderConfig) -> str | None:
-    """Why the layer alone settles that it stays a convolution; ``None`` where it does not."""
-    if matching(config.include, layer.path) is None:
-        return "matches no include pattern"
-    pattern = matching(config.exclude, layer.path)
-    if pattern is not None:
-        return f"excluded by {pattern!r}"
-    if isinstance(module, nn.Conv2d) and converter_of(type(module)) is None:
-        return f"{type(module).__name__} does more than a convolution"
-    if config.skip_depthwise and isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-        return "depthwise"
-    return None
-
-
-def _successor(layer: Layer, modules: dict[str, nn.Module]) -> tuple[str, str]:
-    """The normalization that takes the layer's output, or empty; and in words what takes it otherwise."""
-    norm = next((path for path in layer.consumers if is_normalization(modules[path])), "")
-    other = next((path for path in layer.consumers if not is_normalization(modules[path])), None)
-    if other is not None:
-        return norm, f"no normalization follows, but {type(modules[other]).__name__} {other!r}"
-    function = next((name for name in layer.functions if name != "output"), None)
-    if function is not None:
-        return norm, f"no normalization follows, but {function}()"
-    if norm and not layer.functions:
-        return norm, ""
-    return norm, "no normalization follows, but the output" if norm else "no normalization follows"
-
-
-def _shared_weights(modules: dict[str, nn.Module]) -> dict[str, str]:
-    """Modules that hold a parameter which another module holds as well, and that other module."""
-    owners: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(path)
-    return {
-        path: next(other for other in paths if other != path)
-        for paths in owners.values()
-        if len(set(paths)) > 1
-        for path in paths
-    }
-
-
-def _classifier(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
-    """Paths of the last layer: what timm calls the classifier, else the last weight layer that runs."""
-    timm_model: Any = model
-    head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
-    if isinstance(head, nn.Module):
-        inside = set(head.modules())
-        return {path for path, module in model.named_modules() if module in inside}
-    return {layers[-1].path} if layers else set()
-
-
-def _row(module: Any, layer: Layer, modules: dict[str, nn.Module], config: AdderConfig, reason: str | None) -> PlanRow:
-    norm, missing = _successor(layer, modules)
-    decision: Decision = "convert" if reason is None else "skip"
-    on_pixel = layer.input_shape[-2:] == layer.output_shape[-2:] == (1, 1)
-    if isinstance(module, AdderConv2d):
-        decision, reason = "adder", "is an adder layer"
-    elif reason is None and not missing:
-        successor = modules[norm]
-        if config.norm != "insert" or normalizes_each_channel(successor):
-            reason = f"followed by {type(successor).__name__}"
-        missing = f"{type(successor).__name__} {norm!r} normalizes channels together"
-    elif reason is None and config.skip_gates and on_pixel:
-        decision, reason = "skip", "on a 1x1 map without normalization, as in a gate"
-    elif reason is None and config.norm == "skip":
-        decision, reason = "skip", missing
-    elif reason is None and config.norm == "error":
-        raise AdderkitError(
-            f"{layer.path!r} would become an adder layer, but {missing}: exclude it, "
-            "or take norm='insert' or 'skip' (--norm)"
-        )
-    inserted = reason is None
+def _row(module: Any, layer: Layer, normalization: str, verdict: Verdict) -> PlanRow:
     height, width = layer.output_shape[-2:]
     kernel = (module.kernel_size[0], module.kernel_size[1])
     window = module.in_channels // module.groups * kernel[0] * kernel[1]
     return PlanRow(
         path=layer.path,
         cls=type(module).__name__,
-        decision=decision,
-        reason=f"{missing}: BatchNorm2d inserted" if reason is None else reason,
-        normalization=norm,
-        inserted=inserted,
+        decision=verdict.decision,
+        reason=verdict.reason,
+        normalization=normalization,
+        inserted=verdict.inserts_norm,
         kernel=kernel,
         stride=(module.stride[0], module.stride[1]),
         groups=module.groups,
@@ -225,7 +168,7 @@ def _row(module: Any, layer: Layer, modules: dict[str, nn.Module], config: Adder
 
 
 def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> None:
-    """Warn of a pattern that matched no convolution; refuse a plan with nothing to do."""
+    """Warn about patterns that match no convolution, and refuse a plan with nothing to do."""
     paths = [row.path for row in result.rows]
     if not paths:
         raise NoModuleMatchedError("the model runs no Conv2d, so there is nothing to convert")
@@ -238,15 +181,13 @@ def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> Non
                         f"include pattern {pattern!r} matches none of {len(paths)} convolutions{hint}"
                     )
                 warnings.warn(f"{kind} pattern {pattern!r} matches no convolution{hint}", stacklevel=3)
-    if not result.paths("convert") and not result.paths("adder"):
+    if not result.paths("convert") and not result.paths("converted"):
         reasons = sorted({row.reason for row in result.rows})
-        raise NoModuleMatchedError(
-            f"none of {len(paths)} convolutions can become an adder layer: {'; '.join(reasons[:4])}"
-        )
+        raise NoModuleMatchedError(f"none of {len(paths)} convolutions can be converted: {'; '.join(reasons[:4])}")
 
 
 def _hint(pattern: str, paths: list[str], modules: dict[str, nn.Module]) -> str:
     if pattern in modules and not isinstance(modules[pattern], nn.Conv2d):
-        return f"; {pattern!r} is a {type(modules[pattern]).__name__}: write '{pattern}.*' for what is inside"
+        return f"; {pattern!r} is a {type(modules[pattern]).__name__}: write '{pattern}.*' for the modules in it"
     near = nearest_names(pattern, paths)
     return f"; nearest: {', '.join(near)}" if near else f"; the first is {paths[0]!r}" if paths else ""

@@ -1,8 +1,8 @@
-"""Convolutions become adder layers in place, and back; and the record that replays a conversion on a fresh model.
+"""Convert convolutions in place, and revert them.
 
-A conversion changes the *class* of the module object, from ``Conv2d`` to a subclass of ``AdderConv2d``. So parameters,
-device, dtype, mode, hooks, sharing and every reference to the module survive by construction. Two things may be added:
-a transformed weight is folded into the parameter (``handlers``), and a BatchNorm is inserted (``layers``).
+A conversion changes the *class* of the module object, from ``Conv2d`` to a subclass that the target names. So
+parameters, device, dtype, mode, hooks, sharing and every reference to the module survive by construction. Two things
+may change besides: a transformed weight is folded into the parameter (``converters.py``), and a BatchNorm is inserted.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...adder_layers.conv import AdderConv2d
-from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d, adder_layers
 from ..errors import NoModuleMatchedError
 from ..patterns import matching
 from ..record import forget_, record_
 from .config import AdderConfig
 from .converters import plain_class
 from .plan import ConversionPlan, plan
-from .transforms import ADDER, PLAIN, change_classes_, conversion_transform
+from .targets import ADDER, TARGETS, OwnNormalization, converted_layers, target_of
+from .transforms import PLAIN, change_classes_, conversion_transform
 
 
 def convert_(
@@ -26,76 +25,90 @@ def convert_(
     plan_or_config: ConversionPlan | AdderConfig = AdderConfig(),  # noqa: B008 - frozen, hence safe as a default
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     example_input: Tensor | None = None,
+    *,
+    to: str | None = None,
 ) -> ConversionPlan:
-    """Turn convolutions into adder layers, in place. Converting again what is converted changes nothing.
+    """Convert convolutions to adder layers, in place. Layers that are converted already stay as they are.
 
-    Weights are kept as they are; ``calibrate_`` fits them to their new meaning.
+    Weights keep their values; ``calibrate_`` fits them to their new meaning.
+
+    Example:
+        >>> model = timm.create_model("resnet50", pretrained=True)
+        >>> teacher = copy.deepcopy(model)
+        >>> plan = adderkit.convert_(model, adderkit.AdderConfig(exclude=("layer1.*",)))
+        >>> adderkit.calibrate_(model, teacher, images)
 
     Args:
         model: The model to change.
         plan_or_config: A plan that ``plan`` made for this model, or the configuration to make one with.
-        filter_fn: See ``plan``; only with a configuration.
-        example_input: See ``plan``; only with a configuration.
+        filter_fn: Called as ``filter_fn(module, path)`` for each convolution to convert; return false to skip it.
+            Only with a configuration.
+        example_input: ``[N, C, H, W]``, for models that do not say what images they take. Only with a configuration.
+        to: Target of the conversion; by default ``"adder"``. Only with a configuration.
 
     Returns:
-        The plan that was carried out.
+        The plan that was applied.
 
     Raises:
         NoModuleMatchedError: Nothing can be converted and nothing has been.
-        AdderkitError: The model cannot run on the example input, or the plan is not for this model.
+        AdderkitError: The model cannot run on the example input, the plan is not for this model, or the target is
+            unknown.
     """
-    todo = plan_or_config
-    if isinstance(todo, AdderConfig):
-        todo = plan(model, todo, filter_fn, example_input)
-    elif filter_fn is not None or example_input is not None:
-        raise ValueError("filter_fn and example_input go with a configuration; a plan is made already")
-    converted = adder_layers(model)
-    paths = [path for path in todo.paths("convert") if path not in converted]
+    chosen = plan_or_config
+    if isinstance(chosen, AdderConfig):
+        chosen = plan(model, chosen, filter_fn, example_input, to=to or ADDER)
+    elif filter_fn is not None or example_input is not None or to is not None:
+        raise ValueError("filter_fn, example_input and to go with a configuration, but a plan was given")
+    converted = converted_layers(model)
+    paths = [path for path in chosen.paths("convert") if path not in converted]
     if paths:
-        inserted = {row.path for row in todo.rows if row.inserted}
+        inserted = {row.path for row in chosen.rows if row.inserted}
         normalized = [path for path in paths if path in inserted]
-        folded = change_classes_(model, paths, ADDER, normalized)
-        transform = conversion_transform(ADDER, paths, normalized=normalized, folded=folded)
-        record_(model, {**transform, "config": todo.config.to_dict()})
-    return todo
+        folded = change_classes_(model, paths, chosen.target, normalized)
+        transform = conversion_transform(chosen.target, paths, normalized=normalized, folded=folded)
+        record_(model, {**transform, "config": chosen.config.to_dict()})
+    return chosen
 
 
 def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
-    """Turn adder layers back into convolutions, in place, with the weights they have now.
+    """Turn converted layers back into convolutions with the weights that they have now, in place.
 
-    An inserted normalization goes; a layer whose weight was folded becomes a plain convolution with that weight, which
-    is recorded.
+    An inserted normalization is removed. A layer whose weight was folded becomes a plain convolution with that weight,
+    which is recorded.
+
+    Example:
+        >>> adderkit.revert_(model, ("layer4.*",))
+        9
 
     Args:
         model: The model to change.
-        include: Patterns as in ``AdderConfig``.
+        include: Patterns of module paths as in ``AdderConfig``.
 
     Returns:
-        The number of layers turned back.
+        The number of layers that were reverted.
 
     Raises:
-        NoModuleMatchedError: No adder layer matches.
+        NoModuleMatchedError: No converted layer matches.
     """
-    adders = {
-        path: layer for path, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, AdderConv2d)
+    layers = {
+        path: layer
+        for path, layer in model.named_modules(remove_duplicate=False)
+        if isinstance(layer, nn.Conv2d) and target_of(layer) is not None
     }
-    chosen = {id(layer): layer for path, layer in adders.items() if matching(include, path)}
+    chosen = {id(layer): layer for path, layer in layers.items() if matching(include, path)}
     if not chosen:
         raise NoModuleMatchedError(
-            f"{', '.join(map(repr, include))} matches none of {len(adders)} adder layers"
-            + (f"; the first is {next(iter(adders))!r}" if adders else ": the model is not converted")
+            f"{', '.join(map(repr, include))} matches none of {len(layers)} converted layers"
+            + (f"; the first is {next(iter(layers))!r}" if layers else ": the model is not converted")
         )
     for layer in chosen.values():
-        if isinstance(layer, NormalizedAdderConv2d):
+        target = target_of(layer)
+        assert target is not None
+        plain: Any = plain_class(target.site_of(layer).same_padding)
+        if isinstance(layer, OwnNormalization):
             layer.remove_normalization_()
-        plain: Any = plain_class(isinstance(layer, AdderConv2dSame))
         layer.__class__ = plain
-    folded = forget_(model, {path for path, layer in adders.items() if id(layer) in chosen}, (ADDER,))
+    folded = forget_(model, {path for path, layer in layers.items() if id(layer) in chosen}, TARGETS)
     if folded:
         record_(model, conversion_transform(PLAIN, folded))
     return len(chosen)
-
-
-def is_converted(model: nn.Module) -> bool:
-    """Whether the model holds an adder layer."""
-    return bool(adder_layers(model))

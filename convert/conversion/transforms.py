@@ -1,4 +1,4 @@
-"""Transforms of kind ``adder`` and ``plain``: their form in the record, and the change of class that they stand for."""
+"""Conversions in the record: transforms whose kind is a target or ``plain``, and the change of class they stand for."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from ...adder_layers.conv import AdderConv2d
-from ...adder_layers.modules import NormalizedAdderConv2d
 from ..errors import CheckpointError, NoModuleMatchedError
 from ..record import Transform, check_version
-from .converters import ConvConverter, adder_class, converter_of, fold_weight_, plain_class
+from .converters import ConvConverter, converter_of, fold_weight_, plain_class
+from .targets import TARGETS, OwnNormalization, Site, target_of
 
 VERSION = 1
-ADDER, PLAIN = "adder", "plain"
+PLAIN = "plain"  # a folded layer that was reverted
 _PATH_LISTS = ("modules", "normalized", "folded")
 
 
@@ -24,7 +23,7 @@ def conversion_transform(kind: str, modules: Sequence[str], **lists: Sequence[st
 
 
 def check_conversion(transform: Mapping[str, Any]) -> None:
-    """Refuse a malformed ``adder`` or ``plain`` transform.
+    """Refuse a malformed conversion.
 
     Raises:
         CheckpointError: The version is unknown, or a list of module paths is missing or malformed.
@@ -45,29 +44,29 @@ def check_conversion(transform: Mapping[str, Any]) -> None:
 
 
 def apply_conversion_(model: nn.Module, transform: Mapping[str, Any]) -> None:
-    """Apply a checked ``adder`` or ``plain`` transform to a model, in place.
+    """Apply a checked conversion to a model, in place.
 
     Raises:
         NoModuleMatchedError: A module does not exist or cannot be converted.
         CheckpointError: The transform claims to have folded other weights than it does.
     """
-    kind, modules = transform["kind"], transform["modules"]
-    expected = folding_paths(model, modules, kind) if kind == ADDER else []
+    kind, modules, normalized = transform["kind"], transform["modules"], transform.get("normalized", [])
+    expected = [] if kind == PLAIN else check_modules(model, modules, kind, normalized)
     if transform.get("folded", []) != expected:
         raise CheckpointError(
             f"folded is {transform.get('folded', [])!r:.80} in the {kind!r} transform, "
             f"expected {expected!r:.80} for this base model"
         )
-    change_classes_(model, modules, kind, transform.get("normalized", []))
+    change_classes_(model, modules, kind, normalized)
 
 
 def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalized: Collection[str] = ()) -> list[str]:
-    """Change modules to adder layers or plain convolutions, in place; all are checked before the first is changed.
+    """Change the class of modules, in place; all are checked before the first is changed.
 
     Args:
         model: The model to change.
         paths: Modules to change.
-        kind: ``adder`` or ``plain``.
+        kind: Name of the target, or ``plain``.
         normalized: Those of the paths that get a BatchNorm of their own.
 
     Returns:
@@ -76,33 +75,36 @@ def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalize
     Raises:
         NoModuleMatchedError: A module does not exist or cannot be converted.
     """
-    folded = folding_paths(model, paths, kind)
+    folded = check_modules(model, paths, kind, normalized)
     modules = dict(model.named_modules(remove_duplicate=False))
     for path in paths:
         layer = modules[path]
         converter = converter_of(type(layer))
         assert isinstance(layer, nn.Conv2d)
         assert isinstance(converter, ConvConverter)
-        same = converter.same(layer)
+        same_padding = converter.same_padding(layer)
         fold_weight_(layer, converter)
-        layer.__class__ = plain_class(same) if kind == PLAIN else adder_class(same, path in normalized)
-        if isinstance(layer, NormalizedAdderConv2d):
+        if kind == PLAIN:
+            layer.__class__ = plain_class(same_padding)
+        else:
+            layer.__class__ = TARGETS[kind].classes[Site(same_padding, path in normalized)]
+        if isinstance(layer, OwnNormalization):
             layer.insert_normalization_()
     return folded
 
 
-def restore_convolution_(layer: AdderConv2d, original: nn.Conv2d) -> None:
-    """Turn an adder layer back into the convolution that it was converted from, with its weights, in place.
+def restore_convolution_(layer: nn.Conv2d, original: nn.Conv2d) -> None:
+    """Turn a converted layer back into the convolution that it was converted from, with its weights, in place.
 
     The layer keeps its mode, hooks, device and dtype.
 
     Args:
-        layer: The adder layer.
+        layer: The converted layer.
         original: The convolution.
     """
-    if isinstance(layer, NormalizedAdderConv2d):
+    if isinstance(layer, OwnNormalization):
         layer.remove_normalization_()
-    restored: nn.Conv2d = layer
+    restored: Any = layer
     restored.__class__ = type(original)
     for name, value in (*vars(original).items(), *original.named_parameters(recurse=False)):
         if not hasattr(restored, name):  # dropped when the weight was folded
@@ -110,8 +112,11 @@ def restore_convolution_(layer: AdderConv2d, original: nn.Conv2d) -> None:
     restored.to(restored.weight.device, restored.weight.dtype).load_state_dict(original.state_dict())
 
 
-def folding_paths(model: nn.Module, paths: Sequence[str], kind: str) -> list[str]:
-    """Return those of the paths whose weights the change would fold.
+def check_modules(model: nn.Module, paths: Sequence[str], kind: str, normalized: Collection[str] = ()) -> list[str]:
+    """Refuse a change of class that does not fit the model; arguments are those of ``change_classes_``.
+
+    Returns:
+        Those of the paths whose weights the change would fold.
 
     Raises:
         NoModuleMatchedError: A module does not exist, is listed twice, or cannot be converted.
@@ -127,6 +132,10 @@ def folding_paths(model: nn.Module, paths: Sequence[str], kind: str) -> list[str
                 f"{path!r} {_found(module, id(module) in seen)}, expected a convolution that can be converted: "
                 "this plan is not for this model"
             )
+        assert isinstance(module, nn.Conv2d)
+        site = Site(converter.same_padding(module), path in normalized)
+        if kind != PLAIN and site not in TARGETS[kind].classes:
+            raise NoModuleMatchedError(f"{path!r} needs {site.words}, for which target {kind!r} has no layer class")
         if converter.folds_weight:
             folded.append(path)
         seen.add(id(module))
@@ -136,4 +145,4 @@ def folding_paths(model: nn.Module, paths: Sequence[str], kind: str) -> list[str
 def _found(module: nn.Module | None, seen: bool) -> str:
     if module is None:
         return "does not exist"
-    return "is converted twice" if seen or isinstance(module, AdderConv2d) else f"is a {type(module).__name__}"
+    return "is converted twice" if seen or target_of(module) is not None else f"is a {type(module).__name__}"

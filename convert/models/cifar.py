@@ -1,10 +1,10 @@
-"""The AdderNet paper's networks for small images, registered with timm.
+"""Networks of the AdderNet paper for small images, registered with timm.
 
 ``cifar_resnet20``, ``cifar_resnet32``, ``cifar_vgg_small``.
 
 Structure after AdderNet (arXiv 1912.13200) and its authors' code: convolution, BatchNorm, ReLU; 1x1 convolution and
 BatchNorm on the shortcuts that change shape; the classifier is a 1x1 convolution without bias followed by a BatchNorm
-on the logits. They are plain CNNs; ``adderkit.convert_`` makes adder networks of them.
+on the logits. They are plain CNNs, which ``adderkit.convert_`` converts to adder networks.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to ``[N, C', H', W']``."""
+        """Map ``[N, C, H, W]`` to ``[N, C', H', W']``."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarNet(nn.Module):
-    """What the networks share: timm's interface around ``features`` and the convolutional classifier."""
+    """Base class of the networks: timm's interface around ``features`` and the convolutional classifier."""
 
     def __init__(self, features: nn.Module, num_features: int, pooled: bool, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -56,33 +56,33 @@ class CifarNet(nn.Module):
         self.reset_classifier(num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The 1x1 convolution that gives the logits."""
+        """Return the 1x1 convolution that computes the logits."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh classifier for ``num_classes`` in place; none for 0.
+        """Replace the classifier by a new one for ``num_classes``, or by none if that is 0.
 
         Raises:
-            ValueError: A pooling is asked for: these networks have one form.
+            ValueError: ``global_pool`` is not the only pooling that these networks have.
         """
         if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}, expected 'avg': the network has no other form")
+            raise ValueError(f"global_pool is {global_pool!r}, expected 'avg', the only pooling of this network")
         self.num_classes = num_classes
         self.fc = nn.Conv2d(self.num_features, num_classes, 1, bias=False) if num_classes else nn.Identity()
         self.fc_norm = nn.BatchNorm2d(num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to the last feature map ``[N, C', H', W']``."""
+        """Map images ``[N, C, H, W]`` to the last feature map ``[N, C', H', W']``."""
         result: Tensor = self.features(x)
         return result
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map to logits ``[N, classes]``, or to ``[N, num_features]`` before the classifier."""
+        """Map a feature map to logits ``[N, classes]``, or to ``[N, num_features]`` if ``pre_logits``."""
         x = F.adaptive_avg_pool2d(x, 1) if self.pooled else x.flatten(1)[:, :, None, None]
         return x.flatten(1) if pre_logits else self.fc_norm(self.fc(x)).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` to logits ``[N, classes]``."""
+        """Map images ``[N, C, H, W]`` to logits ``[N, classes]``."""
         return self.forward_head(self.forward_features(x))
 
 
@@ -104,7 +104,7 @@ class CifarResNet(CifarNet):
 
 
 class CifarVgg(CifarNet):
-    """VGG-small: 2x128, 2x256 and 2x512 3x3 convolutions, each pair max-pooled, and the classifier on all positions."""
+    """VGG-small: 2x128, 2x256 and 2x512 3x3 convolutions, each pair max-pooled; the classifier reads all positions."""
 
     def __init__(
         self,
@@ -137,9 +137,9 @@ def _initialize(model: nn.Module) -> None:
 
 
 def drop_other_head(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Leave out a checkpoint's classifier where it was made for another number of classes.
+    """Drop a checkpoint's classifier if it was made for another number of classes.
 
-    timm drops the weight and the bias itself, but not the statistics of a BatchNorm on the logits.
+    timm drops its weight and bias, but not the statistics of a BatchNorm on the logits.
     """
     own = model.state_dict()
     return {

@@ -111,7 +111,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
             module_class: Any = plain_class(isinstance(module, AdderConv2dSame))
             module.__class__ = module_class
         elif isinstance(module, nn.Conv2d) and converter is not None:
-            module.__class__ = plain_class(converter.same(module))
+            module.__class__ = plain_class(converter.same_padding(module))
     return plain
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.batchnorm import reestimate_batchnorm_
+from ..conversion.targets import require_support
 from ..cost.cost import cost
 from ..cost.energy import PRECISIONS, arithmetic_energy
 from ..cost.report import Cost
@@ -127,6 +128,7 @@ def prune_(
         True
     """
     require_float(model, "pruned", "prune the network that it was made from")
+    require_support(model, "pruning", "prune the CNN before converting it")
     batches = batches_of(images, batch_size) if images is not None else []
     count = sum(map(len, batches))
     if config.importance in NEED_IMAGES and count == 0:

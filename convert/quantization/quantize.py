@@ -11,6 +11,7 @@ from ...adder_layers.integer.network import IntegerNetwork
 from ..calibration.batchnorm import affine_of, reestimate_batchnorm_
 from ..calibration.batchnorm_shift import calibration_statistics
 from ..calibration.config import CalibrationConfig
+from ..conversion.targets import require_support
 from ..errors import AdderkitError
 from ..graph.modes import batches_of, eval_mode
 from ..record import record_, require_float_weights, set_transforms_, transforms_of
@@ -110,6 +111,7 @@ def prepare_(
     Raises:
         AdderkitError: Integers cannot express the model.
     """
+    require_support(model, "quantization", "quantize the CNN that it was converted from")
     original = copy.deepcopy(model)
     image: Any = tuple(batches[0].shape[1:])
     fake_quantize_(model, config, image)

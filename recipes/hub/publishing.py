@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ...convert.checkpoint.folder import CARD, CONFIG, REPORT, WEIGHTS, base_architecture, load, read_report
-from ...convert.conversion.rewrite import is_converted
+from ...convert.conversion.targets import is_converted
 from ...convert.cost.cost import cost
 from ...convert.cost.report import Cost
 from ...convert.errors import PublishError

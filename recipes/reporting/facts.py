@@ -16,7 +16,7 @@ from torch import nn
 
 from ...adder_layers.conv import AdderConv2d
 from ...convert.checkpoint.folder import WEIGHTS, base_architecture, load, read_report
-from ...convert.conversion.rewrite import is_converted
+from ...convert.conversion.targets import is_converted
 from ...convert.cost.cost import cost
 from ...convert.cost.report import Cost
 from ...convert.errors import AdderkitError
@@ -162,7 +162,7 @@ def _layers(model: nn.Module, saved: Mapping[str, Any]) -> tuple[LayerFact, ...]
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             row, fit = planned.get(path, {}), fitted.get(path, {})
-            agreed = (row.get("decision") in ("convert", "adder")) == isinstance(module, AdderConv2d)
+            agreed = (row.get("decision") in ("convert", "converted")) == isinstance(module, AdderConv2d)
             reason = row.get("reason") if agreed else "changed after it was planned"
             mean, worst = number(fit.get("correlation")), number(fit.get("worst"))
             fidelity = (mean, worst) if mean is not None and worst is not None else None

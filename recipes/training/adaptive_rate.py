@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...adder_layers.conv import AdderConv2d
+from ...convert.conversion.targets import converted_layers
 from ...convert.errors import AdderkitError
 from ..distributed.sharding import full_tensor, local_part
 
@@ -52,7 +52,7 @@ class AdaptiveRate:
         if not eta > 0:
             raise ValueError(f"eta is {eta}, expected a positive number such as 0.2")
         if isinstance(model, nn.Module):
-            layers = [layer for layer in model.modules() if isinstance(layer, AdderConv2d)]
+            layers = list(converted_layers(model, "adaptive_rate").values())
             self._weights = lambda: [layer.weight for layer in layers]  # fully_shard gives them other ones
         else:
             given: list[Tensor] = list(model)

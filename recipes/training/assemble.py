@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ...adder_layers.modules import adder_layers
-from ...convert.conversion.rewrite import is_converted
 from ...convert.errors import DatasetError, RecipeError
 from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
@@ -224,7 +223,7 @@ def _make_optimizer(recipe: Recipe, model: nn.Module, objective: Objective, proc
         rate = recipe.scaled(recipe.teacher_lr or recipe.lr, processes)
         for group in param_groups_weight_decay(objective, recipe.weight_decay):
             optimizer.add_param_group({**group, "lr": rate})
-    if recipe.eta and is_converted(model):
+    if recipe.eta and converted_layers(model, "adaptive_rate"):
         AdaptiveRate(optimizer, model, recipe.eta)
     return optimizer
 

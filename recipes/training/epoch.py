@@ -11,7 +11,7 @@ import torch
 from accelerate import skip_first_batches
 from torch import Tensor
 
-from ...adder_layers.modules import adder_layers
+from ...convert.conversion.targets import converted_layers
 from ...convert.errors import AdderkitError
 from ..data.reproducible import seed_everything
 from ..distributed.sharding import full_tensor
@@ -170,7 +170,9 @@ def _gradient_norm(run: Run) -> Tensor:
     if not run.recipe.clip_grad:
         run.accelerator.unscale_gradients()
         return _norm(run.model.parameters())
-    rescaled = [layer.weight for layer in adder_layers(run.bare_model).values()] if run.recipe.eta else []
+    rescaled = (
+        [layer.weight for layer in converted_layers(run.bare_model, "adaptive_rate").values()] if run.recipe.eta else []
+    )
     known = {id(weight) for weight in rescaled}
     others = [parameter for parameter in run.model.parameters() if id(parameter) not in known]
     clipped: Tensor = run.accelerator.clip_grad_norm_(others, run.recipe.clip_grad)

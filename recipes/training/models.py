@@ -8,7 +8,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from ...adder_layers.modules import adder_layers
-from ...convert.conversion.rewrite import is_converted
+from ...convert.conversion.targets import is_converted
 from ...convert.errors import DatasetError, ModelSourceError, RecipeError
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ...convert.conversion.rewrite import is_converted
+from ...convert.conversion.targets import is_converted
 from ...convert.errors import RecipeError
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource

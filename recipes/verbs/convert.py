@@ -4,12 +4,13 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ...convert.calibration.config import CalibrationConfig, HybridPolicy, parse_budget
 from ...convert.conversion.config import AdderConfig, Norm
+from ...convert.conversion.targets import ADDER, TARGETS
 from ..data.unlabeled import UnlabeledImages
 from ..terminal.options import (
     CalibrationImages,
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
     from ...convert.calibration.calibrate import CalibrationReport
     from ...convert.conversion.plan import ConversionPlan
+
+    TargetName = str
+else:
+    TargetName = Literal[tuple(TARGETS)]  # type checkers do not know that --to lists the table's names
 
 _GB = 1 << 30
 
@@ -61,8 +66,8 @@ Memory = Annotated[float, typer.Option(min=0.1, metavar="GB", help="Memory that 
 
 def convert(
     model: Annotated[str, typer.Option(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")],
-    to: Annotated[str, typer.Option(help="What convolutions become; 'adder' is the one target there is.")] = "adder",
-    output: Annotated[str | None, output_option("DIR", "MODEL-adder")] = None,
+    to: Annotated[TargetName, typer.Option(help="Layers that convolutions become.")] = ADDER,
+    output: Annotated[str | None, output_option("DIR", "MODEL-TARGET")] = None,
     include: Include = None,
     exclude: Exclude = None,
     skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = AdderConfig.skip_first,
@@ -90,8 +95,6 @@ def convert(
 
     With --dataset, also calibrate it on unlabeled training images.
     """
-    if to != "adder":
-        raise typer.BadParameter(f"'{to}' is unknown, expected 'adder'", param_hint="--to")
     config = AdderConfig(
         include=tuple(include or AdderConfig.include),
         exclude=tuple(exclude or AdderConfig.exclude),
@@ -115,6 +118,7 @@ def convert(
         pretrained=pretrained,
         num_classes=num_classes,
         in_chans=in_chans,
+        to=to,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
     print_json(result.to_dict()) if json else _print_result(result)
@@ -136,12 +140,13 @@ class ConversionJob:
         config: Choice of the convolutions to convert.
         calibration: Settings of calibration; its seed also chooses the images.
         hybrid: Rules for returning calibrated layers to convolutions.
-        output: Folder to write; by default ``<model>-adder`` in the current folder.
+        output: Folder to write; by default ``<model>-<target>`` in the current folder.
         images: Images to calibrate on; ``None`` skips calibration.
         checkpoint: File or folder of weights to use instead of the Hub's.
         pretrained: Use pretrained weights rather than random ones.
         num_classes: Number of classes; by default the model's own.
         in_chans: Number of input channels; by default the model's own.
+        to: Target of the conversion.
     """
 
     model: str
@@ -154,13 +159,14 @@ class ConversionJob:
     pretrained: bool = True
     num_classes: int | None = None
     in_chans: int | None = None
+    to: str = ADDER
 
     @property
     def folder(self) -> Path:
         """The folder to write."""
         from ...convert.model_source import default_folder
 
-        return default_folder(self.model, "-adder") if self.output is None else Path(self.output)
+        return default_folder(self.model, f"-{self.to}") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,15 +191,15 @@ class ConversionResult:
         # The calibration also lists the layers that returned to convolutions.
         returned = len(self.calibration.layers) - len(self.plan.paths("convert")) if self.calibration else 0
         if self.folder is None:
-            return f"{converted} would become adder layers; nothing was written (--dry-run)"
+            return f"{converted} would become {self.plan.target} layers; nothing was written (--dry-run)"
         if self.calibration is None:
             return (
-                f"{converted} became adder layers in {self.folder}/, not calibrated: its accuracy is near chance "
-                "until you convert again with --dataset to calibrate it, or fine-tune it"
+                f"{converted} became {self.plan.target} layers in {self.folder}/, not calibrated: its accuracy is near "
+                "chance until you convert again with --dataset to calibrate it, or fine-tune it"
             )
         hybrid = f"; {returned} returned to convolutions" if returned else ""
         images = self.calibration.images
-        return f"{converted} became adder layers in {self.folder}/, calibrated on {images} images{hybrid}"
+        return f"{converted} became {self.plan.target} layers in {self.folder}/, calibrated on {images} images{hybrid}"
 
 
 def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str], None]) -> ConversionResult:
@@ -217,12 +223,14 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint, reason=reason)
     if job.hybrid.acts and job.images is None:
         raise AdderkitError("--min-fidelity and --budget choose among calibrated layers: give --dataset")
+    if job.images is not None and "calibration" not in TARGETS[job.to].supports:
+        raise AdderkitError(f"layers of target {job.to} cannot be calibrated: leave out --dataset")
     model = _load_cnn(job, dry_run)
     if dry_run:
-        return ConversionResult(plan(model, job.config), None, None)
+        return ConversionResult(plan(model, job.config, to=job.to), None, None)
     announce(f"converting {job.model}")
     student = copy.deepcopy(model)
-    done = convert_(student, job.config)
+    done = convert_(student, job.config, to=job.to)
     calibration = None
     if job.images is not None:
         announce(f"calibrating on {job.images}")
@@ -232,7 +240,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
 
 
 def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
-    from ...convert.conversion.rewrite import is_converted
+    from ...convert.conversion.targets import is_converted
     from ...convert.errors import ModelSourceError
     from ...convert.model_source import build_model, is_folder
     from ...convert.record import require_float
@@ -242,7 +250,7 @@ def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
     model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
     require_float(model, "converted", "convert the CNN that it was made from")
     if is_converted(model):
-        raise ModelSourceError(f"{job.model} is already an adder network; convert the CNN that it was made from")
+        raise ModelSourceError(f"{job.model} is already converted; convert the CNN that it was made from")
     return model
 
 

@@ -131,7 +131,7 @@ def test_calibrated_behind_a_norm_of_all_channels(norm):
 
 
 def test_norm_error_names_layer_and_remedy():
-    with pytest.raises(AdderkitError, match=r"'first' would become an adder layer.*relu\(\).*--norm"):
+    with pytest.raises(AdderkitError, match=r"'first' would be converted to adder.*relu\(\).*--norm"):
         plan(Plain(), AdderConfig(norm="error"), example_input=IMAGE)
 
 
@@ -164,7 +164,7 @@ def test_layers_of_this_kind_are_adder_layers():
     convert_(model, example_input=IMAGE)
     assert isinstance(model.first, NormalizedAdderConv2d)
     again = plan(model, example_input=IMAGE)
-    assert again.paths("adder") == ["first", "second"]
+    assert again.paths("converted") == ["first", "second"]
     assert not any(row.inserted for row in again.rows)
 
 

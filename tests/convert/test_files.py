@@ -204,5 +204,5 @@ def test_folder_that_can_be_written(target, tmp_path):
 @pytest.mark.parametrize("target", ["file", "file/in/it"])
 def test_folder_in_the_place_of_a_file(target, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdderkitError, match=r"--output x cannot be written: .*/file is no folder that you may write"):
+    with pytest.raises(AdderkitError, match=r"cannot write --output x: .*/file is not a writable directory"):
         check_folder_target("--output x", tmp_path / target)

@@ -145,5 +145,5 @@ def test_damaged_norm_of_the_logits(tmp_path, name):
 def test_name_of_a_module_that_is_a_pattern(published, tmp_path):
     network, *_ = published
     torch.save({**network.state, "*.adder": torch.ones(3)}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"\* is no convolution there"):
+    with pytest.raises(CheckpointError, match=r"\* is not a convolution there"):
         import_checkpoint(tmp_path / "evil.pth", "cifar_resnet20")

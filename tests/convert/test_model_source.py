@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import adderkit
-from adderkit.convert.conversion.rewrite import is_converted
+from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import CheckpointError, ModelSourceError
 from adderkit.convert.model_source import ModelSource
 

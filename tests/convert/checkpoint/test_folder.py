@@ -14,7 +14,7 @@ from torch import nn
 
 import adderkit
 from adderkit.convert.checkpoint.folder import base_architecture, read_report
-from adderkit.convert.conversion.rewrite import is_converted
+from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.files import sha256
 from adderkit.convert.record import transforms_of

@@ -60,7 +60,7 @@ def test_safetensors_file(tmp_path):
 )
 def test_pickled_objects_are_refused_and_not_run(tmp_path, wrap, write):
     write(wrap(Malicious(tmp_path / "pwned")), tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"cannot be read as weights.*tensors only"):
+    with pytest.raises(CheckpointError, match=r"cannot read weights.*tensors only"):
         state_dict_from(tmp_path / "weights.pth")
     assert not (tmp_path / "pwned").exists()
 
@@ -94,7 +94,7 @@ def test_shape_that_the_file_cannot_fill(tmp_path, tensor):
 @pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta")], ids=["sparse", "meta"])
 def test_tensors_of_another_kind(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"a is not a plain tensor|cannot be read as weights"):
+    with pytest.raises(CheckpointError, match=r"a is not a plain tensor|cannot read weights"):
         state_dict_from(tmp_path / "weights.pth")
 
 
@@ -110,9 +110,9 @@ def test_archive_that_unpacks_to_more_than_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("weights.safetensors", b"short", "cannot be read as weights"),
-        ("weights.pth", b"short", "cannot be read as weights"),
-        ("weights.pth", b"", "cannot be read as weights"),
+        ("weights.safetensors", b"short", "cannot read weights"),
+        ("weights.pth", b"short", "cannot read weights"),
+        ("weights.pth", b"", "cannot read weights"),
     ],
     ids=["safetensors", "pth", "empty"],
 )
@@ -129,7 +129,7 @@ def test_damaged_file(tmp_path, name, content, message):
 )
 def test_file_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="no state dict"):
+    with pytest.raises(CheckpointError, match="does not hold a state dict"):
         state_dict_from(tmp_path / "weights.pth")
 
 
@@ -137,10 +137,10 @@ def test_file_without_a_state_dict(tmp_path, content):
 def test_what_is_no_file_of_weights_is_told_in_words(tmp_path):
     with pytest.raises(CheckpointError, match=r"weights\.pth does not exist"):
         state_dict_from(tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="is a folder; expected a file of weights"):
+    with pytest.raises(CheckpointError, match="is a folder; expected a file with weights"):
         state_dict_from(tmp_path)
     (tmp_path / "text.pth").write_text("hello")  # 'e' is no opcode of pickles
-    with pytest.raises(CheckpointError, match=r"cannot be read as weights: KeyError; expected safetensors"):
+    with pytest.raises(CheckpointError, match=r"cannot read weights from .*: KeyError; expected safetensors"):
         state_dict_from(tmp_path / "text.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))  # torch warns of its protocol
     with pytest.raises(CheckpointError):

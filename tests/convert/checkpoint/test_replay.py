@@ -10,7 +10,8 @@ from adderkit.adder_layers.conv import AdderConv2d
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.checkpoint.replay import replay
 from adderkit.convert.conversion.config import AdderConfig
-from adderkit.convert.conversion.rewrite import convert_, is_converted, revert_
+from adderkit.convert.conversion.rewrite import convert_, revert_
+from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.record import transforms_of
 

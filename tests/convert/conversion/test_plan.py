@@ -221,7 +221,7 @@ def test_adder_layers_are_reported_as_such(tiny, tiny_adders):
     model = tiny()
     adderkit.convert_(model, example_input=IMAGE)
     result = plan(model, example_input=IMAGE)
-    assert result.paths("adder") == tiny_adders
+    assert result.paths("converted") == tiny_adders
     assert result.paths("convert") == []
 
 
@@ -275,7 +275,7 @@ def test_filter_has_the_last_word(tiny):
         return module.out_channels == 6
 
     found = rows(tiny(), filter_fn=even_channels)
-    assert found["grouped"].reason == "filter_fn says no"
+    assert found["grouped"].reason == "skipped by filter_fn"
     assert found["pointwise"].decision == "convert"
     assert asked == ["grouped", "depthwise", "pointwise"]
 
@@ -366,7 +366,7 @@ def test_facts_of_a_row(tiny):
 def test_to_dict_is_json(tiny, tiny_adders):
     result = plan(tiny(), example_input=IMAGE)
     mapping = json.loads(json.dumps(result.to_dict()))
-    assert (mapping["converted"], mapping["skipped"], mapping["already_adder"]) == (3, 1, 0)
+    assert (mapping["converted"], mapping["skipped"], mapping["already_converted"]) == (3, 1, 0)
     assert [row["path"] for row in mapping["rows"]] == ["stem", *tiny_adders]
     assert AdderConfig.from_dict(mapping["config"]) == result.config
 

@@ -12,7 +12,8 @@ from adderkit.adder_layers.conv import AdderConv2d
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.plan import plan
-from adderkit.convert.conversion.rewrite import convert_, is_converted, revert_
+from adderkit.convert.conversion.rewrite import convert_, revert_
+from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
 from adderkit.convert.record import transforms_of
 
@@ -287,6 +288,6 @@ def test_revert_of_what_is_not_converted(tiny):
 def test_revert_without_a_match(tiny, snapshot):
     model = converted(tiny())
     before = snapshot(model)
-    with pytest.raises(NoModuleMatchedError, match="'stem' matches none of 3 adder layers"):
+    with pytest.raises(NoModuleMatchedError, match="'stem' matches none of 3 converted layers"):
         revert_(model, ("stem",))
     assert snapshot(model) == before

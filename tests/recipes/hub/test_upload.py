@@ -209,9 +209,9 @@ def test_no_hub(hub, send):
     ("arguments", "message"),
     [
         ({"repository": "net"}, "expected user/name"),
-        ({"repository": "a/b/c"}, "is no name of a repository"),
-        ({"repository": "ann/ne t"}, "is no name of a repository"),
-        ({"repository": "ann/../net"}, "is no name of a repository"),
+        ({"repository": "a/b/c"}, "is not the name of a repository"),
+        ({"repository": "ann/ne t"}, "is not the name of a repository"),
+        ({"repository": "ann/../net"}, "is not the name of a repository"),
         ({"repository": ""}, "--repo"),
         ({"repository": "ann/net", "create_pr": True, "revision": "v1"}, "give --create-pr or --revision"),
         ({"repository": "ann/net", "message": " "}, "--message is empty"),

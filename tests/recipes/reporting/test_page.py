@@ -299,7 +299,7 @@ def test_command_line(adder_kit, saved):
     [
         ("page.txt", "--output page.txt ends in '.txt', expected '.html'"),
         ("folder.html", "--output folder.html is a folder, expected a file"),
-        ("file/page.html", "cannot be written: .*file is no folder"),
+        ("file/page.html", "cannot write .*file is not a writable directory"),
         ("mine/last/page.html", "lies in .*mine/last, which is guarded by checksums; name a place beside it"),
     ],
 )

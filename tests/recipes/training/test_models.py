@@ -11,7 +11,7 @@ from timm.layers import FrozenBatchNormAct2d
 from torchvision.ops import FrozenBatchNorm2d
 
 import adderkit
-from adderkit.convert.conversion.rewrite import is_converted
+from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, RecipeError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe

@@ -12,7 +12,7 @@ from adderkit import AdderConfig
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert import model_source
 from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
-from adderkit.convert.conversion.rewrite import is_converted
+from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, NoModuleMatchedError
 from adderkit.recipes.data.unlabeled import UnlabeledImages
 from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
@@ -197,7 +197,7 @@ class TestTeacher:
 
 
 def test_converting_twice_is_refused(convert, adder_folder):
-    with pytest.raises(ModelSourceError, match="is already an adder network; convert the CNN that it was made from"):
+    with pytest.raises(ModelSourceError, match="is already converted; convert the CNN that it was made from"):
         convert(adder_folder)
 
 
