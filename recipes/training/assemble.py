@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ...adder_layers.modules import adder_layers
+from ...convert.conversion.targets import converted_layers
 from ...convert.errors import DatasetError, RecipeError
 from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
