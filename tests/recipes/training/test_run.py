@@ -77,7 +77,7 @@ class TestTrainedCnn:
     def test_arguments_are_kept(self, trained):
         _, folder = trained
         arguments = yaml.safe_load((folder.path / "args.yaml").read_text())
-        assert arguments["job"]["model"] == "cifar_resnet20"
+        assert arguments["job"]["source"]["name"] == "cifar_resnet20"
         assert Recipe().changed(arguments["recipe"]).lr == 0.05
 
     @pytest.mark.parametrize("which", ["best", "last"])
@@ -123,7 +123,7 @@ def test_a_run_is_never_overwritten(straight):
 def test_weights_from_a_relative_checkpoint(cnn_folder, train, monkeypatch):
     monkeypatch.chdir(cnn_folder.parent)
     _, folder = train(job=Job(ModelSource("cifar_resnet20", checkpoint="net")), lr=0.0, warmup_epochs=0)
-    assert folder.arguments()["job"]["checkpoint"] == str(cnn_folder.resolve())
+    assert folder.arguments()["job"]["source"]["checkpoint"] == str(cnn_folder.resolve())
     assert weights(folder.last)["fc.weight"].equal(weights(cnn_folder)["fc.weight"])
 
 
@@ -345,7 +345,7 @@ class TestRefused:
             train(job=Job(ModelSource(str(cnn_folder))), dataset="folder", data_dir=str(image_folder()))
 
     def test_no_data_set(self, train, cnn_folder):
-        with pytest.raises(DatasetError, match="no data set is given"):
+        with pytest.raises(DatasetError, match="no data set was given"):
             train(job=Job(ModelSource(str(cnn_folder))), dataset="")
 
     def test_frozen_batchnorm(self, train, adder_folder, monkeypatch):
