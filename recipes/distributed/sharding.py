@@ -50,8 +50,10 @@ def refuse_second_model(accelerator: Accelerator, recipe: Recipe, *names: str) -
         RecipeError: One of them is on.
     """
     for name in names:
-        if accelerator.is_fsdp2 and getattr(recipe, name):
+        value = getattr(recipe, name)
+        if accelerator.is_fsdp2 and value:
+            off = "false" if value is True else "0"
             raise RecipeError(
-                f"{name} is {getattr(recipe, name)}, expected it off under FSDP2, which shards one model only; "
-                f"start with --num-processes N instead, or --set {name}=0"
+                f"{name} is {value}, expected it off under FSDP2, which shards one model only; "
+                f"start with --num-processes N instead, or --set {name}={off}"
             )

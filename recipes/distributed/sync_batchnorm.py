@@ -60,7 +60,7 @@ def check_sync_batchnorm(recipe: Recipe, accelerator: Accelerator) -> None:
     if recipe.sync_bn and accelerator.num_processes > 1 and device in _UNSUPPORTED_DEVICES:
         raise RecipeError(
             f"sync_bn is on with {accelerator.num_processes} processes on {device}, expected GPUs, the only devices on "
-            "which torch synchronizes BatchNorm; turn it off with --set sync_bn=0"
+            "which torch synchronizes BatchNorm; turn it off with --set sync_bn=false"
         )
 
 
@@ -75,7 +75,7 @@ def synchronize_batchnorm_(model: nn.Module) -> None:
             if type(module) not in _SYNCED:
                 raise RecipeError(
                     f"sync_bn is on, but {path} is a {type(module).__name__}, expected torch's BatchNorm or timm's "
-                    "BatchNormAct2d; turn it off with --set sync_bn=0"
+                    "BatchNormAct2d; turn it off with --set sync_bn=false"
                 )
             module.__class__ = _SYNCED[type(module)]
 

@@ -65,7 +65,7 @@ def test_a_moving_average_is_refused_where_the_model_is_divided():
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
     check_sharding(accelerator)
     refuse_second_model(accelerator, Recipe(), "model_ema")
-    with pytest.raises(RecipeError, match=r"model_ema is True, expected it off under FSDP2.*--set model_ema=0"):
+    with pytest.raises(RecipeError, match=r"model_ema is True, expected it off under FSDP2.*--set model_ema=false"):
         refuse_second_model(accelerator, Recipe(model_ema=True), "teacher_lr", "model_ema")
 
 

@@ -175,7 +175,7 @@ def test_a_norm_with_a_way_of_its_own_is_refused():
     class Whitening(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(RecipeError, match=r"1 is a Whitening, expected torch's BatchNorm .*--set sync_bn=0"):
+    with pytest.raises(RecipeError, match=r"1 is a Whitening, expected torch's BatchNorm .*--set sync_bn=false"):
         synchronize_batchnorm_(nn.Sequential(nn.ReLU(), Whitening(3)))
 
 
@@ -186,7 +186,7 @@ def test_a_norm_with_a_way_of_its_own_is_refused():
 def test_several_processes_on_the_cpu_are_refused(device, processes, sync_bn, refused):
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
     if refused:
-        with pytest.raises(RecipeError, match=r"sync_bn is on with 2 processes on cpu, expected GPUs.*--set sync_bn=0"):
+        with pytest.raises(RecipeError, match=r"sync_bn is on with 2 processes on cpu.*--set sync_bn=false"):
             check_sync_batchnorm(Recipe(sync_bn=sync_bn), accelerator)
     else:
         check_sync_batchnorm(Recipe(sync_bn=sync_bn), accelerator)
