@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .convert.calibration.calibrate import calibrate_
     from .convert.calibration.config import CalibrationConfig
     from .convert.checkpoint.folder import load, save
+    from .convert.checkpoint.report import Report
     from .convert.conversion.config import AdderConfig
     from .convert.conversion.plan import plan
     from .convert.conversion.rewrite import convert_, revert_
@@ -45,6 +46,7 @@ _HOME = {
     "cost": "convert.cost.cost",
     "save": "convert.checkpoint.folder",
     "load": "convert.checkpoint.folder",
+    "Report": "convert.checkpoint.report",
     "AdaptiveRate": "recipes.training.adaptive_rate",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "CalibrationConfig",
     "PruneConfig",
     "QuantizeConfig",
+    "Report",
     "__version__",
     "adder_conv2d",
     "calibrate_",

@@ -9,13 +9,11 @@ from typing import Any
 from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
 from torch import Tensor, nn
 
-from .checkpoint.folder import CONFIG, WEIGHTS, base_architecture, load, read_report
+from .checkpoint.folder import CONFIG, LOCAL, WEIGHTS, base_architecture, load, local_path
 from .checkpoint.foreign_weights import state_dict_from
+from .checkpoint.report import Report, read_report
 from .errors import CheckpointError, ModelSourceError
-from .files import check_folder_target
 from .hub import PREFIX, quiet_hub
-
-_LOCAL = "local-dir:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +38,8 @@ class ModelSource:
     @property
     def folder(self) -> Path | None:
         """The saved folder that the name means; ``None`` for a name of timm or the Hub."""
-        if self.name.startswith(_LOCAL):
-            return Path(self.name.removeprefix(_LOCAL))
+        if self.name.startswith(LOCAL):
+            return local_path(self.name)
         return Path(self.name) if (Path(self.name) / CONFIG).is_file() and not is_model(self.name) else None
 
     @property
@@ -67,9 +65,9 @@ class ModelSource:
         checkpoint = None if self.checkpoint is None else str(Path(self.checkpoint).resolve())
         return dataclasses.replace(self, name=name, checkpoint=checkpoint)
 
-    def report(self) -> dict[str, Any]:
-        """Read ``adder_report.json`` of a saved folder; empty for anything else."""
-        return {} if self.folder is None else read_report(self.folder)
+    def report(self) -> Report:
+        """Read the report of a saved folder; empty for anything else."""
+        return Report() if self.folder is None else read_report(self.folder)
 
     def default_output(self, suffix: str) -> Path:
         """Return the default folder for the result of a verb: the short name and a suffix, in the working directory."""
@@ -200,33 +198,3 @@ def _check_name(name: str) -> None:
     near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
     raise ModelSourceError(f"timm has no model {name!r}{hint}")
-
-
-# For the verbs until they hold a ModelSource.
-
-
-def is_folder(name: str) -> bool:
-    """Stand in for ``ModelSource``."""
-    return ModelSource(name).folder is not None
-
-
-def build_model(name: str, *, pretrained: bool = True, checkpoint: str | None = None, **kwargs: Any) -> nn.Module:
-    """Stand in for ``ModelSource``."""
-    return ModelSource(name, pretrained, checkpoint).build(**kwargs)
-
-
-def default_folder(name: str, ending: str) -> Path:
-    """Stand in for ``ModelSource``."""
-    return ModelSource(name).default_output(ending)
-
-
-def check_target(name: str, folder: Path, *, write: bool, checkpoint: str | None = None, reason: str = "") -> None:
-    """Stand in for ``ModelSource``."""
-    ModelSource(name, checkpoint=checkpoint).refuse_target(folder, reason)
-    if write:
-        check_folder_target(f"--output {folder}", folder)
-
-
-def lacks_weights(name: str) -> bool:
-    """Stand in for ``ModelSource``."""
-    return not ModelSource(name).has_pretrained_weights

@@ -126,10 +126,11 @@ def cnn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adder_folder(cnn_folder: Path) -> Path:
     """``cnn_folder`` with two of its layers converted, by the ``convert`` verb's own code."""
     import adderkit
+    from adderkit.convert.model_source import ModelSource
     from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 
     config = adderkit.AdderConfig(include=("features.4.*",))
-    job = ConversionJob(str(cnn_folder), config, output=str(cnn_folder.with_name("net-adder")))
+    job = ConversionJob(ModelSource(str(cnn_folder)), config, output=str(cnn_folder.with_name("net-adder")))
     with contextlib.redirect_stderr(io.StringIO()):
         folder = run_conversion(job, dry_run=False, announce=lambda line: None).folder
     assert folder is not None

@@ -1,9 +1,10 @@
-"""Save and load: a folder with ``model.safetensors``, ``config.json``, ``adder_report.json`` and ``README.md``.
+"""Save and load a folder with ``model.safetensors``, ``config.json``, ``adder_report.json`` and ``README.md``.
 
-The folder is timm's own form (``timm.create_model("local-dir:…", pretrained=True)`` reads it, given adderkit is
-imported). No pickle is read or written.
+The folder has timm's format: with adderkit imported, ``timm.create_model("local-dir:…", pretrained=True)`` reads it. No
+pickle is read or written.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -25,91 +26,104 @@ from ..hub import PREFIX, fetch
 from ..record import transforms_of
 from .allocation import AllocationLimit, count_elements
 from .model_card import model_card
+from .report import REPORT, Report, write_report
 from .weights import CONFIG as CONFIG
 from .weights import WEIGHTS as WEIGHTS
 from .weights import check_shapes, check_transforms, checked_weights
 
-REPORT = "adder_report.json"
 CARD = "README.md"
+LOCAL = "local-dir:"
 FORMAT_VERSION = 1
-_UNKNOWN_SIZE = 1 << 26  # elements that a structure without weights may have, as far as memory goes
+_UNKNOWN_SIZE = 1 << 26  # most elements of a model that is built without weights
 _PACKAGES = ("adderkit", "torch", "torchvision", "timm", "accelerate", "safetensors")
 
 
 def save(
     model: nn.Module,
     folder: str | Path,
-    report: Mapping[str, Any] | None = None,
+    report: Report | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write a timm model, converted or not, to a folder that ``load`` and timm read back bit-equal.
+    """Write a timm model, converted or not, to a folder from which ``load`` and timm restore it bit-exactly.
 
-    Every file is replaced atomically, the configuration last but one and the report last, so that a kill leaves files
-    that either fit together or are refused by their checksum. An existing README.md is kept.
+    Every file is replaced atomically: first the weights, then the configuration, then the report. If the process is
+    killed in between, the files either fit together or are refused because of the checksum. An existing README.md is
+    kept.
 
     Args:
-        model: A model made by ``timm.create_model``, perhaps converted.
-        folder: Where to write; made if missing.
-        report: JSON-ready facts to keep in ``adder_report.json``: plan, fidelity, metrics, teacher.
-        state: The model's ``state_dict``; to be given where the model has only this process's part of it (FSDP2).
+        model: Model built by ``timm.create_model``, converted or not.
+        folder: Folder to write; created if it does not exist.
+        report: Facts to keep in ``adder_report.json``, such as the plan, the calibration and the teacher.
+        state: ``state_dict`` of the model, for a model of which this process holds only a part (FSDP2).
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The model was not made by timm's factory, or the folder cannot be written.
+        CheckpointError: The model was not built by timm's factory, or the folder cannot be written.
+
+    Example:
+        >>> model = timm.create_model("resnet50", pretrained=True)
+        >>> adderkit.convert_(model)
+        >>> adderkit.save(model, "resnet50-adder")
+        PosixPath('resnet50-adder')
     """
     folder = Path(folder)
     base = base_architecture(model)
-    converted = is_converted(model) or bool(transforms_of(model))  # folded and reverted is not timm's either
+    converted = is_converted(model) or bool(transforms_of(model))  # a fold is not undone by a revert
     config = _config(model, base, converted)
-    # One key only: safetensors writes several in any order, and equal models would not be equal files.
+    # A single key: safetensors writes several in arbitrary order, so that files of equal models would differ.
     metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "transforms": transforms_of(model)})}
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in (state or model.state_dict()).items()
     }
-    facts = {
-        **(report or {}),
-        "architecture": config["architecture"],
-        "base": base,
-        "versions": {"python": python_version(), **{name: version(name) for name in _PACKAGES}},
-    }
+    report = dataclasses.replace(
+        report or Report(),
+        architecture=config["architecture"],
+        base=base,
+        versions={"python": python_version(), **{name: version(name) for name in _PACKAGES}},
+    )
     try:
-        json.dumps(facts)
+        json.dumps(report.to_dict())
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata)
             digest = sha256(temporary)
         write_json(folder / CONFIG, {**config, "adderkit": {"version": FORMAT_VERSION, "sha256": digest}})
-        write_json(folder / REPORT, {**facts, "sha256": digest})
+        write_report(folder, dataclasses.replace(report, sha256=digest))
         if not (folder / CARD).exists():
             integers = isinstance(model, IntegerNetwork)
             write_text(folder / CARD, model_card(base, is_converted(model), folder.resolve().name, integers))
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
     except TypeError as error:
-        raise CheckpointError(f"the report cannot be saved as JSON: {error}") from error
+        raise CheckpointError(f"cannot save the report as JSON: {error}") from error
     return folder
 
 
 def load(source: str | Path, pretrained: bool = True) -> nn.Module:
-    """Rebuild a saved model, adder network or CNN.
+    """Rebuild a saved model: adder network, integer network or CNN.
 
     Args:
-        source: A folder, also as ``local-dir:…``, or ``hf-hub:user/name[@revision]``.
-        pretrained: Load the weights; without, the structure alone with fresh weights.
+        source: Saved folder, also written ``local-dir:folder``, or ``hf-hub:user/name[@revision]``.
+        pretrained: Load the weights; with ``False`` the model gets random ones.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: Files are missing, damaged, altered, or not a checkpoint of this kind; nothing is half-loaded.
+        CheckpointError: Files are missing, damaged, altered, or not a checkpoint of this kind; a model is never loaded
+            in part.
+
+    Example:
+        >>> model = adderkit.load("resnet50-adder")
+        >>> logits = model(images)
     """
-    name = str(source).removeprefix("local-dir:")
-    folder = fetch(name, (WEIGHTS, CONFIG, REPORT, CARD)) if name.startswith(PREFIX) else Path(name)
+    name = str(source)
+    folder = fetch(name, (WEIGHTS, CONFIG, REPORT, CARD)) if name.startswith(PREFIX) else local_path(name)
     _check_folder(folder)
     state = checked_weights(folder) if pretrained else None
     try:
-        # timm would quietly leave out a classifier of another size, and might take another file: we load strictly.
+        # timm would silently skip a classifier of another size, and might pick another file, so we load strictly.
         with AllocationLimit(_UNKNOWN_SIZE if state is None else count_elements(state), str(folder)):
             model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
@@ -118,35 +132,34 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
             model.load_state_dict(state)
     except AdderkitError:
         raise
-    except Exception as error:  # whatever timm makes of a foreign configuration
-        raise CheckpointError(f"{folder} does not hold a model that fits its {CONFIG}: {error}") from error
+    except Exception as error:  # any error that timm may raise for a foreign configuration
+        raise CheckpointError(f"{folder} does not contain a model that fits its {CONFIG}: {error}") from error
     return model.eval()
 
 
-def read_report(folder: str | Path) -> dict[str, Any]:
-    """The facts in a checkpoint's ``adder_report.json``; empty where it has none."""
-    path = Path(folder) / REPORT
-    return read_json_object(path) if path.is_file() else {}
+def local_path(name: str | Path) -> Path:
+    """Return the path that a name means, which may be written ``local-dir:folder`` as for timm."""
+    return Path(str(name).removeprefix(LOCAL))
 
 
 def base_architecture(model: nn.Module) -> str:
-    """Name in timm's registry of the network a model was built as, before any conversion.
+    """Return the name in timm's registry under which a model was built, before any conversion.
 
     Raises:
-        CheckpointError: The model was not made by timm's factory.
+        CheckpointError: The model was not built by timm's factory.
     """
     arguments: Mapping[str, Any] = getattr(model, "_model_args", None) or {}
     name = arguments.get("base") or (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not isinstance(name, str) or not is_model(name):
         raise CheckpointError(
-            f"{type(model).__name__} cannot be saved: expected a model made by timm.create_model, which can be built "
-            "again by its name; register your own class with timm.models.register_model"
+            f"cannot save a {type(model).__name__}, expected a model built by timm.create_model, which can be rebuilt "
+            "by its name; register your own class with timm.models.register_model"
         )
     return name
 
 
 def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
-    """Timm's own ``config.json`` for the model as it is, under the name ``adder`` if it is one."""
+    """Return timm's ``config.json`` for the model as it is, named ``adder`` if it is converted."""
     arguments = dict(getattr(model, "_model_args", {}))
     saved = {key: value for key, value in arguments.items() if key not in ("base", "transforms")}
     if converted:
@@ -160,15 +173,15 @@ def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
             save_config_for_hf(model, str(path), {"pretrained_cfg": {"architecture": architecture}}, saved)
             return read_json_object(path)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{base} cannot be saved in timm's form: {error}") from error
+        raise CheckpointError(f"cannot save {base} in timm's format: {error}") from error
     finally:
         timm_model._model_args = saved_arguments
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose configuration is not one of a model, before anything is built from it."""
+    """Refuse a folder whose configuration does not describe a model, before anything is built from it."""
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; expected a checkpoint written by adderkit or timm")
+        raise CheckpointError(f"{folder} is not a folder, expected a checkpoint written by adderkit or timm")
     config = read_json_object(folder / CONFIG)
     architecture, arguments = config.get("architecture"), config.get("model_args", {})
     if not isinstance(architecture, str) or not is_model(architecture):

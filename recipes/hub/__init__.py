@@ -1,1 +1,1 @@
-"""What is published on the Hugging Face Hub: license, card, folder, upload."""
+"""Publishing on the Hugging Face Hub: license, model card, folder, upload."""

@@ -1,16 +1,17 @@
-"""Under which license a model may be published, and what it was made from: both as the Hub names them."""
+"""License and base model of a published model, as the Hub names them."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from timm.models import get_pretrained_cfg
 
+from ...convert.checkpoint.report import Report
 from ...convert.errors import PublishError
 from ...convert.hub import PREFIX, check_repository
 from ..runs.provenance import part_of
 
-# Identifiers that the Hub knows (huggingface.co/docs/hub/repositories-licenses); others are "other" with a name.
+# Identifiers in huggingface.co/docs/hub/repositories-licenses when this was written; the Hub may know more by now.
 _KNOWN = """
 afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
@@ -24,7 +25,7 @@ HUB_LICENSES = frozenset(_KNOWN.split())
 
 
 class License(NamedTuple):
-    """A license in the terms of a model card's front matter; ``name`` only where the Hub does not know it."""
+    """License in the terms of a model card's front matter; ``name`` is set for a license that the Hub does not know."""
 
     identifier: str
     name: str | None = None
@@ -33,54 +34,58 @@ class License(NamedTuple):
         return self.name or self.identifier
 
 
-def license_of(given: str | None, report: Mapping[str, Any], config: Mapping[str, Any]) -> License:
-    """The license that was given, else that of the pretrained weights which the model was made from.
+def license_of(
+    given: str | None, report: Report, config: Mapping[str, Any], announce: Callable[[str], None] = print
+) -> License:
+    """Return the license that was given, or else that of the pretrained weights which the model was made from.
 
     Args:
-        given: What ``--license`` says.
-        report: ``adder_report.json`` of the model.
-        config: ``config.json`` of the model; ``pretrained_cfg`` has the license of timm's weights.
+        given: Value of ``--license``.
+        report: Report of the model.
+        config: ``config.json`` of the model; its ``pretrained_cfg`` has the license of timm's weights.
+        announce: Called with a warning about an identifier that is not in the built-in list.
 
     Raises:
-        PublishError: The license is unknown, or none was given and none is inherited.
+        PublishError: No license was given and none is inherited, or the given one is empty.
     """
     if given is not None:
-        return _given(given)
+        return _given(given.strip().lower(), announce)
     inherited = part_of(config, "pretrained_cfg").get("license")
-    own_weights = "imported" in report or report.get("source", "") is None  # not those that timm offers
+    own_weights = bool(report.imported) or report.source is None  # not the ones that timm offers
     if own_weights or not isinstance(inherited, str) or inherited.lower() in ("", "unknown", "other"):
         raise PublishError(
-            "the license is not known: the model was not made from pretrained weights that state one; "
+            "the license is unknown: the model was not made from pretrained weights that state one; "
             "give it with --license, such as --license apache-2.0"
         )
     inherited = inherited.lower()
     return License(inherited) if inherited in HUB_LICENSES else License("other", inherited)
 
 
-def _given(text: str) -> License:
-    name = text.strip().lower()
+def _given(name: str, announce: Callable[[str], None]) -> License:
+    if not name:
+        raise PublishError("--license is empty, expected an identifier such as apache-2.0")
     if name not in HUB_LICENSES:
         near = difflib.get_close_matches(name, sorted(HUB_LICENSES), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "see huggingface.co/docs/hub/repositories-licenses"
-        raise PublishError(f"--license is {text!r}, expected an identifier that the Hub knows; {hint}")
+        announce(f"warning: --license {name!r} is not a license identifier that adderkit knows; used as given; {hint}")
     return License(name)
 
 
-def base_model_of(given: str | None, report: Mapping[str, Any]) -> str | None:
-    """The Hub's name of the model that this one was made from; ``None`` where it is not on the Hub.
+def base_model_of(given: str | None, report: Report) -> str | None:
+    """Return the Hub repository of the model that this one was made from; ``None`` for one that is not on the Hub.
 
     Args:
-        given: What ``--base-model`` says, ``user/name``.
-        report: ``adder_report.json`` of the model; ``source`` says what its weights came from.
+        given: Value of ``--base-model``, ``user/name``.
+        report: Report of the model; its ``source`` is the origin of the weights.
 
     Raises:
-        PublishError: The name given is none of a repository.
+        PublishError: The given name is not a valid repository name.
     """
     if given is not None:
         check_repository(given, "--base-model")
         return given
-    source = report.get("source")
-    if not isinstance(source, str):
+    source = report.source
+    if not source:
         return None
     if source.startswith(PREFIX):
         name = source.removeprefix(PREFIX).partition("@")[0]

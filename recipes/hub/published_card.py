@@ -1,24 +1,24 @@
-"""The model card of a published folder: what the model is, costs and reaches, how it was made, and where it ends."""
+"""The model card of a published folder: description, cost, accuracy, origin and limits of the model."""
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ...convert.checkpoint.model_card import beginning, front_matter
+from ...convert.checkpoint.report import Report
 from ...convert.cost.report import Cost
 from ..reporting.evaluations import Evaluation, eval_results, hub_dataset
 from ..runs.provenance import part_of
 from .licenses import License
 
-_LONGEST = 80  # characters of a text from the report
+_LONGEST = 80  # characters that are shown of a text in the report
 
 _LIMITS = """
 ## Limits
 
-- It needs adderkit: without it timm says `Unknown model (adder)`, and so does the snippet that the Hub offers.
-- What is saved is multiplications, not time: on CPUs and GPUs an addition is no faster than a multiplication.
-- Fine-tune it with adderkit too: the gradients of its layers are AdderNet's, and BatchNorm is measured afresh.
+- The model needs adderkit: without it, timm and the snippet on the Hub's page fail with `Unknown model (adder)`.
+- Fewer multiplications do not mean less time: on CPUs and GPUs an addition takes as long as a multiplication.
+- Fine-tuning needs adderkit, too: the layers use AdderNet's gradients, and BatchNorm statistics are re-estimated.
 """
 
 _CITATION = """
@@ -37,20 +37,20 @@ _CITATION = """
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """All that a card says.
+    """Everything that a model card states.
 
     Args:
-        repository: ``user/name``.
+        repository: Repository on the Hub, ``user/name``.
         base: Architecture in timm's registry.
         converted: Whether the model is an adder network.
-        pruned: Whether it lost channels.
-        license: See ``licenses``.
-        base_model: The Hub's name of the model it was made from.
-        cost: Of the model, for one image.
-        evaluations: What was measured.
-        report: The published ``adder_report.json``.
-        pictures: Paths of training curves beside the card.
-        chart: Path of the cost chart beside the card.
+        pruned: Whether channels were removed.
+        license: License of the model.
+        base_model: Hub repository of the model that it was made from; ``None`` for one that is not on the Hub.
+        cost: Cost of the model for one image.
+        evaluations: Measured accuracies.
+        report: Report that is published.
+        pictures: Paths of the training curves, relative to the card.
+        chart: Path of the cost chart, relative to the card.
     """
 
     repository: str
@@ -61,13 +61,13 @@ class CardFacts:
     base_model: str | None
     cost: Cost
     evaluations: Sequence[Evaluation]
-    report: Mapping[str, Any]
+    report: Report
     pictures: Sequence[str]
     chart: str
 
 
 def published_card(facts: CardFacts) -> str:
-    """The whole card, Markdown with front matter."""
+    """Return the card as Markdown with front matter."""
     name = facts.repository.split("/")[1]
     parts = [
         _front_matter(facts, name),
@@ -83,7 +83,7 @@ def published_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts, name: str) -> str:
-    training = part_of(part_of(facts.report, "training"), "recipe").get("dataset")
+    training = part_of(facts.report.training, "recipe").get("dataset")
     used = [training, *(each.dataset for each in facts.evaluations)]
     datasets = list(dict.fromkeys(found for each in used if isinstance(each, str) and (found := hub_dataset(each))))
     results = [result for each in facts.evaluations for result in eval_results(each)]
@@ -94,7 +94,7 @@ def _front_matter(facts: CardFacts, name: str) -> str:
         license_name=facts.license.name,
         license_link=f"https://huggingface.co/{facts.base_model}" if facts.license.name and facts.base_model else None,
         base_model=facts.base_model,
-        base_model_relation="finetune" if facts.base_model else None,  # of the Hub's four, the one that fits
+        base_model_relation="finetune" if facts.base_model else None,  # the best fit of the Hub's four relations
         datasets=datasets or None,
         metrics=["accuracy"] if results else None,
         model_name=name if results else None,
@@ -107,7 +107,7 @@ def _image(shape: tuple[int, ...]) -> str:
     return (
         "\n```python\nimport torch\n\n"
         "data = timm.data.resolve_data_config(model.pretrained_cfg)\n"
-        "transform = timm.data.create_transform(**data)  # for images of Pillow\n"
+        "transform = timm.data.create_transform(**data)  # for Pillow images\n"
         f"logits = model(torch.zeros(1, {size}))\n```\n"
     )
 
@@ -116,13 +116,13 @@ def _cost(facts: CardFacts) -> str:
     cost = facts.cost
     shape = "x".join(map(str, cost.input_shape))
     rows = (
-        ("the CNN of this shape, all that runs", cost.honest_before),
-        ("this model, all that runs", cost.honest),
-        ("the CNN, weight layers alone, as papers count", cost.headline_before),
-        ("this model, as papers count", cost.headline),
+        ("the original CNN, all operations", cost.honest_before),
+        ("this model, all operations", cost.honest),
+        ("the original CNN, weight layers only, as in papers", cost.headline_before),
+        ("this model, weight layers only, as in papers", cost.headline),
     )
     lines = [
-        f"\n## Cost of one image of {shape}\n",
+        f"\n## Cost of one {shape} image\n",
         "| | multiplications | additions |",
         "|---|---|---|",
         *(f"| {label} | {count.multiplications:,} | {count.additions:,} |" for label, count in rows),
@@ -145,7 +145,7 @@ def _accuracy(evaluations: Sequence[Evaluation]) -> str:
 
 def _making(facts: CardFacts) -> str:
     report, lines = facts.report, ["\n## How it was made\n"]
-    plan, calibration, training = (part_of(report, key) for key in ("plan", "calibration", "training"))
+    plan, calibration, training = report.plan, report.calibration, report.training
     if facts.base_model:
         lines.append(f"- Made from [`{facts.base_model}`](https://huggingface.co/{facts.base_model}).")
     if isinstance(rows := plan.get("rows"), list):
@@ -156,22 +156,22 @@ def _making(facts: CardFacts) -> str:
             _plain(calibration.get(key)) for key in ("images", "steps", "matching_steps", "seed")
         )
         lines.append(
-            f"- Calibrated on {images} unlabeled images: {steps} steps for each layer, {together} for all together, "
-            f"seed {seed}."
+            f"- Calibrated on {images} unlabeled images: {steps} steps for each layer, {together} steps for all layers "
+            f"together, seed {seed}."
         )
     if recipe := part_of(training, "recipe"):
         dataset, epochs, size, rate, seed = (
             _plain(recipe.get(key)) for key in ("dataset", "epochs", "batch_size", "lr", "seed")
         )
         lines.append(
-            f"- Trained on {dataset}, epoch {_plain(training.get('epoch'))} of a run of {epochs}, batch size {size}, "
+            f"- Trained on {dataset}: epoch {_plain(training.get('epoch'))} of {epochs}, batch size {size}, "
             f"learning rate {rate}, seed {seed}."
         )
-    versions = ", ".join(f"{_plain(name)} {_plain(each)}" for name, each in part_of(report, "versions").items())
+    versions = ", ".join(f"{_plain(name)} {_plain(each)}" for name, each in report.versions.items())
     lines.append(f"- Saved with {versions}.")
-    lines.append(f"- SHA-256 of the weights: `{report['sha256']}`.")
-    lines.append("- Everything else, layer by layer: `adder_report.json`.\n")
-    commands = [_line(each) for each in report["commands"] if each.startswith(("adderkit ", "convert "))]
+    lines.append(f"- SHA-256 of the weights: `{report.sha256}`.")
+    lines.append("- Details of every layer are in `adder_report.json`.\n")
+    commands = [_line(each) for each in report.commands if each.startswith(("adderkit ", "convert "))]
     if commands:
         lines.append("```bash\n" + "\n".join(commands) + "\n```\n")
     lines += [f"![{picture.rpartition('/')[2].removesuffix('.png')}]({picture})\n" for picture in facts.pictures]
@@ -179,7 +179,7 @@ def _making(facts: CardFacts) -> str:
 
 
 def _plain(value: object) -> str:
-    """What somebody else may have written into the report, on one line of Markdown that is nothing but text."""
+    """Return a value that somebody else may have written as one line of Markdown without any markup."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", _line(str(value))[:_LONGEST])
 
 

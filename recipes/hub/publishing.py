@@ -1,7 +1,7 @@
-"""``adderkit publish``: a saved folder becomes one that timm and the Hub understand, and goes to the Hub.
+"""Publish a saved model on the Hugging Face Hub.
 
-The folder that is published is built beside the saved one, which stays as it is: the same weights and configuration, a
-full model card with pictures, and a report with costs, commands and measurements but without paths of this machine.
+The published folder is built beside the saved one, which is not changed. It has the same weights and configuration, a
+full model card with figures, and a report with costs, commands and measurements but without local paths.
 """
 
 import dataclasses
@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from ...convert.checkpoint.folder import CARD, CONFIG, REPORT, WEIGHTS, base_architecture, load, read_report
+from ...convert.checkpoint.folder import CARD, CONFIG, WEIGHTS, base_architecture, load
+from ...convert.checkpoint.report import REPORT, Report, SavedModel, read_report, write_report
 from ...convert.conversion.targets import is_converted
 from ...convert.cost.cost import cost
 from ...convert.cost.report import Cost
 from ...convert.errors import PublishError
-from ...convert.files import atomic_path, read_json_object, sha256, write_json, write_text
+from ...convert.files import atomic_path, sha256, write_text
 from ...convert.model_source import ModelSource
 from ...convert.record import transforms_of
-from ..reporting.cost_chart import draw_chart
+from ..reporting.cost_image import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
-from ..runs.provenance import command_without_local_paths, commands_of, without_local_paths
+from ..runs.provenance import command_without_local_paths, without_local_paths
 from .licenses import base_model_of, license_of
 from .published_card import CardFacts, published_card
 from .upload import Target, Upload, upload
@@ -33,7 +34,17 @@ _CHART = f"{_PICTURES}/cost.png"
 
 @dataclasses.dataclass(frozen=True)
 class PublishJob:
-    """What to publish and where; see the options of ``adderkit publish``."""
+    """A model to publish, and how.
+
+    Args:
+        folder: Folder of the saved model.
+        target: Repository on the Hub.
+        output: Folder to build; by default the repository's name with ``-published``, in the working directory.
+        license: License identifier; by default the one that the pretrained weights state.
+        base_model: Hub repository of the model that it was made from; by default as recorded.
+        force: Replace a model card that was edited, in the built folder and on the Hub.
+        dry_run: Build the folder without uploading it.
+    """
 
     folder: str
     target: Target
@@ -45,18 +56,26 @@ class PublishJob:
 
     @property
     def source(self) -> Path:
-        """The saved folder."""
+        """Folder of the saved model."""
         return ModelSource(self.folder).folder or Path(self.folder)
 
     @property
     def built(self) -> Path:
-        """``--output``, or the repository's name with ``-published`` in the current folder."""
+        """Folder to build."""
         return Path(self.output or f"{self.target.repository.split('/')[1]}-published")
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishResult:
-    """What was built, file by file in bytes, and what became of it; ``upload`` is ``None`` after a dry run."""
+    """Outcome of publishing.
+
+    Args:
+        target: Repository on the Hub.
+        folder: Folder that was built.
+        files: Paths in it with their sizes in bytes.
+        evaluations: Number of measurements in the model card.
+        upload: Outcome of the upload; ``None`` after a dry run.
+    """
 
     target: Target
     folder: Path
@@ -65,7 +84,7 @@ class PublishResult:
     upload: Upload | None
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         return {
             "repository": self.target.repository,
             "output": str(self.folder),
@@ -74,19 +93,19 @@ class PublishResult:
         }
 
     def summary(self) -> str:
-        """What a person wants to know last."""
+        """Return the lines to print at the end."""
         rows = [f"{size:>14,}  {path}" for path, size in self.files.items()]
         lines = [*rows, f"{sum(self.files.values()):>14,}  bytes in {self.folder}/"]
         if not self.evaluations:
-            lines.append("accuracy was not measured; adderkit evaluate DIR --dataset … --record puts it into the card")
+            lines.append("accuracy was not measured; adderkit evaluate DIR --dataset … --record adds it to the card")
         if self.upload is None:
-            lines.append(f"this would go to {self.target.repository}; nothing was sent (--dry-run)")
+            lines.append(f"to be uploaded to {self.target.repository}; nothing was sent (--dry-run)")
         elif self.upload.sent:
             lines.append(f"sent {', '.join(self.upload.sent)}: {self.upload.url}")
         else:
-            lines.append(f"{self.target.repository} has all of this already; nothing was sent")
+            lines.append(f"{self.target.repository} is up to date; nothing was sent")
         if self.upload is not None and self.upload.card_kept:
-            lines.append(f"{self.target.repository} has another {CARD}, which was kept; --force replaces it")
+            lines.append(f"{self.target.repository} has a different {CARD}, which was kept; --force replaces it")
         return "\n".join(lines)
 
 
@@ -94,11 +113,11 @@ def run_publish(job: PublishJob, announce: Callable[[str], None]) -> PublishResu
     """Build the folder and, unless it is a dry run, upload it.
 
     Args:
-        job: What to publish and where.
+        job: Model to publish, and how.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The folder is no whole checkpoint, its license is not known, or the Hub refuses it.
+        AdderkitError: The folder is not a complete checkpoint, its license is unknown, or the Hub refuses it.
     """
     _check_places(job)
     model = load(job.source)
@@ -114,31 +133,32 @@ def run_publish(job: PublishJob, announce: Callable[[str], None]) -> PublishResu
 def _check_places(job: PublishJob) -> None:
     source, built = job.source, job.built
     if (source / "args.yaml").is_file() and (source / "best").is_dir():
-        raise PublishError(f"{source} is a run; publish its best model: {source / 'best'}")
+        raise PublishError(f"{source} is a run folder; publish its best model: {source / 'best'}")
     if built.resolve() == source.resolve():
-        raise PublishError(f"--output {built} is the model itself, which stays as it is; name another folder")
+        raise PublishError(f"--output {built} is the model itself, which is not changed; give another folder")
     if built.exists() and not built.is_dir():
         raise PublishError(f"--output {built} is a file, expected a folder")
-    if built.is_dir() and any(built.iterdir()) and read_report(built).get("repository") != job.target.repository:
+    if built.is_dir() and any(built.iterdir()) and read_report(built).repository != job.target.repository:
         raise PublishError(
-            f"--output {built} holds something else than {job.target.repository}; remove it, or name another folder"
+            f"--output {built} is not a copy of {job.target.repository}, expected an empty folder or an earlier copy; "
+            "remove it, or give another folder"
         )
 
 
 def _edited(built: Path) -> bool:
-    """Whether the card of a folder that was built before is no longer the one that was written."""
+    """Return whether the model card of an earlier build was changed since."""
     card = built / CARD
-    return card.is_file() and sha256(card) != read_report(built).get("card_sha256")
+    return card.is_file() and sha256(card) != read_report(built).card_sha256
 
 
 def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -> tuple[dict[str, int], int]:
-    """Write the folder: the files in it with their sizes, and the number of measurements in the card."""
+    """Write the folder; return its files with their sizes, and the number of measurements in the card."""
     source, built = job.source, job.built
-    saved, config = read_report(source), read_json_object(source / CONFIG)
-    license, base_model = license_of(job.license, saved, config), base_model_of(job.base_model, saved)
-    found, digest = cost(model), sha256(source / WEIGHTS)
-    evaluations = evaluations_of(saved, digest)
-    report = _report(job, saved, found, digest) | {"license": str(license), "base_model": base_model}
+    saved = SavedModel.load(source)
+    license = license_of(job.license, saved.report, saved.config, announce)
+    base_model, found = base_model_of(job.base_model, saved.report), cost(model)
+    evaluations = evaluations_of(saved.report, saved.digest)
+    report = dataclasses.replace(_report(job, saved, found), license=str(license), base_model=base_model)
     edited = _edited(built)
     try:
         pictures = _pictures(job, found)
@@ -159,36 +179,38 @@ def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -
         _copy(source / CONFIG, built / CONFIG)
         if job.force or not edited:
             write_text(built / CARD, published_card(facts))
-            report["card_sha256"] = sha256(built / CARD)
+            report = dataclasses.replace(report, card_sha256=sha256(built / CARD))
         else:
             announce(f"{built / CARD} was edited and is kept; --force replaces it")
-        write_json(built / REPORT, report)
+        write_report(built, report)
     except OSError as error:
-        raise PublishError(f"--output {built} cannot be written: {error.strerror or error}") from error
+        raise PublishError(f"cannot write --output {built}: {error.strerror or error}") from error
     names = (CARD, CONFIG, WEIGHTS, REPORT, _CHART, *pictures)
     return {name: (built / name).stat().st_size for name in names}, len(evaluations)
 
 
-def _report(job: PublishJob, saved: Mapping[str, Any], found: Cost, digest: str) -> dict[str, Any]:
-    """What the saved folder says and what was counted, for other people's eyes."""
-    known = {key: value for key, value in saved.items() if key not in ("evaluations", "commands")}
-    return {
-        **without_local_paths(known),
-        "repository": job.target.repository,
-        "cost": found.to_dict(),
-        "evaluations": [
-            {**each, "command": command_without_local_paths(command)}
-            if isinstance(command := each.get("command"), str)
-            else each
-            for each in entries_of(saved, digest)
-        ],
-        "commands": [command_without_local_paths(each) for each in commands_of(saved, None)],
-        "sha256": digest,
-    }
+def _report(job: PublishJob, saved: SavedModel, found: Cost) -> Report:
+    """Return the report to publish: that of the saved folder without local paths, and the cost."""
+    report = saved.report
+    evaluations = [
+        {**each, "command": command_without_local_paths(command)}
+        if isinstance(command := each.get("command"), str)
+        else each
+        for each in entries_of(report, saved.digest)
+    ]
+    bare = dataclasses.replace(report, commands=(), evaluations=())
+    return dataclasses.replace(
+        Report.from_dict(without_local_paths(bare.to_dict())),
+        repository=job.target.repository,
+        cost=found.to_dict(),
+        evaluations=tuple(evaluations),
+        commands=tuple(map(command_without_local_paths, report.commands)),
+        sha256=saved.digest,
+    )
 
 
 def _pictures(job: PublishJob, found: Cost) -> list[str]:
-    """Draw the cost chart and copy the training curves of the run that the model is from; the paths of the latter."""
+    """Draw the cost chart and copy the training curves of the model's run; return the paths of the curves."""
     target = job.built / _CHART
     target.parent.mkdir(parents=True, exist_ok=True)
     draw_chart(found, target, job.target.repository.split("/")[1])

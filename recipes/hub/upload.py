@@ -1,7 +1,8 @@
-"""A built folder goes to the Hub in one commit, made once however often the connection breaks.
+"""Upload a built folder to the Hub in one commit, with retries.
 
-Everything can be done again: the repository is made unless it is there, files that the Hub has are left out, large ones
-that reached it before a break are not sent again. So after an error that may pass, all of it is tried anew.
+Every step can be repeated: the repository is created only if it does not exist, files that the Hub already has are left
+out, and large files that arrived before the connection broke are not sent again. So after a temporary error the whole
+upload is retried.
 """
 
 import dataclasses
@@ -26,24 +27,24 @@ from ...convert.files import sha256
 from ...convert.hub import check_repository, quiet_hub, reason
 
 CARD = "README.md"
-_WAITS = (1, 4, 10)  # seconds before another try
-# Time-out, conflict with another commit, a branch that moved on, too many requests; besides all server errors.
-_PASSING = (408, 409, 412, 429)
+_WAITS = (1, 4, 10)  # seconds before each retry
+# Time-out, conflict with another commit, outdated parent commit, too many requests; server errors are temporary, too.
+_TEMPORARY = (408, 409, 412, 429)
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where on the Hub a folder goes.
+    """Destination of an upload.
 
     Args:
-        repository: ``user/name``; made if it is not there.
-        private: Make it private; one that is there must be so already.
-        revision: Branch to commit to, made if it is not there; by default the main one.
+        repository: Repository on the Hub, ``user/name``; created if it does not exist.
+        private: Create the repository as a private one; an existing one must be private already.
+        revision: Branch to commit to, created if it does not exist; by default ``main``.
         create_pr: Open a pull request instead of committing to the branch.
-        message: Of the commit.
+        message: Commit message.
 
     Raises:
-        PublishError: The repository cannot be called so, or a pull request is to go to another branch.
+        PublishError: The repository name is invalid, or a pull request is requested for a branch other than ``main``.
     """
 
     repository: str
@@ -56,21 +57,21 @@ class Target:
         check_repository(self.repository, "--repo")
         if self.create_pr and self.revision not in (None, "main"):
             raise PublishError(
-                f"--create-pr opens a pull request to main, not to {self.revision!r}; give --create-pr or --revision"
+                f"--create-pr opens a pull request against main, not {self.revision!r}; give --create-pr or --revision"
             )
         if not self.message.strip():
-            raise PublishError("--message is empty, expected a line for the commit")
+            raise PublishError("--message is empty, expected a commit message")
 
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """What an upload did.
+    """Outcome of an upload.
 
     Args:
-        url: Of the commit, the pull request, or where nothing had to be sent the repository.
-        commit: Its SHA-1.
-        sent: Files that the Hub did not have as they are before.
-        card_kept: Whether the Hub has another model card, which was left as it is.
+        url: Address of the commit or pull request; of the repository if nothing had to be sent.
+        commit: SHA-1 of the commit.
+        sent: Files that were new or different.
+        card_kept: Whether the Hub has a different model card, which was not replaced.
     """
 
     url: str
@@ -89,17 +90,17 @@ def upload(
 ) -> Upload:
     """Send files of a folder to the Hub as one commit.
 
-    The token is the one that huggingface_hub finds: in ``HF_TOKEN``, or where ``hf auth login`` stored it.
+    The token is the one that huggingface_hub finds: ``HF_TOKEN``, or the one that ``hf auth login`` stored.
 
     Args:
-        folder: Where the files are.
-        files: Their paths in it.
-        target: Where they go.
-        overwrite_card: Replace a ``README.md`` on the Hub that is another one; else it stays.
-        announce: Told before another try.
+        folder: Folder that holds the files.
+        files: Paths of the files in the folder.
+        target: Destination on the Hub.
+        overwrite_card: Replace a different ``README.md`` on the Hub; otherwise it is kept.
+        announce: Called with a line before each retry.
 
     Returns:
-        What was done; the same files once more make no commit.
+        Outcome of the upload; files that the Hub already has make no commit.
 
     Raises:
         PublishError: The Hub refuses, or cannot be reached; the message names the remedy and never the token.
@@ -110,31 +111,31 @@ def upload(
         for wait in (*_WAITS, None):
             try:
                 done = _upload(api, folder, files, target, overwrite_card, sent)
-                # Where only the answer to a commit was lost, the next try finds nothing left to send.
+                # If only the response to a commit was lost, the retry finds nothing left to send.
                 return dataclasses.replace(done, sent=tuple(name for name in files if name in sent))
             except AdderkitError:
                 raise
             except Exception as raised:  # the Hub's client raises errors of many kinds
                 error = _origin(raised)
                 explained = _explain(error, api, target)
-                if wait is None or not _may_pass(error):
-                    # A server may repeat the token in what it says, so a traceback must not show that either.
+                if wait is None or not _is_temporary(error):
+                    # A server may repeat the token in its response, so a traceback must not show it either.
                     raise PublishError(explained) from None
-                announce(f"{explained.rpartition(';')[0]}; trying again in {wait} s")
+                announce(f"{explained.rpartition(';')[0]}; retrying in {wait} s")
                 time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _upload(
     api: HfApi, folder: Path, files: Sequence[str], target: Target, overwrite_card: bool, sent: set[str]
 ) -> Upload:
-    """One try; what it is about to commit is added to ``sent``."""
+    """Upload once; the files that are about to be committed are added to ``sent``."""
     api.create_repo(target.repository, private=target.private or None, exist_ok=True)
     info = _branch(api, target)
     if target.private and info.private is False:
         raise PublishError(
-            f"{target.repository} is there already and public, but --private was given; make it private in its "
-            "settings, or name another repository"
+            f"{target.repository} exists already and is public, but --private was given; make it private in its "
+            "settings, or give another repository"
         )
     there = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     changed = [name for name in files if name not in there or not _same(there[name], folder / name)]
@@ -157,21 +158,21 @@ def _upload(
             commit_message=target.message,
             revision=target.revision,
             create_pr=target.create_pr,
-            parent_commit=info.sha,  # what is compared above is what the commit is made on
+            parent_commit=info.sha,  # the state that the files were compared with
         )
     except Exception as raised:
         error = _origin(raised)
-        if target.create_pr and _may_pass(error):
+        if target.create_pr and _is_temporary(error):
             raise PublishError(
-                f"{_explain(error, api, target).rpartition(';')[0]}; the pull request may be open all the same: "
-                f"look at {api.endpoint}/{target.repository}/discussions before another try"
+                f"{_explain(error, api, target).rpartition(';')[0]}; the pull request may have been opened "
+                f"nevertheless: check {api.endpoint}/{target.repository}/discussions before you retry"
             ) from None
         raise
     return Upload(commit.pr_url or commit.commit_url, commit.oid, (), card_kept)
 
 
 def _branch(api: HfApi, target: Target) -> ModelInfo:
-    """What the Hub has at the branch, which is made from the main one where it is missing."""
+    """Return the Hub's information on the branch, which is created from ``main`` if it does not exist."""
     try:
         return api.model_info(target.repository, revision=target.revision, files_metadata=True)
     except RevisionNotFoundError:
@@ -182,7 +183,7 @@ def _branch(api: HfApi, target: Target) -> ModelInfo:
 
 
 def _same(there: RepoSibling, path: Path) -> bool:
-    """Whether the Hub has the very file: large files are known by their SHA-256, others as git knows them."""
+    """Return whether the Hub has an identical file: it reports the SHA-256 of large files and git's hash of others."""
     if there.lfs is not None:
         return bool(there.lfs.sha256 == sha256(path))
     content = path.read_bytes()
@@ -190,35 +191,35 @@ def _same(there: RepoSibling, path: Path) -> bool:
 
 
 def _origin(error: Exception) -> Exception:
-    """What the Hub's client met while it uploaded a file, which it wraps."""
+    """Return the original error, which the Hub's client wraps while it uploads a file."""
     return error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether another try may succeed: not where the Hub said no, or where what was asked is wrong."""
+def _is_temporary(error: Exception) -> bool:
+    """Return whether a retry may succeed, as opposed to a refusal by the Hub or an invalid request."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return status >= 500 or status in _PASSING
+        return status >= 500 or status in _TEMPORARY
     if isinstance(error, (OfflineModeIsEnabled, FileNotFoundError)):
         return False
     return isinstance(error, json.JSONDecodeError) or not isinstance(error, (ValueError, TypeError))
 
 
 def _explain(error: Exception, api: HfApi, target: Target) -> str:
-    """One line with the remedy behind its last semicolon, without the token."""
+    """Return one line without the token; the remedy follows the last semicolon."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = reason(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return "the Hub is switched off by HF_HUB_OFFLINE; unset it to publish"
+        return "HF_HUB_OFFLINE is set, so the Hub cannot be used; unset it to publish"
     if status == 401:
-        return f"the Hub asks for a token, or does not know yours ({said}); log in with: hf auth login"
+        return f"the Hub needs a token, or does not accept yours ({said}); log in with: hf auth login"
     if status == 403:
-        return f"your token may not write to {target.repository} ({said}); take one with the permission to write"
+        return f"your token does not permit writing to {target.repository} ({said}); use one with write permission"
     if status == 404 or isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
-        return f"the Hub has no {target.repository}, or hides it from your token ({said}); check the names"
-    if not _may_pass(error):
-        return f"the Hub refuses {target.repository} ({said}); mend that and publish again"
+        return f"the Hub has no {target.repository}, or your token does not give access ({said}); check the names"
+    if not _is_temporary(error):
+        return f"the Hub refuses {target.repository} ({said}); fix the cause and publish again"
     return (
-        f"the upload to {api.endpoint}/{target.repository} broke off ({type(error).__name__}: {said}); "
-        "publish again: what has arrived is not sent twice"
+        f"the upload to {api.endpoint}/{target.repository} failed ({type(error).__name__}: {said}); "
+        "publish again: files that have arrived are not sent twice"
     )

@@ -1,4 +1,4 @@
-"""A few images of a data set with what a model and its teacher make of them."""
+"""Predictions of a model and its teacher for a few images of a data set."""
 
 import dataclasses
 import io
@@ -19,10 +19,10 @@ from ..data.datasets import DataConfig, ImageSource, class_names, subset
 from ..data.loaders import evaluation_transform, make_loader
 from ..training.models import Job, build_teacher, open_split, teacher_of
 
-_COMPARED = 256  # images that both models see
-_SHOWN = 6  # of these, and as many at most where they disagree
-_BEST = 3  # classes
-_SIDE = 96  # pixels of a picture's longer side
+_COMPARED = 256  # images that both models predict
+_SHOWN = 6  # random ones of these, and at most as many on which the models disagree
+_BEST = 3  # classes per prediction
+_SIDE = 96  # pixels of the longer side of a thumbnail
 
 
 class Guess(NamedTuple):
@@ -34,14 +34,14 @@ class Guess(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image and what was made of it.
+    """An image and its predictions.
 
     Args:
-        number: Which of the compared images it is, from 1.
-        picture: PNG, at most 96 pixels wide and high.
-        truth: Its class.
-        student: The model's best guesses, best first.
-        teacher: The teacher's; empty where there is none.
+        number: Number of the image among the compared ones, from 1.
+        picture: PNG thumbnail, at most 96 pixels wide and high.
+        truth: Label of the image.
+        student: Best guesses of the model, best first.
+        teacher: Best guesses of the teacher; empty without a teacher.
     """
 
     number: int
@@ -53,15 +53,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What was compared.
+    """Comparison of a model with its teacher.
 
     Args:
-        dataset: As ``--dataset`` names it.
-        images: Number of images that were compared.
-        first: The first of them, which are random ones.
-        differing: Some in which teacher and student disagree.
-        agreeing: Number in which they agree; ``None`` without a teacher.
-        no_teacher: Why there is no teacher, where there is none.
+        dataset: Name of the data set, as given with ``--dataset``.
+        images: Number of compared images.
+        first: The first compared images; the order is random.
+        differing: Some images on which model and teacher disagree.
+        agreeing: Number of images on which they agree; ``None`` without a teacher.
+        no_teacher: Reason for the lack of a teacher; ``None`` with a teacher.
     """
 
     dataset: str
@@ -73,16 +73,16 @@ class Examples:
 
 
 def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None) -> Examples:
-    """Compare a model with its teacher on random images of the validation split; the same ones every time.
+    """Compare a model with its teacher on random images of the validation split, the same ones every time.
 
     Args:
-        model: The student, which stays as it is.
-        job: The folder it is from, and the teacher where one was named.
+        model: Student model; it is not changed.
+        job: Folder of the model, and optionally a teacher.
         dataset: Name of the data set.
-        data_dir: Where its files are.
+        data_dir: Folder of the data set.
 
     Raises:
-        AdderkitError: The data set cannot be had or has other classes, or the teacher that was named cannot be had.
+        AdderkitError: The data set cannot be loaded or has other classes, or the given teacher cannot be loaded.
     """
     recipe = Recipe(dataset=dataset, data_dir=data_dir)
     teacher, why = _teacher(job, recipe, model)
@@ -102,7 +102,7 @@ def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None
 
 
 def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | None, str | None]:
-    """The teacher, or why there is none; one that was named must be had."""
+    """Return the teacher, or the reason for its lack; a teacher that was given must load."""
     if teacher_of(job) is None:
         return None, f"{job.source.name} names no teacher; give one with --teacher NAME|DIR"
     try:
@@ -118,7 +118,7 @@ def _class_names(dataset: ImageSource, model: Any) -> Sequence[str]:
 
 
 def _batches(dataset: ImageSource, model: nn.Module) -> Iterator[tuple[Tensor, Sequence[bytes], list[int]]]:
-    """Images ``[N, C, H, W]``, a small picture of each, and their classes."""
+    """Iterate over images ``[N, C, H, W]``, a thumbnail of each, and their classes."""
     if not isinstance(dataset, IterableDataset):
         dataset = subset(dataset, _COMPARED, 0)
     prepare = evaluation_transform(DataConfig.of(model))
@@ -132,7 +132,7 @@ def _batches(dataset: ImageSource, model: nn.Module) -> Iterator[tuple[Tensor, S
 
 
 def _picture(image: Image.Image) -> bytes:
-    """A small PNG of the pixels alone, without what a camera wrote beside them."""
+    """Return a PNG thumbnail of the pixels, without the camera's metadata."""
     gray = image.mode in ("1", "L")
     small = image.convert("L" if gray else "RGB")
     small.thumbnail((_SIDE, _SIDE))

@@ -1,8 +1,8 @@
-"""All that is known of a saved model, gathered for one page that people read and pass on.
+"""The facts about a saved model that its report page shows.
 
-The model is loaded as everywhere, so what it computes is known for certain: its layers and their cost. All else comes
-from ``adder_report.json`` and ``summary.csv``, which somebody else may have written; it is taken as far as it has the
-form that we write, and paths of this machine are left out.
+The model itself is loaded, so its layers and their cost are certain. Everything else comes from ``adder_report.json``
+and ``summary.csv``, which somebody else may have written: values of an unexpected form are ignored, and local paths are
+shortened.
 """
 
 import csv
@@ -15,23 +15,23 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...adder_layers.conv import AdderConv2d
-from ...convert.checkpoint.folder import WEIGHTS, base_architecture, load, read_report
+from ...convert.checkpoint.folder import base_architecture, load
+from ...convert.checkpoint.report import Report, SavedModel
 from ...convert.conversion.targets import is_converted
 from ...convert.cost.cost import cost
 from ...convert.cost.report import Cost
 from ...convert.errors import AdderkitError
-from ...convert.files import sha256
 from ...convert.model_source import ModelSource
 from ...convert.record import transforms_of
 from ..configs.files import read_text
-from ..runs.provenance import command_without_local_paths, commands_of, part_of, without_local_paths
+from ..runs.provenance import command_without_local_paths, part_of, without_local_paths
 from ..training.models import Job, teacher_of
 from .evaluations import Evaluation, evaluations_of
 from .examples import Examples, find_examples
 
-_EXTREME = 1e30  # no loss, rate or accuracy is larger
+_EXTREME = 1e30  # larger than any loss, rate or accuracy
 _EPOCHS = 10_000  # more than any run has
-_ENTRIES = 100  # of a list that somebody else may have written
+_ENTRIES = 100  # read at most, from a list that somebody else may have written
 
 
 class LayerFact(NamedTuple):
@@ -39,9 +39,9 @@ class LayerFact(NamedTuple):
 
     Args:
         path: Module path.
-        layer: The module.
-        reason: Why it was converted or kept, as the plan in the report says; empty where it says nothing.
-        fidelity: Correlation of its output with the convolution's after calibration, and that of its worst channel.
+        layer: Module at that path.
+        reason: Reason for converting or keeping it, from the plan in the report; empty if none is recorded.
+        fidelity: Correlation of its output with the convolution's after calibration: mean, and worst channel.
     """
 
     path: str
@@ -51,32 +51,32 @@ class LayerFact(NamedTuple):
 
     @property
     def adder(self) -> bool:
-        """Whether it is an adder layer."""
+        """Whether the module is an adder layer."""
         return isinstance(self.layer, AdderConv2d)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportFacts:
-    """All that a page says.
+    """Everything that a report page shows.
 
     Args:
-        name: Of the folder, with that of its run.
+        name: Name of the folder, with that of its run.
         base: Architecture in timm's registry.
         converted: Whether the model is an adder network.
-        pruned: Whether it lost channels.
-        pruning: Settings of its last pruning and the images it was measured on, as noted in ``adder_report.json``.
-        prices: What the model cost before and after it, by what is counted, likewise.
-        cost: Of the model, for one image.
-        layers: Its convolutions and adder layers.
-        evaluations: What was measured on these weights.
-        teacher_evaluations: What was measured on the teacher's.
-        epochs: Rows of the run's ``summary.csv``; empty where the model lies in no run.
-        calibration: Settings of the calibration, as noted in ``adder_report.json``; empty where there was none.
-        training: How far the training came, and its recipe, likewise.
-        versions: Of the packages that saved the model.
-        commands: That made the model.
+        pruned: Whether channels were removed.
+        pruning: Settings of the last pruning and the number of images used, from the report.
+        prices: Cost before and after the last pruning, by quantity, from the report.
+        cost: Cost of the model for one image.
+        layers: Convolutions and adder layers of the model.
+        evaluations: Measurements on these weights.
+        teacher_evaluations: Measurements on the teacher's weights.
+        epochs: Rows of the run's ``summary.csv``; empty for a model outside a run folder.
+        calibration: Settings of the calibration, from the report; empty for a model that was not calibrated.
+        training: Recipe and progress of the training, from the report; empty for a model that was not trained.
+        versions: Versions of the packages that saved the model.
+        commands: Command lines that made the model.
         digest: SHA-256 of the weights.
-        examples: Predictions, where a data set was given.
+        examples: Predictions on images; ``None`` without a data set.
     """
 
     name: str
@@ -101,21 +101,20 @@ class ReportFacts:
 def gather(
     job: Job, dataset: str | None = None, data_dir: str | None = None, *, announce: Callable[[str], None]
 ) -> ReportFacts:
-    """Load the model, count its cost, read what was noted, and let it predict.
+    """Load a model, count its cost, read its report, and predict images of a data set.
 
     Args:
-        job: Saved folder and, where it is named, teacher.
-        dataset: Whose images are predicted; ``None`` for none.
-        data_dir: Where these are.
+        job: Saved folder and, optionally, the teacher to compare with.
+        dataset: Name of the data set whose images are predicted; ``None`` for no predictions.
+        data_dir: Folder of the data set.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The folder is no whole checkpoint, or the data set or a teacher that was named cannot be had.
+        AdderkitError: The folder is not a complete checkpoint, or the data set or the given teacher cannot be loaded.
     """
     source = job.source.folder or Path(job.source.name)
-    model, saved = load(source), read_report(source)
-    pruning = part_of(saved, "pruning")
-    digest, examples = sha256(source / WEIGHTS), None
+    model, saved = load(source), SavedModel.load(source)
+    report, examples = saved.report, None
     if dataset is not None:
         announce(f"predicting images of {dataset}")
         examples = find_examples(model, job, dataset, data_dir)
@@ -124,46 +123,44 @@ def gather(
         base=base_architecture(model),
         converted=is_converted(model),
         pruned=any(transform["kind"] == "prune" for transform in transforms_of(model)),
-        pruning=_flat({**part_of(pruning, "config"), "images": pruning.get("images")}),
-        prices=_prices(pruning),
+        pruning=_flat({**part_of(report.pruning, "config"), "images": report.pruning.get("images")}),
+        prices=_prices(report.pruning),
         cost=cost(model),
-        layers=_layers(model, saved),
-        evaluations=evaluations_of(saved, digest)[:_ENTRIES],
+        layers=_layers(model, report),
+        evaluations=evaluations_of(report, saved.digest)[:_ENTRIES],
         teacher_evaluations=_evaluations_of_teacher(teacher_of(job)),
         epochs=_epochs(source.resolve().parent),
-        calibration=_flat({**part_of(saved, "calibration"), **part_of(part_of(saved, "calibration"), "config")}),
-        training=_flat({**part_of(part_of(saved, "training"), "recipe"), **part_of(saved, "training")}),
-        versions=_flat(part_of(saved, "versions")),
-        commands=[command_without_local_paths(each) for each in commands_of(saved, None)[:_ENTRIES]],
-        digest=digest,
+        calibration=_flat({**report.calibration, **part_of(report.calibration, "config")}),
+        training=_flat({**part_of(report.training, "recipe"), **report.training}),
+        versions=_flat(report.versions),
+        commands=[command_without_local_paths(each) for each in report.commands[:_ENTRIES]],
+        digest=saved.digest,
         examples=examples,
     )
 
 
 def _name(folder: Path) -> str:
-    """Of the folder; with that of the run, where it lies in one."""
+    """Return the name of a folder, preceded by that of its run for a folder in a run."""
     run = folder.parent
     return f"{run.name}/{folder.name}" if (run / "args.yaml").is_file() else folder.name
 
 
 def number(value: object) -> float | None:
-    """A finite number of a size that occurs; ``None`` for anything else that somebody may have written."""
+    """Return a finite number of a plausible size; ``None`` for anything else that somebody may have written."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if -_EXTREME < value < _EXTREME else None
 
 
-def _layers(model: nn.Module, saved: Mapping[str, Any]) -> tuple[LayerFact, ...]:
-    """What the model has, with what the report says of it; what that says of other layers is left out."""
-    planned, fitted = (
-        _by_path(part_of(saved, key).get(rows)) for key, rows in (("plan", "rows"), ("calibration", "layers"))
-    )
+def _layers(model: nn.Module, report: Report) -> tuple[LayerFact, ...]:
+    """Return the layers of the model with what the report says about each; other layers in the report are ignored."""
+    planned, fitted = _by_path(report.plan.get("rows")), _by_path(report.calibration.get("layers"))
     found = []
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             row, fit = planned.get(path, {}), fitted.get(path, {})
             agreed = (row.get("decision") in ("convert", "converted")) == isinstance(module, AdderConv2d)
-            reason = row.get("reason") if agreed else "changed after it was planned"
+            reason = row.get("reason") if agreed else "changed after the plan was made"
             mean, worst = number(fit.get("correlation")), number(fit.get("worst"))
             fidelity = (mean, worst) if mean is not None and worst is not None else None
             found.append(LayerFact(path, module, reason if row and isinstance(reason, str) else "", fidelity))
@@ -171,7 +168,7 @@ def _layers(model: nn.Module, saved: Mapping[str, Any]) -> tuple[LayerFact, ...]
 
 
 def _prices(pruning: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """What a pruning counted before and after, as far as both are numbers."""
+    """Return the counts of a pruning before and after, where both are numbers."""
     before, after = part_of(pruning, "before"), part_of(pruning, "after")
     found = {key: (number(before.get(key)), number(after.get(key))) for key in ("mults", "adds", "params", "energy")}
     return {key: (first, last) for key, (first, last) in found.items() if first is not None and last is not None}
@@ -183,24 +180,25 @@ def _by_path(rows: object) -> dict[str, Mapping[str, Any]]:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, str | float]:
-    """The texts and numbers among settings, without paths of this machine."""
+    """Return the texts and numbers among settings, with local paths shortened."""
     plain = {key: value for key, value in values.items() if isinstance(value, str) or number(value) is not None}
     return {key: without_local_paths(value) for key, value in list(plain.items())[:_ENTRIES]}
 
 
 def _evaluations_of_teacher(name: str | None) -> list[Evaluation]:
-    """What was measured on the teacher, where it is a folder on this machine."""
+    """Return the measurements on a teacher that is a folder on this machine."""
     try:
         folder = None if name is None else ModelSource(name).folder
         if folder is None:
             return []
-        return evaluations_of(read_report(folder), sha256(folder / WEIGHTS))[:_ENTRIES]
-    except (AdderkitError, OSError, ValueError):  # it moved, or its name is none
+        saved = SavedModel.load(folder)
+        return evaluations_of(saved.report, saved.digest)[:_ENTRIES]
+    except (AdderkitError, OSError, ValueError):  # it was moved, or its name is not a valid path
         return []
 
 
 def _epochs(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``summary.csv``, as far as they are numbers; empty where there is no run."""
+    """Return the numbers in a run's ``summary.csv``; empty for a folder that is not a run."""
     if not (run / "args.yaml").is_file() or not (run / "summary.csv").is_file():
         return []
     try:

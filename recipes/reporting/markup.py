@@ -1,26 +1,26 @@
-"""HTML and SVG put together from parts, safe by construction: text becomes markup through ``tag``, which escapes it."""
+"""HTML and SVG composed of parts; safe by construction, since ``tag`` and ``join`` escape all text."""
 
 import html
 from collections.abc import Iterable
 
-_LONGEST = 1000  # characters of a text that somebody else may have written
+_LONGEST = 1000  # characters that are shown of a text that somebody else may have written
 _VOID = frozenset({"meta", "link", "img"})
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Text that is already markup."""
 
     __slots__ = ()
 
 
 def tag(element: str, /, *children: object, **attributes: object) -> Html:
-    """An element.
+    """Return an element.
 
     Args:
-        element: Its name.
-        *children: Markup (``Html``), which is taken as it is, or any other value, whose text is escaped.
-        **attributes: Values are escaped; ``class_`` means ``class``, ``aria_label`` means ``aria-label``; one that is
-            ``None`` is left out.
+        element: Name of the element.
+        *children: Markup (``Html``), which is kept as it is, or any other value, whose text is escaped.
+        **attributes: Attribute values, which are escaped; ``class_`` means ``class``, ``aria_label`` means
+            ``aria-label``, and ``None`` is left out.
     """
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(_printable(str(value)))}"'
@@ -31,16 +31,16 @@ def tag(element: str, /, *children: object, **attributes: object) -> Html:
 
 
 def join(parts: Iterable[object]) -> Html:
-    """Markup and text in a row, the text escaped and cut where it is endless."""
+    """Concatenate markup and text; the text is escaped and shortened."""
     return Html("".join(part if isinstance(part, Html) else html.escape(short(part)) for part in parts))
 
 
 def short(value: object) -> str:
-    """A value's text, cut where it is endless."""
+    """Return the text of a value, cut to a maximum length."""
     text = str(value)
     return _printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 def _printable(text: str) -> str:
-    """Signs that do not print, such as those that turn the direction of writing, become a replacement sign."""
+    """Replace characters that do not print, such as those that change the writing direction."""
     return "".join(sign if sign.isprintable() else " " if sign.isspace() else "�" for sign in text)

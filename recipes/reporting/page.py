@@ -1,4 +1,4 @@
-"""The page of a report: HTML that needs nothing else, no script, no network, no file beside it."""
+"""Self-contained HTML page of a report: no script, no network access, no other file."""
 
 from base64 import b64encode
 from collections import Counter
@@ -9,35 +9,35 @@ from ...convert.cost.energy import PRECISIONS, arithmetic_energy
 from ...convert.cost.operations import Operations
 from ...convert.cost.report import LayerCost
 from ..runs.plots import LINES, TITLES
-from .charts import Line, line_chart
-from .cost_chart import layer_groups
+from .cost_image import layer_groups
 from .evaluations import Evaluation
 from .examples import Example, Examples, Guess
 from .facts import LayerFact, ReportFacts, number
 from .markup import Html, join, short, tag
 from .parts import before_after, change_tile, engineering, layer_list, layer_row, table, tile, tiles
+from .svg_charts import Line, line_chart
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = Path(__file__).with_name("page.css")
-_TINY = 48  # pixels; wider pictures are smoothed where they are shown larger
+_TINY = 48  # pixels; wider images are smoothed when they are enlarged
 _PJ, _UJ = 1e-12, 1e6  # J, pJ
 
 _ADDER = (
     "An adder layer outputs the negative L1 distance between window and filter, ",
     tag("span", "-Σ|x - w|", class_="whole"),
-    ", where a convolution outputs Σx·w: it needs additions and no multiplication.",
+    ", whereas a convolution outputs Σx·w: it needs additions but no multiplications.",
 )
-_COUNTING = """All that runs is counted: first and last layer, normalizations, activations, sums. Papers count weight
-layers alone, and take the first and the last for adder layers."""
-_ENERGY = """Energy of the arithmetic alone, by the table of Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
-is no faster than a multiplication: what is saved shows on hardware made for it."""
-_FIDELITY = """Correlation of each adder layer's output with that of the convolution that it replaced, mean and worst
-channel, on images that were not used for the fit. It was measured in the calibration, before any training; 1 is the
-same up to scale and offset."""
+_COUNTING = """All operations are counted, including the first and last layers, normalizations, activations and residual
+sums. Papers count only weight layers, and count the first and last layers as adder layers."""
+_ENERGY = """Energy of the arithmetic only, from the table by Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
+takes as long as a multiplication: the savings need hardware designed for additions."""
+_FIDELITY = """Correlation between the output of each adder layer and that of the convolution it replaced, for the mean
+of all channels and for the worst channel, on images that were not used for the fit. It was measured during calibration,
+before any training; 1 means equal up to scale and offset."""
 _PRICES = {"mults": "multiplications", "adds": "additions", "params": "parameters"}
 _SETTINGS = {
     "dataset": "data set",
-    "epochs": "epochs planned",
+    "epochs": "planned epochs",
     "batch_size": "batch size",
     "lr": "learning rate",
     "opt": "optimizer",
@@ -46,11 +46,11 @@ _SETTINGS = {
 
 
 def page(facts: ReportFacts) -> str:
-    """The whole page."""
+    """Return the page as HTML."""
     sections = {
         "conversion": ("What was converted, and why", _conversion(facts)),
         "pruning": ("What was pruned", _pruning(facts)),
-        "cost": ("Cost of one image", _cost(facts)),
+        "cost": ("Cost per image", _cost(facts)),
         "fidelity": ("Fidelity of each layer", _fidelity(facts)),
         "training": ("Training", _training(facts)),
         "accuracy": ("Accuracy", _accuracy(facts)),
@@ -71,7 +71,7 @@ def _head(name: str) -> Html:
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="generator", content="adderkit report"),
-        tag("link", rel="icon", href="data:,"),  # else a browser asks for one
+        tag("link", rel="icon", href="data:,"),  # otherwise a browser requests one
         tag("title", f"{name}: adderkit report"),
         tag("style", Html(_STYLE.read_text(encoding="utf-8"))),
     )
@@ -82,7 +82,7 @@ def _header(facts: ReportFacts) -> Html:
     what = f"{facts.base}{', pruned,' if facts.pruned else ''}"
     if facts.cost.integers:
         kinds = [row.kind for row in facts.cost.weight_layers]
-        what += f" in integers: {kinds.count('adder')} of {len(kinds)} layers with weights are adder layers."
+        what += f" quantized to integers: {kinds.count('adder')} of {len(kinds)} weight layers are adder layers."
     elif facts.converted:
         what += f" as an adder network: {adders} of {len(facts.layers)} convolutions are adder layers."
     else:
@@ -90,9 +90,9 @@ def _header(facts: ReportFacts) -> Html:
     before, after = facts.cost.honest_before, facts.cost.honest
     first, last = (arithmetic_energy(each, PRECISIONS["fp32"]) * _PJ for each in (before, after))
     shown = [
-        change_tile("Multiplications for one image", before.multiplications, after.multiplications),
-        change_tile("Additions for one image", before.additions, after.additions),
-        change_tile("Energy of the arithmetic in fp32", first, last, "J"),
+        change_tile("Multiplications per image", before.multiplications, after.multiplications),
+        change_tile("Additions per image", before.additions, after.additions),
+        change_tile("Arithmetic energy per image, fp32", first, last, "J"),
     ]
     for each in facts.evaluations[:1]:
         shown.append(
@@ -105,9 +105,14 @@ def _conversion(facts: ReportFacts) -> Html:
     if not facts.converted:
         return Html()
     groups = Counter((layer.adder, layer.reason) for layer in facts.layers).most_common()
-    why = ([_kind(adder), reason or "not noted", f"{count:,}"] for (adder, reason), count in groups)
+    why = ([_kind(adder), reason or "not recorded", f"{count:,}"] for (adder, reason), count in groups)
     layers = tag("ol", *map(_described, facts.layers), class_="layers")
-    parts = [tag("p", *_ADDER), table(("is", "why", "layers"), why, numbers=1), tag("h3", "Layer by layer"), layers]
+    parts = [
+        tag("p", *_ADDER),
+        table(("decision", "reason", "layers"), why, numbers=1),
+        tag("h3", "Layer by layer"),
+        layers,
+    ]
     return join(parts)
 
 
@@ -127,12 +132,12 @@ def _kind(adder: bool) -> Html:
 
 
 def _pruning(facts: ReportFacts) -> Html:
-    """The last pruning; where there were several, those before it are in ``config.json``."""
+    """Describe the last pruning; ``config.json`` has the earlier ones."""
     if not facts.pruned:
         return Html()
     noted = facts.pruning
-    asked = next((f"{key} {noted[key]}" for key in ("target", "ratio") if key in noted), "how many is not noted")
-    text = f"Whole channels were removed, the least important first: {asked}, importance {noted.get('importance', '?')}"
+    asked = next((f"{key} {noted[key]}" for key in ("target", "ratio") if key in noted), "amount not recorded")
+    text = f"Whole channels were removed, least important first: {asked}, importance {noted.get('importance', '?')}"
     if images := noted.get("images"):
         text += f", measured on {images} unlabeled images"
     rows = [before_after(label, *facts.prices[key], ",.0f") for key, label in _PRICES.items() if key in facts.prices]
@@ -144,7 +149,7 @@ def _pruning(facts: ReportFacts) -> Html:
 
 def _cost(facts: ReportFacts) -> Html:
     cost = facts.cost
-    pairs = {"": (cost.honest_before, cost.honest), ", as papers count": (cost.headline_before, cost.headline)}
+    pairs = {"": (cost.honest_before, cost.honest), ", as in papers": (cost.headline_before, cost.headline)}
     rows = [
         before_after(f"{what}{how}", *(getattr(count, what) for count in counts))
         for how, counts in pairs.items()
@@ -154,10 +159,10 @@ def _cost(facts: ReportFacts) -> Html:
         before, after = (arithmetic_energy(each, form) / _UJ for each in (cost.honest_before, cost.honest))
         rows.append(before_after(f"energy in µJ, {name}", before, after, ",.1f"))
     shape = "x".join(map(str, cost.input_shape))
-    uncounted = f" Without a formula, not counted: {', '.join(cost.uncounted)}." if cost.uncounted else ""
+    uncounted = f" Not counted, for lack of a formula: {', '.join(cost.uncounted)}." if cost.uncounted else ""
     return join(
         [
-            tag("p", f"An image of {shape}; {cost.parameters:,} parameters. {_COUNTING}{uncounted}"),
+            tag("p", f"For an input image of {shape}; {cost.parameters:,} parameters. {_COUNTING}{uncounted}"),
             table(("", "as a CNN", "this model"), rows, numbers=2),
             tag("p", _ENERGY, class_="faint"),
             *_cost_chart(facts),
@@ -169,7 +174,7 @@ def _cost_chart(facts: ReportFacts) -> list[Html]:
     groups = layer_groups(facts.cost)
     counts = [_multiplications(group) for group in groups]
     largest = max([before for before, _ in counts], default=0) or 1
-    first = int(facts.cost.honest == facts.cost.honest_before)  # as that of a CNN in floats is
+    first = int(facts.cost.honest == facts.cost.honest_before)  # as for a floating-point CNN
     rows = [
         layer_row(
             group[0].path or "(model)",
@@ -180,7 +185,7 @@ def _cost_chart(facts: ReportFacts) -> list[Html]:
         for group, (before, after) in zip(groups, counts, strict=True)
     ]
     keys = [("before", "as a CNN"), ("after", "this model")][first:]
-    note = "Each layer with the normalization and all else that follows it."
+    note = "Each row includes the normalization and all other operations up to the next layer."
     title = tag("h3", "Multiplications, layer by layer")
     return [title, tag("p", note, class_="faint"), *layer_list(rows, keys)]
 
@@ -195,17 +200,18 @@ def _fidelity(facts: ReportFacts) -> Html:
         return Html()
     found = [(layer, *layer.fidelity) for layer in facts.layers if layer.fidelity is not None]
     if not found:
-        return tag("p", "Not calibrated, so not known. ", tag("code", "convert --dataset NAME"), " measures it.")
+        command = tag("code", "adderkit convert --dataset NAME")
+        return tag("p", "Unknown, since the model was not calibrated; ", command, " calibrates and measures it.")
     rows = [
         layer_row(
             layer.path,
             f"{mean:.3f}, worst {worst:.3f}",
             [(mean, "adder" if layer.adder else "kept")],
-            f"correlation {mean:.3f}, of the worst channel {worst:.3f}",
+            f"correlation {mean:.3f}, worst channel {worst:.3f}",
         )
         for layer, mean, worst in found
     ]
-    back = [("kept", "went back to a convolution")] * any(not layer.adder for layer, *_ in found)
+    back = [("kept", "reverted to a convolution")] * any(not layer.adder for layer, *_ in found)
     return join([tag("p", _FIDELITY), *layer_list(rows, [("adder", "adder layer"), *back])])
 
 
@@ -213,7 +219,7 @@ def _training(facts: ReportFacts) -> Html:
     noted = [f"{label} {facts.training[key]}" for key, label in _SETTINGS.items() if key in facts.training]
     epochs = [row["epoch"] for row in facts.epochs]
     if not noted and not epochs:
-        return tag("p", "Not trained since it was converted." if facts.converted else "No training is noted.")
+        return tag("p", "Not trained since the conversion." if facts.converted else "No training is recorded.")
     charts = []
     for name, columns in LINES.items():
         lines = [
@@ -222,14 +228,16 @@ def _training(facts: ReportFacts) -> Html:
             if any(column in row for row in facts.epochs)
         ]
         charts.append(line_chart(TITLES[name], epochs, lines))
-    missing = [] if epochs else [tag("p", "The folder lies in no run, so there are no curves.", class_="faint")]
+    missing = (
+        [] if epochs else [tag("p", "There are no curves, since the model is not in a run folder.", class_="faint")]
+    )
     return join([tag("p", ", ".join(noted)), tag("div", *charts, class_="charts"), *missing])
 
 
 def _accuracy(facts: ReportFacts) -> Html:
     if not facts.evaluations:
         command = "adderkit evaluate DIR --dataset NAME --record"
-        return tag("p", "Not measured. This puts it here: ", tag("code", command))
+        return tag("p", "Not measured. To add it: ", tag("code", command))
     this = "adder network" if facts.converted else "this model"
     rows = [
         *(_accuracy_row("teacher", each) for each in facts.teacher_evaluations),
@@ -251,21 +259,21 @@ def _percent(value: object) -> str:
 def _examples(examples: Examples | None) -> Html:
     if examples is None:
         command = "adderkit report DIR --dataset NAME"
-        return tag("p", "Left out, since no data set was named. This puts them here: ", tag("code", command))
+        return tag("p", "Omitted, since no data set was given. To add them: ", tag("code", command))
     text = f"{len(examples.first)} of {examples.images} random validation images of {examples.dataset}."
     if examples.agreeing is not None:
-        text += f" Model and teacher agree on {examples.agreeing} of the {examples.images}."
+        text += f" The model and its teacher agree on {examples.agreeing} of the {examples.images}."
     if examples.no_teacher:
-        text += f" Without a teacher: {examples.no_teacher}."
+        text += f" No comparison with a teacher: {examples.no_teacher}."
     parts = [tag("p", text), tag("ul", *map(_example, examples.first), class_="examples")]
     if examples.differing:
-        parts.append(tag("h3", "Where the two disagree"))
+        parts.append(tag("h3", "Disagreements between model and teacher"))
         parts.append(tag("ul", *map(_example, examples.differing), class_="examples"))
     return join(parts)
 
 
 def _example(example: Example) -> Html:
-    width = int.from_bytes(example.picture[16:20], "big")  # as a PNG's header has it
+    width = int.from_bytes(example.picture[16:20], "big")  # from the PNG header
     picture = tag(
         "img",
         src=f"data:image/png;base64,{b64encode(example.picture).decode()}",
@@ -294,8 +302,10 @@ def _making(facts: ReportFacts) -> Html:
     parts, found = [], facts.calibration
     if found:
         images, steps, matching, seed = (found.get(key, "?") for key in ("images", "steps", "matching_steps", "seed"))
-        text = f"Calibrated on {images} unlabeled images: {steps} steps for each layer, {matching} for all together, "
-        parts.append(tag("p", f"{text}seed {seed}."))
+        text = (
+            f"Calibrated on {images} unlabeled images: {steps} steps for each layer, {matching} steps for all layers "
+        )
+        parts.append(tag("p", f"{text}together, seed {seed}."))
     versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
-    rows = [["weights, SHA-256", tag("code", facts.digest)], ["saved with", versions or "not noted"]]
+    rows = [["weights, SHA-256", tag("code", facts.digest)], ["saved with", versions or "not recorded"]]
     return join([*parts, *(tag("pre", command) for command in facts.commands), table((), rows)])

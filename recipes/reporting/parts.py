@@ -1,21 +1,21 @@
-"""Parts that the sections of a report share: tables, tiles, rows with bars, and numbers as people read them."""
+"""Building blocks of the report page: tables, tiles, rows with bars, and formatted numbers."""
 
 from collections.abc import Iterable, Sequence
 
-from .charts import bar
 from .markup import Html, short, tag
+from .svg_charts import bar
 
 _PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6), ("n", 1e-9))
-_ROUNDS_UP = 0.9995  # to 1.00, with three digits
+_ROUNDS_UP = 0.9995  # rounds up to 1.00 with three digits
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], numbers: int = 0) -> Html:
-    """A table.
+    """Return a table.
 
     Args:
-        heads: Of the columns; none for a table without.
-        rows: Cells, of which the first names the row.
-        numbers: How many of the last columns are numbers.
+        heads: Column headings; empty for a table without headings.
+        rows: Cells of each row; the first one names the row.
+        numbers: Number of trailing columns that hold numbers.
     """
     body = [
         tag("tr", *(_cell("td" if column else "th", cell, column, row, numbers) for column, cell in enumerate(row)))
@@ -30,18 +30,18 @@ def _cell(name: str, content: object, column: int, row: Sequence[object], number
 
 
 def tile(label: str, value: str, note: str = "") -> Html:
-    """A number that is to be seen first, with what it is and a note."""
+    """Return a tile: a prominent number with a label and a note."""
     parts = [tag("dt", label), tag("dd", value, class_="big"), tag("dd", note, class_="faint")]
     return tag("div", *parts[: 3 if note else 2])
 
 
 def tiles(parts: Iterable[Html]) -> Html:
-    """Tiles side by side."""
+    """Return tiles side by side."""
     return tag("dl", *parts, class_="tiles")
 
 
 def change_tile(label: str, before: float, after: float, unit: str = "") -> Html:
-    """A tile for a number of the model beside that of the CNN."""
+    """Return a tile that compares a number of the model with that of the CNN."""
     if before == after:
         return tile(label, engineering(after, unit))
     change = f", {100 * (after / before - 1):+.1f} %" if before else ""
@@ -49,13 +49,13 @@ def change_tile(label: str, before: float, after: float, unit: str = "") -> Html
 
 
 def layer_row(name: str, value: str, bars: Sequence[tuple[float, str]], label: str) -> Html:
-    """A layer in a list: name, value, and bars below them; see ``bar``."""
+    """Return a layer in a list: name, value, and below them the bars that ``svg_charts.bar`` draws."""
     words = tag("div", tag("code", name), tag("span", value), class_="row")
     return tag("li", words, bar(bars, f"{short(name)}: {label}"))
 
 
 def layer_list(rows: Iterable[Html], keys: Iterable[tuple[str, str]]) -> Iterable[Html]:
-    """What the colors mean, ``(class, text)`` each, and the list."""
+    """Return a legend, from pairs of class and text, and the list of rows."""
     marks = (tag("span", _swatch(kind), text, class_="key") for kind, text in keys)
     return tag("p", *marks, class_="legend"), tag("ol", *rows, class_="layers")
 
@@ -66,7 +66,7 @@ def _swatch(kind: str) -> Html:
 
 
 def engineering(value: float, unit: str = "") -> str:
-    """Three digits with a prefix, such as ``12.3 M``."""
+    """Format a number with three digits and an SI prefix, such as ``12.3 M``."""
     for prefix, size in _PREFIXES:
         if abs(value) >= _ROUNDS_UP * size:
             return f"{f'{value / size:#.3g}'.rstrip('.')} {prefix}{unit}".rstrip()
@@ -74,5 +74,5 @@ def engineering(value: float, unit: str = "") -> str:
 
 
 def before_after(name: str, before: float, after: float, form: str = ",") -> list[str]:
-    """A row with a number of the CNN and of the model."""
+    """Return a row with a number before and after."""
     return [name, f"{before:{form}}", f"{after:{form}}"]

@@ -1,4 +1,4 @@
-"""``adderkit report``: where the page is written, and what is said of it afterwards."""
+"""Write the report page of a saved model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,16 @@ from .page import page
 
 @dataclasses.dataclass(frozen=True)
 class ReportJob:
-    """What to report on; see the options of ``adderkit report``."""
+    """A model to report on, and how.
+
+    Args:
+        folder: Folder of the saved model.
+        output: HTML file to write; by default ``<folder>-report.html`` beside the folder, whose own files may be
+            protected by checksums.
+        dataset: Data set whose images are predicted; ``None`` for no predictions.
+        data_dir: Folder of the data set.
+        teacher: Model to compare with; by default the teacher that the folder records.
+    """
 
     folder: str
     output: str | None = None
@@ -25,25 +34,25 @@ class ReportJob:
 
     @property
     def source(self) -> Path:
-        """The saved folder."""
+        """Folder of the saved model."""
         return ModelSource(self.folder).folder or Path(self.folder)
 
     @property
     def target(self) -> Path:
-        """``--output``, or ``<folder>-report.html`` beside the folder, whose files may be guarded by checksums."""
+        """File to write."""
         source = self.source.resolve()
         return Path(self.output) if self.output is not None else source.with_name(f"{source.name}-report.html")
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportResult:
-    """The page that was written."""
+    """Page that was written, and the facts on it."""
 
     facts: ReportFacts
     target: Path
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
+        """Return a JSON-ready mapping."""
         facts, examples = self.facts, self.facts.examples
         return {
             "output": str(self.target),
@@ -58,16 +67,14 @@ class ReportResult:
         }
 
     def summary(self) -> str:
-        """What a person wants to know last."""
-        lines = [f"report: {self.target} ({self.target.stat().st_size:,} bytes, opens in any browser)"]
+        """Return the lines to print at the end."""
+        lines = [f"report: {self.target} ({self.target.stat().st_size:,} bytes)"]
         if not self.facts.evaluations:
-            lines.append(
-                "accuracy was not measured; adderkit evaluate DIR --dataset … --record puts it into the report"
-            )
+            lines.append("accuracy was not measured; adderkit evaluate DIR --dataset … --record adds it to the report")
         if self.facts.examples is None:
-            lines.append("without predictions on examples; --dataset NAME shows some")
+            lines.append("no example predictions; add some with --dataset NAME")
         elif self.facts.examples.no_teacher:
-            lines.append(f"without the teacher's predictions: {self.facts.examples.no_teacher}")
+            lines.append(f"no predictions of a teacher: {self.facts.examples.no_teacher}")
         return "\n".join(lines)
 
 
@@ -75,29 +82,29 @@ def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
     """Write the page.
 
     Args:
-        job: What to report on.
+        job: Model to report on, and how.
         announce: Called with a line before each slow step.
 
     Raises:
-        AdderkitError: The folder is no whole checkpoint, the data set or a teacher that was named cannot be had, or the
-            page cannot be written.
+        AdderkitError: The folder is not a complete checkpoint, the data set or the given teacher cannot be loaded, or
+            the page cannot be written.
     """
     _check_places(job)
     facts = gather(Job(ModelSource(job.folder), job.teacher), job.dataset, job.data_dir, announce=announce)
     try:
         write_text(job.target, page(facts))
     except OSError as error:
-        raise AdderkitError(f"--output {job.target} cannot be written: {error.strerror or error}") from error
+        raise AdderkitError(f"cannot write --output {job.target}: {error.strerror or error}") from error
     return ReportResult(facts, job.target)
 
 
 def _check_places(job: ReportJob) -> None:
     source, target = job.source, job.target
     if (source / "args.yaml").is_file() and (source / "best").is_dir():
-        raise AdderkitError(f"{source} is a run; report on its best model: {source / 'best'}")
+        raise AdderkitError(f"{source} is a run folder; report on its best model: {source / 'best'}")
     check_file_target(f"--output {target}", target, (".html", ".htm"), "'.html'")
     guarded = next((parent for parent in target.absolute().parents if (parent / "checksums.json").is_file()), None)
     if guarded is not None:
         raise AdderkitError(
-            f"--output {target} lies in {guarded}, which is guarded by checksums; name a place beside it"
+            f"--output {target} is inside {guarded}, which is protected by checksums; give a file outside it"
         )

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ...convert.checkpoint.folder import save
+from ...convert.checkpoint.report import Report
 from ...convert.errors import AdderkitError, CheckpointError, RecipeError
 from ...convert.files import read_json_object, recover_folder, replace_folder, sha256, write_json, write_text
 from ..configs.files import parse_yaml, read_text
@@ -110,7 +111,7 @@ class RunFolder:
         model: nn.Module,
         accelerator: Accelerator,
         run_state: RunState,
-        report: dict[str, Any],
+        report: Report,
         as_evaluated: AbstractContextManager[None] | None = None,
     ) -> None:
         """Save the model and everything that resuming needs; called on every process.
@@ -156,7 +157,7 @@ class RunFolder:
             raise RecipeError(f"cannot restore {state}: {error}; start a new run from {self.best}") from error
         return run_state
 
-    def save_best(self, model: nn.Module, report: dict[str, Any], state: dict[str, Tensor] | None = None) -> None:
+    def save_best(self, model: nn.Module, report: Report, state: dict[str, Tensor] | None = None) -> None:
         """Save the model as the best so far.
 
         Args:

@@ -1,4 +1,4 @@
-"""How a model came about: the commands that made it, and the weights that it began with."""
+"""Provenance of a model: the command that makes it, and the origin of its weights."""
 
 import shlex
 import sys
@@ -9,7 +9,8 @@ from typing import Any
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ...convert.checkpoint.folder import base_architecture, read_report
+from ...convert.checkpoint.folder import base_architecture
+from ...convert.checkpoint.report import NOT_RECORDED, read_report
 from ...convert.hub import PREFIX
 from ...convert.model_source import ModelSource
 
@@ -18,18 +19,11 @@ _LONGEST_COMMAND = 10_000  # characters
 
 
 def command_line() -> str | None:
-    """The command that this process carries out, ready for a shell; ``None`` where Python code called the library."""
+    """Return the command line of this process, quoted for a shell; ``None`` for Python code that uses the library."""
     program, *words = sys.argv or [""]
     as_module = Path(program).resolve() == Path(__file__).resolve().parents[2] / "__main__.py"
     name = "adderkit" if as_module else Path(program).stem
     return shlex.join([name, *words]) if name in _PROGRAMS else None
-
-
-def commands_of(report: Mapping[str, Any], last: str | None) -> list[str]:
-    """The commands that made a model: those that its report has, and one more."""
-    found = report.get("commands")
-    before = [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
-    return [*before, last] if last is not None else before
 
 
 def weights_origin(source: ModelSource, model: nn.Module) -> str | None:
@@ -46,8 +40,8 @@ def weights_origin(source: ModelSource, model: nn.Module) -> str | None:
     """
     folder = source.folder if source.checkpoint is None else source.checkpoint_folder
     if folder is not None:
-        report = read_report(folder)
-        return report["source"] if "source" in report else str(folder.resolve())
+        recorded = read_report(folder).source
+        return str(folder.resolve()) if recorded == NOT_RECORDED else recorded
     if source.checkpoint is not None or not source.pretrained:
         return None
     return _tagged(source.name, model)
@@ -69,7 +63,7 @@ def default_teacher(source: ModelSource, model: nn.Module) -> str | None:
 
 
 def _tagged(name: str, model: nn.Module) -> str:
-    """A timm name with the tag of its weights, which may be a default that moves; a Hub repository's as it is."""
+    """Return a timm name with the tag of its weights, since timm's default tag may change; Hub names are unchanged."""
     if name.startswith(PREFIX):
         return name
     timm_model: Any = model
@@ -78,13 +72,13 @@ def _tagged(name: str, model: nn.Module) -> str:
 
 
 def part_of(report: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object within a JSON object that somebody else may have written; empty where there is none."""
+    """Return an object within a JSON object that somebody else may have written; empty if there is no such object."""
     found = report.get(key)
     return found if isinstance(found, Mapping) else {}
 
 
 def without_local_paths(value: Any) -> Any:
-    """JSON in which absolute paths, which tell of somebody's machine, are cut down to their last part."""
+    """Shorten absolute paths in JSON, which reveal details of a machine, to their last part."""
     if isinstance(value, Mapping):
         return {key: without_local_paths(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -93,11 +87,11 @@ def without_local_paths(value: Any) -> Any:
 
 
 def command_without_local_paths(command: str) -> str:
-    """A command line, word by word, likewise; of an endless one the beginning."""
-    command = command[:_LONGEST_COMMAND]  # shlex takes a time that grows with the square of the length
+    """Shorten absolute paths in a command line to their last part; a very long command is cut."""
+    command = command[:_LONGEST_COMMAND]  # the time that shlex takes grows with the square of the length
     try:
         words = shlex.split(command)
-    except ValueError:  # a quote that does not close
+    except ValueError:  # an unclosed quote
         words = command.split()
     return shlex.join("=".join(map(_last_part, word.split("="))) for word in words)
 

@@ -137,7 +137,7 @@ def _default_classes(name: str) -> int | None:
 
 def _measured_rate(source: ModelSource) -> tuple[float, str] | None:
     """Return the images per second of the training that made a saved folder, and its device."""
-    training = source.report().get("training")
-    if not isinstance(training, dict) or not isinstance(training.get("images_per_second"), int | float):
+    training = source.report().training
+    if not isinstance(training.get("images_per_second"), int | float):
         return None
     return float(training["images_per_second"]), f"{training.get('processes', 1)} x {training.get('device', 'unknown')}"

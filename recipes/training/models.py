@@ -137,8 +137,7 @@ def teacher_of(job: Job) -> str | None:
     """The teacher that was given, else the one that the converted folder remembers."""
     if job.teacher is not None:
         return job.teacher
-    name = job.source.report().get("teacher")
-    return name if isinstance(name, str) else None
+    return job.source.report().teacher
 
 
 def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
@@ -170,7 +169,7 @@ def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) ->
 
 def default_recipe(source: ModelSource) -> str:
     """``distill`` for a converted folder, ``cnn`` for anything else."""
-    return "distill" if source.report().get("plan") else "cnn"
+    return "distill" if source.report().plan else "cnn"
 
 
 def check_norms(model: nn.Module) -> None:

@@ -6,13 +6,13 @@ import sys
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ...convert.checkpoint.folder import load
+from ...convert.checkpoint.report import Report
 from ...convert.errors import RecipeError
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
@@ -21,7 +21,7 @@ from ..runs.folder import RunFolder
 from ..runs.journal import Journal
 from ..runs.layer_scales import watched_layers
 from ..runs.plan import device_name
-from ..runs.provenance import command_line, commands_of, weights_origin
+from ..runs.provenance import command_line, weights_origin
 from ..runs.signals import Interrupted, StopRequest, any_process
 from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums, loss_columns, mean_losses
 from .assemble import assemble, first_model, open_data
@@ -184,23 +184,22 @@ def _save_within_epoch(run: Run, job: Job, folder: RunFolder, state: RunState) -
     folder.save_last(run.bare_model, run.accelerator, state, report, as_evaluated(run))
 
 
-def _report(run: Run, job: Job, state: RunState, metrics: Metrics | None) -> dict[str, Any]:
-    """Content of ``adder_report.json``: the converted folder's, and what this run measured."""
+def _report(run: Run, job: Job, state: RunState, metrics: Metrics | None) -> Report:
+    """Return the report of the model as it is now: what the converted folder recorded, and what this run measured."""
     before = job.source.report()
-    known = ("plan", "calibration", "pruning", "teacher", "imported")
-    kept: dict[str, Any] = {key: before[key] for key in known if key in before}
-    kept["source"] = weights_origin(job.source, run.bare_model)
-    kept["commands"] = commands_of(before, job.command)
-    if job.teacher is not None:
-        kept["teacher"] = job.teacher
-    training = {
-        "recipe": run.recipe.to_dict(),
-        "epoch": state.epoch,
-        "batches": state.batches_done,
-        "processes": run.accelerator.num_processes,
-        "device": device_name(run.accelerator.device),
-        "images_per_second": state.images_per_second,
-        "skipped_steps": state.skipped,
-    }
-    measured = {} if metrics is None else {"metrics": {run.recipe.val_split: metrics.to_dict()}}
-    return {**kept, "training": training, **measured}
+    return before.after(
+        "finetune",
+        job.command,
+        source=weights_origin(job.source, run.bare_model),
+        teacher=job.teacher or before.teacher,
+        training={
+            "recipe": run.recipe.to_dict(),
+            "epoch": state.epoch,
+            "batches": state.batches_done,
+            "processes": run.accelerator.num_processes,
+            "device": device_name(run.accelerator.device),
+            "images_per_second": state.images_per_second,
+            "skipped_steps": state.skipped,
+        },
+        metrics={} if metrics is None else {run.recipe.val_split: metrics.to_dict()},
+    )

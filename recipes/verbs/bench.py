@@ -77,9 +77,10 @@ def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResu
     from ...adder_layers.integer.network import IntegerNetwork
     from ...convert.errors import AdderkitError
     from ...convert.graph.layers import input_size
-    from ...convert.model_source import build_model, is_folder
+    from ...convert.model_source import ModelSource
 
-    model = build_model(name, pretrained=is_folder(name))
+    source = ModelSource(name)
+    model = source.build(weights=source.folder is not None)
     if profile and not isinstance(model, IntegerNetwork):
         raise AdderkitError(
             f"{name} is not quantized, which --profile needs; first: adderkit quantize {name} --dataset NAME"

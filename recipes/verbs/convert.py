@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ...convert.calibration.calibrate import CalibrationReport
+    from ...convert.checkpoint.report import Report
     from ...convert.conversion.plan import ConversionPlan
+    from ...convert.model_source import ModelSource
 
     TargetName = str
 else:
@@ -95,6 +97,8 @@ def convert(
 
     With --dataset, also calibrate it on unlabeled training images.
     """
+    from ...convert.model_source import ModelSource
+
     config = AdderConfig(
         include=tuple(include or AdderConfig.include),
         exclude=tuple(exclude or AdderConfig.exclude),
@@ -108,16 +112,12 @@ def convert(
     calibration = CalibrationConfig(calibration_steps, matching_steps=matching_steps, memory=memory, seed=seed)
     hybrid = HybridPolicy(min_fidelity, None if budget is None else parse_budget(budget))
     job = ConversionJob(
-        model=model,
+        source=ModelSource(model, pretrained, checkpoint, num_classes, in_chans),
         config=config,
         calibration=calibration,
         hybrid=hybrid,
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images),
-        checkpoint=checkpoint,
-        pretrained=pretrained,
-        num_classes=num_classes,
-        in_chans=in_chans,
         to=to,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
@@ -136,37 +136,27 @@ class ConversionJob:
     """Model to convert, and how to convert and calibrate it.
 
     Args:
-        model: timm name, Hub repository or saved folder.
+        source: Model to convert.
         config: Choice of the convolutions to convert.
         calibration: Settings of calibration; its seed also chooses the images.
         hybrid: Rules for returning calibrated layers to convolutions.
         output: Folder to write; by default ``<model>-<target>`` in the current folder.
         images: Images to calibrate on; ``None`` skips calibration.
-        checkpoint: File or folder of weights to use instead of the Hub's.
-        pretrained: Use pretrained weights rather than random ones.
-        num_classes: Number of classes; by default the model's own.
-        in_chans: Number of input channels; by default the model's own.
         to: Target of the conversion.
     """
 
-    model: str
+    source: "ModelSource"
     config: AdderConfig = dataclasses.field(default_factory=AdderConfig)
     calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
     hybrid: HybridPolicy = dataclasses.field(default_factory=HybridPolicy)
     output: str | None = None
     images: UnlabeledImages | None = None
-    checkpoint: str | None = None
-    pretrained: bool = True
-    num_classes: int | None = None
-    in_chans: int | None = None
     to: str = ADDER
 
     @property
     def folder(self) -> Path:
         """The folder to write."""
-        from ...convert.model_source import default_folder
-
-        return default_folder(self.model, f"-{self.to}") if self.output is None else Path(self.output)
+        return self.source.default_output(f"-{self.to}") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +207,11 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     from ...convert.conversion.plan import plan
     from ...convert.conversion.rewrite import convert_
     from ...convert.errors import AdderkitError
-    from ...convert.model_source import check_target
+    from ...convert.files import check_folder_target
 
-    reason = ", which is needed as teacher"
-    check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint, reason=reason)
+    job.source.refuse_target(job.folder, ", which is needed as teacher")
+    if not dry_run:
+        check_folder_target(f"--output {job.folder}", job.folder)
     if job.hybrid.acts and job.images is None:
         raise AdderkitError("--min-fidelity and --budget choose among calibrated layers: give --dataset")
     if job.images is not None and "calibration" not in TARGETS[job.to].supports:
@@ -228,7 +219,7 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     model = _load_cnn(job, dry_run)
     if dry_run:
         return ConversionResult(plan(model, job.config, to=job.to), None, None)
-    announce(f"converting {job.model}")
+    announce(f"converting {job.source.name}")
     student = copy.deepcopy(model)
     done = convert_(student, job.config, to=job.to)
     calibration = None
@@ -242,15 +233,12 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
 def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
     from ...convert.conversion.targets import is_converted
     from ...convert.errors import ModelSourceError
-    from ...convert.model_source import build_model, is_folder
     from ...convert.record import require_float
 
-    wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-    pretrained = job.pretrained and (not dry_run or is_folder(job.model))
-    model = build_model(job.model, pretrained=pretrained, checkpoint=job.checkpoint, **wanted)
+    model = job.source.build(weights=not dry_run or job.source.folder is not None)
     require_float(model, "converted", "convert the CNN that it was made from")
     if is_converted(model):
-        raise ModelSourceError(f"{job.model} is already converted; convert the CNN that it was made from")
+        raise ModelSourceError(f"{job.source.name} is already converted; convert the CNN that it was made from")
     return model
 
 
@@ -292,20 +280,17 @@ def _calibrate(
 
 def _report(
     job: ConversionJob, model: "nn.Module", plan: "ConversionPlan", calibration: "CalibrationReport | None"
-) -> dict[str, Any]:
-    from ...convert.checkpoint.folder import read_report
-    from ...convert.model_source import ModelSource, is_folder
-    from ..runs.provenance import command_line, commands_of, default_teacher, weights_origin
+) -> "Report":
+    from ..runs.provenance import command_line, default_teacher, weights_origin
 
-    source = ModelSource(job.model, job.pretrained, job.checkpoint)
-    before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
-    return {
-        "plan": plan.to_dict(),
-        "calibration": calibration.to_dict() if calibration else None,
-        "teacher": default_teacher(source, model),
-        "source": weights_origin(source, model),
-        "commands": commands_of(before, command_line()),
-    }
+    return job.source.report().after(
+        "convert",
+        command_line(),
+        plan=plan.to_dict(),
+        calibration=calibration.to_dict() if calibration else {},
+        teacher=default_teacher(job.source, model),
+        source=weights_origin(job.source, model),
+    )
 
 
 def plan_table(plan: "ConversionPlan", fidelity: "CalibrationReport | None" = None) -> "Table":

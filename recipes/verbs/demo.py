@@ -5,7 +5,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from ..terminal.options import Json, output_option
 from ..terminal.output import announce, print_json
@@ -57,12 +57,14 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
     from ...convert.calibration.calibrate import calibrate_
     from ...convert.calibration.config import CalibrationConfig
     from ...convert.checkpoint.folder import load, save
+    from ...convert.checkpoint.report import read_report
     from ...convert.conversion.rewrite import convert_
     from ...convert.model_source import ModelSource
     from ..configs.files import load_recipe
     from ..data.loaders import unlabeled_images
     from ..runs.folder import RunFolder
     from ..runs.progress import calibration_progress
+    from ..runs.provenance import command_line, default_teacher, weights_origin
     from ..training.models import Job
     from ..training.run import start
     from .evaluate import evaluate_split
@@ -81,12 +83,16 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         images = unlabeled_images(DATASET, None, student, CALIBRATION_IMAGES)
         with calibration_progress() as progress:
             fidelity = calibrate_(student, teacher, images, config, progress=progress)
-        facts: dict[str, Any] = {
-            "plan": plan.to_dict(),
-            "calibration": fidelity.to_dict(),
-            "teacher": str((folder / "teacher" / "best").resolve()),
-        }
-        save(student, folder / "converted", facts)
+        original = ModelSource(str(folder / "teacher" / "best"))
+        report = original.report().after(
+            "convert",
+            command_line(),
+            plan=plan.to_dict(),
+            calibration=fidelity.to_dict(),
+            teacher=default_teacher(original, teacher),
+            source=weights_origin(original, teacher),
+        )
+        save(student, folder / "converted", report)
 
         announce("3/5  fine-tune it by distillation from the teacher")
         distill = load_recipe("distill").changed({**_SETTINGS, "epochs": 3})
@@ -94,7 +100,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         tuned = load(folder / "student" / "best")
 
         announce("4/5  save and reload it")
-        save(tuned, folder / "final", facts)
+        save(tuned, folder / "final", read_report(folder / "student" / "best"))
         reloaded = load(folder / "final")
 
         announce("5/5  evaluate")

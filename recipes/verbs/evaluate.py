@@ -22,8 +22,8 @@ from ..terminal.output import print_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...convert.model_source import ModelSource
     from ..training.evaluate import Metrics
-    from ..training.models import Job
 
 
 def evaluate(
@@ -46,10 +46,9 @@ def evaluate(
     """
     from ...convert.model_source import ModelSource
     from ..terminal.tables import metrics_table, show
-    from ..training.models import Job
 
-    job = Job(ModelSource(model, pretrained, checkpoint, num_classes, in_chans))
-    metrics = evaluate_model(job, dataset, data_dir, split, batch_size, workers, record=record)
+    source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
+    metrics = evaluate_model(source, dataset, data_dir, split, batch_size, workers, record=record)
     if json:
         print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
     else:
@@ -57,7 +56,7 @@ def evaluate(
 
 
 def evaluate_model(
-    job: "Job",
+    source: "ModelSource",
     dataset: str | None,
     data_dir: str | None,
     split: str,
@@ -69,7 +68,7 @@ def evaluate_model(
     """Evaluate a saved or named model on a split.
 
     Args:
-        job: Model to evaluate.
+        source: Model to evaluate.
         dataset: Name of the data set.
         data_dir: Folder with its files.
         split: Name of the split.
@@ -83,11 +82,11 @@ def evaluate_model(
     from ..reporting.evaluations import check_recordable, record_evaluation
     from ..training import models
 
-    folder = job.source.folder or Path(job.source.name)
+    folder = source.folder or Path(source.name)
     if record:
-        check_recordable(folder, job.source.checkpoint)
+        check_recordable(folder, source.checkpoint)
     recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
-    metrics = evaluate_split(models.build_student(job, recipe), recipe)
+    metrics = evaluate_split(models.build_student(models.Job(source), recipe), recipe)
     if record:
         record_evaluation(folder, recipe.dataset, split, metrics)
     return metrics

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ...adder_layers.integer.plan import IntegerPlan
     from ...convert.export.portable.c_source import Memory
     from ...convert.export.portable.folder import PortableForm
+    from ...convert.model_source import ModelSource
 
 Format = Literal["onnx", "torch-export", "c", "hex"]
 _SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "c": "-c", "hex": "-hex"}
@@ -40,7 +41,9 @@ def export(
     Formats are ONNX, torch.export programs, C99 source (c) and memory images for $readmemh (hex). The latter two
     come with test images: those of --dataset, or random ones.
     """
-    result = run_export(ExportJob(model, form, output, opset, dataset, data_dir))
+    from ...convert.model_source import ModelSource
+
+    result = run_export(ExportJob(ModelSource(model), form, output, opset, dataset, data_dir))
     if json:
         print_json(result.to_dict())
     else:
@@ -52,7 +55,7 @@ class ExportJob:
     """Model to export, and how.
 
     Args:
-        model: Saved folder, timm name or Hub repository.
+        source: Model to export.
         form: Format to write.
         output: File to write, or folder for ``c`` and ``hex``; by default the model's name with a suffix for the
             format, in the current folder.
@@ -61,7 +64,7 @@ class ExportJob:
         data_dir: Folder with its files.
     """
 
-    model: str
+    source: "ModelSource"
     form: Format = "onnx"
     output: str | None = None
     opset: int | None = None
@@ -71,10 +74,7 @@ class ExportJob:
     @property
     def name(self) -> str:
         """Name of the model: the last part of its path."""
-        from ...convert.model_source import is_folder
-
-        path = Path(self.model.removeprefix("local-dir:"))
-        return path.resolve().name if is_folder(self.model) else path.name
+        return self.source.short_name
 
     @property
     def target(self) -> Path:
@@ -153,7 +153,7 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
         AdderkitError: The model cannot be loaded or exported, packages are missing, or the target cannot be written.
     """
     _check_options(job)
-    model = _load(job.model)
+    model = _load(job.source)
     if job.form == "c" or job.form == "hex":
         return _export_portable(model, job, job.form)
     return _export_program(model, job)
@@ -176,16 +176,15 @@ def _check_options(job: ExportJob) -> None:
         check_file_target(f"--output {job.target}", job.target, (suffix,), repr(suffix))
 
 
-def _load(name: str) -> "nn.Module":
+def _load(source: "ModelSource") -> "nn.Module":
     from ...convert.errors import ModelSourceError
-    from ...convert.model_source import build_model, is_folder, lacks_weights
 
-    if not is_folder(name) and lacks_weights(name):
+    if not source.has_pretrained_weights:
         raise ModelSourceError(
-            f"timm has no pretrained weights for {name!r}, expected a network that has some, or a folder that convert "
-            "or finetune wrote"
+            f"timm has no pretrained weights for {source.name!r}, expected a network that has some, or a folder that "
+            "convert or finetune wrote"
         )
-    return build_model(name)
+    return source.build()
 
 
 def _export_program(model: "nn.Module", job: ExportJob) -> ExportResult:
@@ -199,7 +198,7 @@ def _export_program(model: "nn.Module", job: ExportJob) -> ExportResult:
         export_onnx(model, job.target, job.opset or _OPSET)
     else:
         export_program(model, job.target)
-    return ExportResult(job.model, job.form, len(adder_layers(model)), job.target)
+    return ExportResult(job.source.name, job.form, len(adder_layers(model)), job.target)
 
 
 def _export_portable(model: "nn.Module", job: ExportJob, form: "PortableForm") -> PortableResult:
@@ -209,7 +208,7 @@ def _export_portable(model: "nn.Module", job: ExportJob, form: "PortableForm") -
     from ...convert.export.portable.inputs import Normalization
     from ..data.datasets import DataConfig
 
-    plan = integer_plan(model, job.model, form)
+    plan = integer_plan(model, job.source.name, form)
     images = recorded_images(plan, model, _RECORDED[form], job.dataset, job.data_dir)
     config = DataConfig.of(model)
     files = write_portable(plan, job.name, form, job.target, images, Normalization(config.mean, config.std))

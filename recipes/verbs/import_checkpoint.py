@@ -68,12 +68,16 @@ def run_import(file: str, model: str, num_classes: int | None, output: str | Non
     """
     from ...convert import import_addernet
     from ...convert.checkpoint.folder import save
-    from ...convert.files import sha256
-    from ...convert.model_source import check_target
+    from ...convert.checkpoint.report import Report
+    from ...convert.files import check_folder_target, sha256
+    from ...convert.model_source import ModelSource
+    from ..runs.provenance import command_line
 
     folder = Path(output or f"{model}-adder")
-    check_target(model, folder, write=True, checkpoint=file)
+    ModelSource(model, checkpoint=file).refuse_target(folder)
+    check_folder_target(f"--output {folder}", folder)
     built, plan = import_addernet.import_checkpoint(file, model, num_classes)
-    save(built, folder, {"plan": plan.to_dict(), "imported": {"file": Path(file).name, "sha256": sha256(Path(file))}})
+    imported = {"file": Path(file).name, "sha256": sha256(Path(file))}
+    save(built, folder, Report().after("import-checkpoint", command_line(), plan=plan.to_dict(), imported=imported))
     classes: Any = built.num_classes
     return ImportResult(file, model, plan, classes, folder)

@@ -1,7 +1,6 @@
 """``adderkit inspect``: count the operations, bytes and energy of a model."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,7 @@ from ..terminal.output import announce, print_json
 
 if TYPE_CHECKING:
     from ...convert.cost.report import Cost
+    from ...convert.model_source import ModelSource
 
 
 def inspect(
@@ -30,10 +30,12 @@ def inspect(
 
     Counts are for one image, next to those of a CNN of the same shape.
     """
+    from ...convert.model_source import ModelSource
     from ..terminal.cost_tables import cost_tables
     from ..terminal.tables import show
 
-    found = run_inspection(model, num_classes, in_chans, input_size, chart, announce)
+    source = ModelSource(model, num_classes=num_classes, in_chans=in_chans)
+    found = run_inspection(source, input_size, chart, announce)
     if json:
         print_json({"model": model, **found.to_dict()})
     else:
@@ -41,9 +43,7 @@ def inspect(
 
 
 def run_inspection(
-    model: str,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
+    source: "ModelSource",
     input_size: tuple[int, int, int] | None = None,
     chart: str | None = None,
     announce: Callable[[str], None] = announce,
@@ -51,9 +51,7 @@ def run_inspection(
     """Count a model's cost and, if asked to, draw it.
 
     Args:
-        model: Saved folder or timm name; a name is built without weights, which counting does not need.
-        num_classes: Number of classes of a model that is built from a name.
-        in_chans: Number of input channels of a model that is built from a name.
+        source: Model to count; one that is not a saved folder is built without weights, which counting does not need.
         input_size: ``(channels, height, width)`` of the image; by default the model's own.
         chart: PNG or SVG file to draw.
         announce: Called with a line that names the chart.
@@ -63,15 +61,13 @@ def run_inspection(
     """
     from ...convert.cost.cost import cost
     from ...convert.errors import AdderkitError
-    from ...convert.model_source import build_model, is_folder
-    from ..reporting.cost_chart import check_chart, draw_chart
+    from ..reporting.cost_image import check_chart, draw_chart
 
     if input_size is not None and min(input_size) < 1:
         raise AdderkitError(f"input size is {' '.join(map(str, input_size))}, expected three positive numbers")
     target = check_chart(chart) if chart is not None else None  # before the count, which may take long
-    built = build_model(model, pretrained=is_folder(model), num_classes=num_classes, in_chans=in_chans)
-    found = cost(built, input_size)
+    found = cost(source.build(weights=source.folder is not None), input_size)
     if target is not None:
-        draw_chart(found, target, Path(model).name)
+        draw_chart(found, target, source.short_name)
         announce(f"chart: {target}")
     return found

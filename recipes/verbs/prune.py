@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from ...convert.checkpoint.report import Report
+    from ...convert.model_source import ModelSource
     from ...convert.pruning.prune import PruningReport
 
-_KEPT = ("plan", "calibration", "imported")
 _UNITS = {"mults": "multiplications", "adds": "additions", "params": "parameters", "energy": "energy, fp32, µJ"}
 
 
@@ -76,6 +77,7 @@ def prune(
 
     Give either --ratio or --target.
     """
+    from ...convert.model_source import ModelSource
     from ..terminal.tables import show
 
     config = PruneConfig(
@@ -89,14 +91,10 @@ def prune(
         seed=seed,
     )
     job = PruningJob(
-        model=model,
+        source=ModelSource(model, pretrained, checkpoint, num_classes, in_chans),
         config=config,
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images),
-        checkpoint=checkpoint,
-        pretrained=pretrained,
-        num_classes=num_classes,
-        in_chans=in_chans,
     )
     result = run_pruning(job, dry_run=dry_run, announce=announce)
     if json:
@@ -111,31 +109,21 @@ class PruningJob:
     """Model to prune, and how.
 
     Args:
-        model: timm name, Hub repository or saved folder.
+        source: Model to prune.
         config: How much to prune, and by which importance.
         output: Folder to write; by default ``<model>-pruned`` in the current folder.
         images: Images to measure importance and BatchNorm statistics on.
-        checkpoint: File or folder of weights to use instead of the Hub's.
-        pretrained: Use pretrained weights rather than random ones.
-        num_classes: Number of classes; by default the model's own.
-        in_chans: Number of input channels; by default the model's own.
     """
 
-    model: str
+    source: "ModelSource"
     config: PruneConfig
     output: str | None = None
     images: UnlabeledImages | None = None
-    checkpoint: str | None = None
-    pretrained: bool = True
-    num_classes: int | None = None
-    in_chans: int | None = None
 
     @property
     def folder(self) -> Path:
         """The folder to write."""
-        from ...convert.model_source import default_folder
-
-        return default_folder(self.model, "-pruned") if self.output is None else Path(self.output)
+        return self.source.default_output("-pruned") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,20 +169,21 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     """
     from ...convert.checkpoint.folder import save
     from ...convert.errors import ModelSourceError
-    from ...convert.model_source import build_model, check_target
+    from ...convert.files import check_folder_target
     from ...convert.pruning.prune import prune_
 
-    check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
+    job.source.refuse_target(job.folder)
+    if not dry_run:
+        check_folder_target(f"--output {job.folder}", job.folder)
     if job.config.importance in NEED_IMAGES and job.images is None:
         raise ModelSourceError(
             f"importance {job.config.importance} is measured on unlabeled images: give --dataset, "
             "or --importance batchnorm|magnitude|random"
         )
-    wanted = {"num_classes": job.num_classes, "in_chans": job.in_chans}
-    model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint, **wanted)
+    model = job.source.build()
     images = None
     if job.images is not None:
-        announce(f"pruning {job.model} by {job.config.importance} on {job.images}")
+        announce(f"pruning {job.source.name} by {job.config.importance} on {job.images}")
         images = job.images.load(model, job.config.seed)
     report = prune_(model, job.config, images)
     if dry_run:
@@ -203,21 +192,17 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     return PruningResult(report, job.folder)
 
 
-def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> dict[str, Any]:
-    """Return what ``adder_report.json`` records: what the model's folder recorded before, and the pruning."""
-    from ...convert.checkpoint.folder import read_report
-    from ...convert.model_source import ModelSource, is_folder
-    from ..runs.provenance import command_line, commands_of, default_teacher, weights_origin
+def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> "Report":
+    from ..runs.provenance import command_line, default_teacher, weights_origin
 
-    source = ModelSource(job.model, job.pretrained, job.checkpoint)
-    known = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
-    return {
-        **{key: known[key] for key in _KEPT if key in known},
-        "pruning": report.to_dict(),
-        "teacher": known.get("teacher") or default_teacher(source, model),
-        "source": weights_origin(source, model),
-        "commands": commands_of(known, command_line()),
-    }
+    before = job.source.report()
+    return before.after(
+        "prune",
+        command_line(),
+        pruning=report.to_dict(),
+        teacher=before.teacher or default_teacher(job.source, model),
+        source=weights_origin(job.source, model),
+    )
 
 
 def pruning_tables(report: "PruningReport") -> "list[Table]":

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from ...convert.checkpoint.report import Report
     from ...convert.cost.report import IntegerRow
+    from ...convert.model_source import ModelSource
     from ...convert.quantization.ranges import Range
-
-_KEPT = ("plan", "calibration", "pruning", "imported", "teacher")
 
 
 BitsOption = Annotated[Bits, typer.Option(help="Bits of all layers but the first and the last.")]
@@ -57,16 +57,15 @@ def quantize(
 
     Ranges of activations are measured on unlabeled training images of --dataset.
     """
+    from ...convert.model_source import ModelSource
     from ..terminal.tables import integer_table, show
 
     job = QuantizationJob(
-        model=model,
+        source=ModelSource(model, pretrained, checkpoint),
         config=QuantizeConfig(bits, requant, first_last),
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images),
         seed=seed,
-        checkpoint=checkpoint,
-        pretrained=pretrained,
     )
     result = run_quantization(job, dry_run=dry_run, announce=announce)
     if json:
@@ -83,29 +82,23 @@ class QuantizationJob:
     """Model to quantize, and how.
 
     Args:
-        model: timm name, Hub repository or saved folder.
+        source: Model to quantize.
         config: Widths and formats of the integer network.
         output: Folder to write; by default ``<model>-int<bits>`` in the current folder.
         images: Images to measure ranges on.
         seed: Seed for the choice of images.
-        checkpoint: File or folder of weights to use instead of the Hub's.
-        pretrained: Use pretrained weights rather than random ones.
     """
 
-    model: str
+    source: "ModelSource"
     config: QuantizeConfig
     output: str | None = None
     images: UnlabeledImages | None = None
     seed: int = 0
-    checkpoint: str | None = None
-    pretrained: bool = True
 
     @property
     def folder(self) -> Path:
         """The folder to write."""
-        from ...convert.model_source import default_folder
-
-        return default_folder(self.model, f"-int{self.config.bits}") if self.output is None else Path(self.output)
+        return self.source.default_output(f"-int{self.config.bits}") if self.output is None else Path(self.output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +141,17 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     from ...convert.checkpoint.folder import save
     from ...convert.cost.integer import integer_rows
     from ...convert.errors import ModelSourceError
-    from ...convert.model_source import build_model, check_target
+    from ...convert.files import check_folder_target
     from ...convert.quantization.quantize import quantize_with_ranges
 
-    check_target(job.model, job.folder, write=not dry_run, checkpoint=job.checkpoint)
+    job.source.refuse_target(job.folder)
+    if not dry_run:
+        check_folder_target(f"--output {job.folder}", job.folder)
     if job.images is None:
         raise ModelSourceError("ranges are measured on unlabeled images: give --dataset")
-    model = build_model(job.model, pretrained=job.pretrained, checkpoint=job.checkpoint)
+    model = job.source.build()
     images = job.images.load(model, job.seed)
-    announce(f"quantizing {job.model} on {len(images)} unlabeled images of {job.images.dataset}")
+    announce(f"quantizing {job.source.name} on {len(images)} unlabeled images of {job.images.dataset}")
     network, ranges = quantize_with_ranges(model, images, job.config)
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
     folder = None if dry_run else job.folder
@@ -167,22 +162,18 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     )
 
 
-def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> dict[str, Any]:
-    from ...convert.checkpoint.folder import read_report
-    from ...convert.model_source import ModelSource, is_folder
-    from ..runs.provenance import command_line, commands_of, default_teacher, weights_origin
+def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> "Report":
+    from ..runs.provenance import command_line, default_teacher, weights_origin
 
-    source = ModelSource(job.model, job.pretrained, job.checkpoint)
-    before = read_report(job.model.removeprefix("local-dir:")) if is_folder(job.model) else {}
+    before = job.source.report()
     rows = [dataclasses.asdict(each) for each in ranges]
-    report = {
-        **{key: before[key] for key in _KEPT if key in before},
-        "quantization": {"config": job.config.to_dict(), "images": images, "ranges": rows},
-        "source": weights_origin(source, model),
-        "commands": commands_of(before, command_line()),
-    }
-    report.setdefault("teacher", default_teacher(source, model))
-    return report
+    return before.after(
+        "quantize",
+        command_line(),
+        quantization={"config": job.config.to_dict(), "images": images, "ranges": rows},
+        teacher=before.teacher or default_teacher(job.source, model),
+        source=weights_origin(job.source, model),
+    )
 
 
 def range_table(ranges: "Sequence[Range]") -> "Table":

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import adderkit
+from adderkit.convert.checkpoint.report import Report
 from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import CheckpointError, ModelSourceError
 from adderkit.convert.model_source import ModelSource
@@ -178,8 +179,8 @@ def test_folder_of_a_name(folder, tmp_path):
 
 
 def test_report_is_that_of_the_folder(folder):
-    assert ModelSource(str(folder[0])).report()["base"] == NAME
-    assert ModelSource(NAME).report() == {}
+    assert ModelSource(str(folder[0])).report().base == NAME
+    assert ModelSource(NAME).report() == Report()
 
 
 def test_absolute_paths(folder, tmp_path, monkeypatch):

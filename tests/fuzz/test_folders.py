@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import adderkit
-from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.checkpoint.report import read_report
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.training.models import Job, teacher_of

@@ -1,6 +1,7 @@
 """What a report's page is made of, as somebody else may have written it: report, curves and card of a run."""
 
 import csv
+import dataclasses
 import html.parser
 import io
 import json
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adderkit
-from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.checkpoint.report import Report, read_report, write_report
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.hub import publishing
 from adderkit.recipes.hub.upload import Target
@@ -84,7 +85,7 @@ def run(tmp_path_factory):
         },
         "training": {"epoch": 2, "recipe": {"dataset": "digits", "epochs": 3, "lr": 0.1, "opt": "sgd", "seed": 0}},
         "metrics": {"validation": {"top1": 90.0, "top5": 99.0, "loss": 0.3, "images": 360}},
-        "commands": ["adderkit convert --model net", "adderkit finetune net-adder"],
+        "commands": ("adderkit convert --model net", "adderkit finetune net-adder"),
         "pruning": {
             "config": {"target": "adds=50%", "importance": "variance"},
             **{"images": 64, "before": {"adds": 9, "energy": 1.5}, "after": {"adds": 4, "energy": 0.5}},
@@ -93,11 +94,10 @@ def run(tmp_path_factory):
         "source": "resnet18.a1_in1k",
     }
     run = tmp_path_factory.mktemp("saved") / "run"
-    folder = adderkit.save(model, run / "best", known)
+    folder = adderkit.save(model, run / "best", Report(**known))
     entry = {"dataset": "digits", "split": "validation", "images": 360, "top1": 91.25, "top5": 99.5}
     report = read_report(folder)
-    report["evaluations"] = [{**entry, "sha256": report["sha256"]}]
-    (folder / "adder_report.json").write_text(json.dumps(report))
+    write_report(folder, dataclasses.replace(report, evaluations=({**entry, "sha256": report.sha256},)))
     (run / "args.yaml").write_text("job: {}\n")
     (run / "summary.csv").write_text(table([COLUMNS, *([epoch, 2, 1.5, 50, 90, 0.1] for epoch in range(3))]))
     return run
@@ -155,7 +155,7 @@ def test_curves_of_any_cells(header, rows, data, damaged, folder, check):
 
 
 PUBLISHED = {*("library_name", "tags", "pipeline_tag", "license", "license_name", "license_link", "base_model")}
-HEADINGS = {"# net", "## Cost of one image of 1x8x8", "## Accuracy", "## How it was made", "## Limits", "## Citation"}
+HEADINGS = {"# net", "## Cost of one 1x8x8 image", "## Accuracy", "## How it was made", "## Limits", "## Citation"}
 PUBLISHED |= {*("base_model_relation", "datasets", "metrics", "model-index")}
 
 

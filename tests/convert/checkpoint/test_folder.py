@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adderkit
-from adderkit.convert.checkpoint.folder import base_architecture, read_report
+from adderkit.convert.checkpoint.folder import base_architecture
+from adderkit.convert.checkpoint.report import Report, read_report
 from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import CheckpointError
 from adderkit.convert.files import sha256
@@ -171,14 +172,14 @@ def test_weights_and_their_metadata(saved, adder_model):
 
 
 def test_report(adder_model, tmp_path):
-    folder = adderkit.save(adder_model, tmp_path / "saved", {"accuracy": 0.5, "teacher": "resnet20"})
+    folder = adderkit.save(adder_model, tmp_path / "saved", Report(teacher="resnet20"))
     report = read_report(folder)
-    assert (report["accuracy"], report["teacher"]) == (0.5, "resnet20")
-    assert (report["architecture"], report["base"]) == ("adder", "cifar_resnet20")
-    assert report["sha256"] == sha256(folder / "model.safetensors")
+    assert report.teacher == "resnet20"
+    assert (report.architecture, report.base) == ("adder", "cifar_resnet20")
+    assert report.sha256 == sha256(folder / "model.safetensors")
     packages = {"adderkit", "torch", "torchvision", "timm", "accelerate", "safetensors"}
-    assert set(report["versions"]) == {"python", *packages}
-    assert read_report(tmp_path) == {}
+    assert set(report.versions) == {"python", *packages}
+    assert read_report(tmp_path) == Report()
 
 
 def test_card_says_how_to_load(saved, model, tmp_path):
@@ -212,7 +213,7 @@ def test_plain_timm_refuses(saved):
 
 
 def test_model_outside_timm(tiny, tmp_path):
-    with pytest.raises(CheckpointError, match=r"TinyNet cannot be saved.*timm\.create_model.*register_model"):
+    with pytest.raises(CheckpointError, match=r"cannot save a TinyNet.*timm\.create_model.*register_model"):
         adderkit.save(tiny(), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
@@ -224,7 +225,7 @@ def test_base_architecture(model):
 @pytest.mark.parametrize("inside", ["", "below"], ids=["file", "below-a-file"])
 def test_file_in_the_place_of_the_folder(adder_model, tmp_path, inside):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(CheckpointError, match="cannot be written") as caught:
+    with pytest.raises(CheckpointError, match="cannot write") as caught:
         adderkit.save(adder_model, tmp_path / "taken" / inside)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "taken").read_text() == "mine"

@@ -23,6 +23,7 @@ from adderkit.convert.conversion.targets import (
     target_of,
 )
 from adderkit.convert.errors import AdderkitError, CheckpointError
+from adderkit.convert.model_source import ModelSource
 from adderkit.convert.record import model_form, transforms_of
 from adderkit.recipes.data.unlabeled import UnlabeledImages
 from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
@@ -163,7 +164,7 @@ def test_a_target_that_supports_everything_is_not_refused(teacher):
 
 def test_the_verb_takes_the_target(resnet20, tmp_path):
     source = adderkit.save(resnet20(), tmp_path / "cnn")
-    job = ConversionJob(str(source), output=str(tmp_path / "net"), to="shift")
+    job = ConversionJob(ModelSource(str(source)), output=str(tmp_path / "net"), to="shift")
     assert "became shift layers in" in run_conversion(job, dry_run=False, announce=print).summary()
     assert is_converted(adderkit.load(tmp_path / "net"))
     calibrated = dataclasses.replace(job, output=str(tmp_path / "other"), images=UnlabeledImages("digits", None, 32))

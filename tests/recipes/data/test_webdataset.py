@@ -109,7 +109,7 @@ def test_a_model_is_evaluated_on_a_stream(streamed, shards, tmp_path):
     job, recipe = streamed()
     folder = RunFolder(tmp_path / "run")
     rows = finetune.start(job, recipe, folder)
-    metrics = evaluate_model(Job(ModelSource(str(folder.last))), "wds/tiny", str(shards), "validation", 8, 0)
+    metrics = evaluate_model(ModelSource(str(folder.last)), "wds/tiny", str(shards), "validation", 8, 0)
     assert metrics.images == 22
     assert metrics.top1 == rows[-1]["eval_top1"]
 

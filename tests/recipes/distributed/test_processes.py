@@ -16,7 +16,6 @@ from adderkit.recipes.distributed import launch
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.terminal import errors as failure
 from adderkit.recipes.training import run as finetune
-from adderkit.recipes.training.models import Job
 from adderkit.recipes.verbs.evaluate import evaluate_model
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -112,7 +111,7 @@ def test_killed_and_resumed_on_two_processes(runs):
 def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):
     """Evaluated afresh by one process, the saved CNN has the loss that two recorded."""
     _, two = runs
-    metrics = evaluate_model(Job(ModelSource(str(two / "batchnorm" / "last"))), "digits", None, "validation", 32, 0)
+    metrics = evaluate_model(ModelSource(str(two / "batchnorm" / "last")), "digits", None, "validation", 32, 0)
     _, loss, top1 = losses(two / "batchnorm")[0]
     assert metrics.top1 == pytest.approx(top1)
     assert metrics.loss == pytest.approx(loss, rel=1e-5)

@@ -3,6 +3,7 @@
 import pytest
 import timm
 
+from adderkit.convert.checkpoint.report import Report
 from adderkit.convert.errors import PublishError
 from adderkit.recipes.hub.licenses import HUB_LICENSES, base_model_of, license_of
 
@@ -23,9 +24,9 @@ def with_license(name):
     ],
 )
 def test_license_is_inherited(saved, expected):
-    assert license_of(None, {}, with_license(saved)) == expected
-    assert license_of(None, {"source": "resnet50.a1_in1k"}, with_license(saved)) == expected
-    assert license_of(" MIT ", {}, with_license(saved)) == ("mit", None)
+    assert license_of(None, Report(), with_license(saved)) == expected
+    assert license_of(None, Report(source="resnet50.a1_in1k"), with_license(saved)) == expected
+    assert license_of(" MIT ", Report(), with_license(saved)) == ("mit", None)
 
 
 @pytest.mark.parametrize(
@@ -43,18 +44,26 @@ def test_license_is_inherited(saved, expected):
 )
 def test_license_must_be_given(report, config):
     with pytest.raises(PublishError, match="give it with --license"):
-        license_of(None, report, config)
+        license_of(None, Report.from_dict(report), config)
 
 
 @pytest.mark.parametrize(("given", "hint"), [("apach-2.0", "did you mean apache-2.0"), ("§", "repositories-licenses")])
-def test_license_that_the_hub_does_not_know(given, hint):
-    with pytest.raises(PublishError, match=hint):
-        license_of(given, {}, {})
+def test_license_that_is_not_in_our_list_is_used_with_a_warning(given, hint):
+    lines = []
+    assert license_of(given, Report(), {}, lines.append) == (given, None)
+    (line,) = lines
+    assert line.startswith(f"warning: --license {given!r} is not a license identifier that adderkit knows")
+    assert hint in line
+
+
+def test_empty_license():
+    with pytest.raises(PublishError, match="--license is empty"):
+        license_of(" ", Report(), {})
 
 
 def test_every_license_of_timm_has_a_form_on_the_hub():
     names = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()} - {None, "unknown"}
-    found = {name: license_of(None, {}, with_license(name)) for name in names}
+    found = {name: license_of(None, Report(), with_license(name)) for name in names}
     assert {license.identifier for license in found.values()} <= HUB_LICENSES | {"other"}
     assert all((license.name is None) == (name in HUB_LICENSES) for name, license in found.items())
     assert {"apache-2.0", "mit"} <= {license.identifier for license in found.values()}
@@ -76,11 +85,11 @@ def test_every_license_of_timm_has_a_form_on_the_hub():
     ],
 )
 def test_base_model(source, expected):
-    assert base_model_of(None, {"source": source}) == expected
-    assert base_model_of("bob/other", {"source": source}) == "bob/other"
+    assert base_model_of(None, Report.from_dict({"source": source})) == expected
+    assert base_model_of("bob/other", Report.from_dict({"source": source})) == "bob/other"
 
 
 @pytest.mark.parametrize("given", ["a b", "a/b/c", "", "../x"])
 def test_base_model_of_another_form(given):
     with pytest.raises(PublishError, match="--base-model"):
-        base_model_of(given, {})
+        base_model_of(given, Report())

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import adderkit
-from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.checkpoint.report import read_report
 from adderkit.convert.files import sha256
 from adderkit.recipes.hub import publishing
 
@@ -96,13 +96,13 @@ def test_report(quick, publish, saved, tmp_path):
     )
     publish()
     report = read_report(tmp_path / "net-published")
-    assert report["sha256"] == sha256(saved / "model.safetensors")
-    assert report["commands"] == ["adderkit convert --model teacher --data-dir=images"]
-    assert report["training"]["recipe"] == {"dataset": "digits", "data_dir": "secret", "seed": 7}
-    assert report["cost"] == json.loads(json.dumps(adderkit.cost(adderkit.load(saved)).to_dict()))
-    assert report["plan"]["converted"] == 3
-    assert set(report) >= {"versions", "calibration", "architecture", "base", "license"}
-    assert str(tmp_path.parent) not in json.dumps(report)
+    assert report.sha256 == sha256(saved / "model.safetensors")
+    assert report.commands == ("adderkit convert --model teacher --data-dir=images",)
+    assert report.training["recipe"] == {"dataset": "digits", "data_dir": "secret", "seed": 7}
+    assert report.cost == json.loads(json.dumps(adderkit.cost(adderkit.load(saved)).to_dict()))
+    assert report.plan["converted"] == 3
+    assert report.to_dict().keys() >= {"versions", "architecture", "base", "license", "repository", "card_sha256"}
+    assert str(tmp_path.parent) not in json.dumps(report.to_dict())
 
 
 def test_pictures_of_the_run(quick, publish, saved, tmp_path):
@@ -123,7 +123,7 @@ def test_pictures_of_the_run(quick, publish, saved, tmp_path):
 
 def test_card_of_a_report_that_somebody_else_wrote(quick, publish, saved, tmp_path):
     hostile = "<script>x</script>\n\n# Free | [money](http://x) ```\ud800"
-    digest = read_report(saved)["sha256"]
+    digest = read_report(saved).sha256
     entry = {"dataset": "digits", "split": "train", "images": 5, "top1": 50.0, "top5": 100, "sha256": digest}
     odd = [{"dataset": hostile}, {"images": 10**400}, {"top1": 10**400}, {"top5": float("nan")}, {"images": True}]
     change_report(
@@ -194,11 +194,11 @@ def test_card_that_was_edited_is_kept(quick, publish, saved, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--license", "apach-2.0"], "did you mean apache-2.0"),
+        (["--license", " "], "--license is empty"),
         (["--base-model", "a b"], "--base-model 'a b' is no name"),
         (["--create-pr", "--revision", "v1"], "give --create-pr or --revision"),
         (["--output", "runs/mine/best"], "is the model itself"),
-        (["--output", "runs"], "holds something else"),
+        (["--output", "runs"], "is not a copy of ann/net"),
     ],
     ids=["license", "base-model", "branch", "itself", "other-folder"],
 )
@@ -210,7 +210,7 @@ def test_offline(quick, adder_kit, saved):
     """The tests' own process may not reach a Hub: the folder is built, and one line says why nothing was sent."""
     status, out, err = adder_kit("publish", saved, "--repo", "ann/net")
     assert (status, out) == (1, "")
-    assert err.splitlines()[-1] == "error: the Hub is switched off by HF_HUB_OFFLINE; unset it to publish"
+    assert err.splitlines()[-1] == "error: HF_HUB_OFFLINE is set, so the Hub cannot be used; unset it to publish"
 
 
 def test_what_a_person_reads(quick, adder_kit, saved, tmp_path):
@@ -244,7 +244,7 @@ def test_where_nothing_can_be_recorded(adder_kit, saved, kind):
     }
     status, _, err = adder_kit("evaluate", *model[kind], "--dataset", "digits", "--record")
     assert status == 1
-    assert ("guarded by checksums" if kind == "run" else "writes into a saved folder") in err
+    assert ("protected by checksums" if kind == "run" else "writes into a saved folder") in err
 
 
 # The whole way
@@ -314,7 +314,7 @@ def test_there_and_back(hub, saved, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["same"] == dict.fromkeys(("revision", "commit", "timm", "timm-revision", "pasted"), True)
     assert (found["other_head"], found["logits"]) == (3, [1, 10])
-    assert "already and public" in done.stderr  # ann/net with --private
+    assert "exists already and is public" in done.stderr  # ann/net with --private
     assert all("SHA-256 differs" in error for error in found["errors"]["hf-hub:ann/altered"])
     assert "loaded" not in str(found["errors"])
     assert set(hub.files("ann/other")) >= {"README.md", "config.json", "images/cost.png", "adder_report.json"}

@@ -97,7 +97,7 @@ def test_private(hub, send):
     assert hub.repositories["ann/net"].private
     assert send(private=True)["sent"] == []
     send("ann/open")
-    assert "there already and public" in send("ann/open", private=True)["error"]
+    assert "exists already and is public" in send("ann/open", private=True)["error"]
 
 
 def test_branch_is_made(hub, send):
@@ -142,7 +142,7 @@ def test_what_breaks_once_is_tried_again(hub, send, folder, fault, notes):
 def test_what_stays_broken_can_be_resumed(hub, send):
     hub.fault("POST", "commit/", 500, times=4)
     failed = send()
-    assert "publish again: what has arrived is not sent twice" in failed["error"]
+    assert "publish again: files that have arrived are not sent twice" in failed["error"]
     assert len(failed["notes"]) == 3
     assert send()["sent"] == list(FILES)
     assert len(hub.seen("PUT", "objects")) == 1
@@ -151,7 +151,7 @@ def test_what_stays_broken_can_be_resumed(hub, send):
 
 def test_pull_request_is_never_opened_twice(hub, send):
     hub.fault("POST", "commit/", "lose the answer")
-    assert "may be open all the same: look at" in send(create_pr=True)["error"]
+    assert "may have been opened nevertheless: check" in send(create_pr=True)["error"]
     assert len(hub.repositories["ann/net"].pull_requests) == 1
 
 
@@ -160,7 +160,7 @@ def test_pull_request_is_never_opened_twice(hub, send):
     [
         ("ann/net", "hf_wrong_one", "log in with: hf auth login"),
         ("ann/net", None, "log in with: hf auth login"),
-        ("bob/net", TOKEN, "your token may not write to bob/net"),
+        ("bob/net", TOKEN, "your token does not permit writing to bob/net"),
     ],
     ids=["wrong-token", "no-token", "not-yours"],
 )
@@ -181,7 +181,7 @@ def test_front_matter_that_the_hub_refuses(hub, send, folder):
     (folder / "README.md").write_text("---\nlicense: my-own\n---\n")
     refused = send()
     assert re.search(
-        r"refuses ann/net \(Invalid metadata .* license 'my-own' is unknown\); mend that", refused["error"]
+        r"refuses ann/net \(Invalid metadata .* license 'my-own' is unknown\); fix the cause", refused["error"]
     )
     assert refused["notes"] == []
     assert hub.history("ann/net") == []
@@ -202,7 +202,7 @@ def test_signed_address_is_not_passed_on(hub, send):
 def test_no_hub(hub, send):
     hub.server.server_close()
     hub.url = "http://127.0.0.1:9"
-    assert "broke off (Connect" in send()["error"]
+    assert "failed (Connect" in send()["error"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import adderkit
-from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.checkpoint.report import read_report
 from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.quantize import quantize
 from adderkit.recipes.reporting.facts import gather
@@ -101,12 +101,12 @@ def test_page_of_an_adder_network(report, saved):
         assert f" {count.additions:,} " in found.text
     assert "3 of 22 convolutions are adder layers" in found.text
     assert f"{cost.parameters:,} parameters" in found.text
-    for row in known["plan"]["rows"]:
+    for row in known.plan["rows"]:
         assert row["path"] in found.text
         assert row["reason"] in found.text
     assert " convolution matches no include pattern 19 " in found.text
-    assert known["sha256"] in found.text
-    assert "Not calibrated, so not known" in found.text
+    assert known.sha256 in found.text
+    assert "Unknown, since the model was not calibrated" in found.text
     assert "adderkit evaluate DIR --dataset NAME --record" in found.text
     assert "adderkit report DIR --dataset NAME" in found.text
 
@@ -127,7 +127,7 @@ def test_layers_of_the_chart_add_up(report, saved):
 
 
 def test_fidelity_evaluations_and_commands(report, saved, cnn_folder):
-    paths = [row["path"] for row in read_report(saved)["plan"]["rows"] if row["decision"] == "convert"]
+    paths = [row["path"] for row in read_report(saved).plan["rows"] if row["decision"] == "convert"]
     layers = [
         {"path": path, "correlation": 0.9 + index / 100, "worst": 0.5, "beyond_range": 0.1}
         for index, path in enumerate([*paths, "nowhere"])
@@ -136,7 +136,7 @@ def test_fidelity_evaluations_and_commands(report, saved, cnn_folder):
     for folder, top1 in ((saved, 91.25), (teacher, 93.5)):
         entry = {"dataset": "digits", "split": "validation", "images": 1797, "top1": top1, "top5": 99.5}
         other = {**entry, "top1": 12.34, "sha256": "0" * 64}
-        change_report(folder, evaluations=[{**entry, "sha256": read_report(folder)["sha256"]}, other])
+        change_report(folder, evaluations=[{**entry, "sha256": read_report(folder).sha256}, other])
     commands = ["adderkit convert --model /home/ann/net"]
     config = {"steps": 3, "matching_steps": 2, "seed": 9}
     calibration = {"config": config, "images": 64, "layers": layers}
@@ -149,7 +149,7 @@ def test_fidelity_evaluations_and_commands(report, saved, cnn_folder):
         "teacher digits, validation 1,797 93.50 99.50 adder network digits, validation 1,797 91.25 99.50" in found.text
     )
     assert "12.34" not in found.text
-    assert "64 unlabeled images: 3 steps for each layer, 2 for all together, seed 9." in found.text
+    assert "64 unlabeled images: 3 steps for each layer, 2 steps for all layers together, seed 9." in found.text
     assert "adderkit convert --model net" in found.text
     assert str(teacher.parent) not in found.text
 
@@ -158,7 +158,9 @@ def test_pruned_network(report, adder_folder, tmp_path):
     model = adderkit.load(adder_folder)
     config = adderkit.PruneConfig(target="adds=60%", importance="magnitude")
     pruned = adderkit.prune_(model, config, torch.randn(32, 1, 8, 8))
-    folder = adderkit.save(model, tmp_path / "small", {**read_report(adder_folder), "pruning": pruned.to_dict()})
+    folder = adderkit.save(
+        model, tmp_path / "small", read_report(adder_folder).after("prune", pruning=pruned.to_dict())
+    )
     facts, found = report(folder)
     check_safe(found)
     assert "cifar_resnet20, pruned, as an adder network" in found.text
@@ -169,7 +171,7 @@ def test_pruned_network(report, adder_folder, tmp_path):
     assert f"energy in µJ, fp32 {pruned.before['energy'] / 1e6:.1f} {pruned.after['energy'] / 1e6:.1f}" in found.text
     change_report(folder, pruning={"before": {"adds": "x"}, "config": 5})
     _, found = report(folder)
-    assert "how many is not noted, importance ?." in found.text
+    assert "amount not recorded, importance ?." in found.text
 
 
 def test_page_of_an_integer_network(report, adder_folder, tmp_path):
@@ -178,7 +180,9 @@ def test_page_of_an_integer_network(report, adder_folder, tmp_path):
     check_safe(found)
     adders = sum(row.kind == "adder" for row in facts.cost.layers)
     assert adders > 1
-    assert f"cifar_resnet20 in integers: {adders} of {len(facts.cost.weight_layers)} layers with weights" in found.text
+    assert (
+        f"cifar_resnet20 quantized to integers: {adders} of {len(facts.cost.weight_layers)} weight layers" in found.text
+    )
     assert "as a CNN this model features" in found.text  # both bars of each layer
 
 
@@ -186,7 +190,7 @@ def test_page_of_a_cnn(report, cnn_folder):
     facts, found = report(cnn_folder)
     check_safe(found)
     assert "cifar_resnet20: a CNN." in found.text
-    assert "adder" not in found.text.replace("adderkit", "").replace("for adder layers", "")
+    assert "adder" not in found.text.replace("adderkit", "").replace("as adder layers", "")
     assert f" {facts.cost.multiplications:,} {facts.cost.multiplications:,} " in found.text
 
 
@@ -230,8 +234,8 @@ def test_hostile_names(report, adder_folder, tmp_path):
     (tmp_path / "args.yaml").write_text("job: {}\n")
     (tmp_path / "summary.csv").write_text(f"epoch,{HOSTILE}\n0,1\n")
     known = read_report(folder)
-    rows = [{**row, "reason": HOSTILE + row["path"]} for row in known["plan"]["rows"]]
-    entry = {"dataset": HOSTILE, "split": HOSTILE, "images": 1, "top1": 1.0, "top5": 2.0, "sha256": known["sha256"]}
+    rows = [{**row, "reason": HOSTILE + row["path"]} for row in known.plan["rows"]]
+    entry = {"dataset": HOSTILE, "split": HOSTILE, "images": 1, "top1": 1.0, "top5": 2.0, "sha256": known.sha256}
     change_report(
         folder,
         plan={"rows": [*rows, {**rows[0], "path": HOSTILE}]},
@@ -267,7 +271,7 @@ def test_hostile_names(report, adder_folder, tmp_path):
     ],
 )
 def test_report_of_another_form(report, saved, damage):
-    digest = read_report(saved)["sha256"]
+    digest = read_report(saved).sha256
     odd = {"dataset": "d", "split": "s", "images": 10**400, "top1": 10**400, "top5": math.nan, "sha256": digest}
     change_report(saved, **{"evaluations": [odd], **damage})
     facts, found = report(saved)
@@ -290,7 +294,7 @@ def test_command_line(adder_kit, saved):
     status, out, _ = adder_kit("report", saved, "--output", "mine.html")
     assert status == 0
     assert "mine.html" in out
-    assert "--dataset NAME shows some" in out
+    assert "add some with --dataset NAME" in out
     assert target.read_text() == (saved.parent.parent / "mine.html").read_text()
 
 
@@ -300,7 +304,7 @@ def test_command_line(adder_kit, saved):
         ("page.txt", "--output page.txt ends in '.txt', expected '.html'"),
         ("folder.html", "--output folder.html is a folder, expected a file"),
         ("file/page.html", "cannot write .*file is not a writable directory"),
-        ("mine/last/page.html", "lies in .*mine/last, which is guarded by checksums; name a place beside it"),
+        ("mine/last/page.html", "is inside .*mine/last, which is protected by checksums; give a file outside it"),
     ],
 )
 def test_places_that_are_refused(adder_kit, saved, tmp_path, output, message):
@@ -319,4 +323,4 @@ def test_a_run_is_not_a_model(adder_kit, saved):
     (saved.parent / "args.yaml").write_text("job: {}\n")
     status, _, err = adder_kit("report", saved.parent)
     assert status == 1
-    assert f"error: {saved.parent} is a run; report on its best model: {saved}" in err
+    assert f"error: {saved.parent} is a run folder; report on its best model: {saved}" in err

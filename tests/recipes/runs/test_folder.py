@@ -13,6 +13,7 @@ import yaml
 from accelerate import Accelerator
 
 import adderkit
+from adderkit.convert.checkpoint.report import Report
 from adderkit.convert.errors import CheckpointError, RecipeError
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.runs.folder import RunFolder, SaveError, new_run_folder
@@ -83,8 +84,8 @@ def test_summary(folder):
 
 
 def test_last_and_best_are_checkpoints(folder, model):
-    folder.save_best(model, {"metrics": {"validation": {"top1": 1.0}}})
-    folder.save_last(model, Accelerator(cpu=True), STATE, {})
+    folder.save_best(model, Report(metrics={"validation": {"top1": 1.0}}))
+    folder.save_last(model, Accelerator(cpu=True), STATE, Report())
     for saved in (folder.best, folder.last):
         loaded = adderkit.load(saved).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
@@ -94,22 +95,22 @@ def test_last_and_best_are_checkpoints(folder, model):
 
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_model_card_names_the_folder_it_lies_in(folder, model, name):
-    folder.save_best(model, {})
-    folder.save_last(model, Accelerator(cpu=True), STATE, {})
+    folder.save_best(model, Report())
+    folder.save_last(model, Accelerator(cpu=True), STATE, Report())
     assert (folder.path / name / "README.md").read_text().count(f"\n# {name}\n") == 1
 
 
 def test_saving_again_leaves_nothing_else_behind(folder, model):
     for _ in range(2):
-        folder.save_best(model, {})
-        folder.save_last(model, Accelerator(cpu=True), STATE, {})
+        folder.save_best(model, Report())
+        folder.save_last(model, Accelerator(cpu=True), STATE, Report())
     assert {path.name for path in folder.path.iterdir()} == {"args.yaml", "best", "last", "previous"}
     assert folder.last.stat().st_mode & 0o777 == 0o755
 
 
 def test_state_comes_back(folder, model):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, STATE, {})
+    folder.save_last(model, accelerator, STATE, Report())
     expected = torch.rand(3)
     assert folder.load_last(accelerator) == STATE
     assert torch.equal(torch.rand(3), expected)
@@ -153,7 +154,7 @@ def state_file(**changes):
 )
 def test_damaged_state(folder, model, text, message):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, STATE, {})
+    folder.save_last(model, accelerator, STATE, Report())
     (folder.last / "state" / "run_state.json").write_text(text)
     with pytest.raises((RecipeError, CheckpointError), match=message):
         folder.load_last(accelerator)
@@ -163,7 +164,7 @@ def test_state_is_read_as_written(folder, model):
     rows = [{**row, "train_task": 0.1, "train_distill": 0.7} for row in ROWS[:2]]
     losses = {"loss": 0.1 + 0.2, "task": 1 / 3, "distill": 1e-17}
     state = RunState(2, 17, losses, 96, 1e-3, 3, 1, 12.5, rows, SCALES)
-    folder.save_last(model, Accelerator(cpu=True), state, {})
+    folder.save_last(model, Accelerator(cpu=True), state, Report())
     assert folder.load_last(Accelerator(cpu=True)) == state
 
 
@@ -172,7 +173,7 @@ def saved_twice(folder, model):
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
     for epoch in (1, 2):
-        folder.save_last(model, accelerator, RunState(epoch=epoch, losses={"loss": 0.0}), {})
+        folder.save_last(model, accelerator, RunState(epoch=epoch, losses={"loss": 0.0}), Report())
     return accelerator
 
 
@@ -214,7 +215,7 @@ def test_two_damaged_saves_are_one_clear_error(folder, model):
 
 def test_a_state_of_something_else_is_one_clear_error(folder, model):
     accelerator = Accelerator(cpu=True)
-    folder.save_last(model, accelerator, STATE, {})
+    folder.save_last(model, accelerator, STATE, Report())
     accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(RecipeError, match=r"cannot restore .*state: "):
         folder.load_last(accelerator)
@@ -228,7 +229,7 @@ def test_the_model_is_saved_as_evaluated(folder, model):
         entered.append(True)
         yield
 
-    folder.save_last(model, Accelerator(cpu=True), STATE, {}, as_evaluated())
+    folder.save_last(model, Accelerator(cpu=True), STATE, Report(), as_evaluated())
     assert entered == [True]
 
 
@@ -237,8 +238,8 @@ def test_the_model_is_saved_as_evaluated(folder, model):
 def test_an_interrupted_exchange_is_put_right(folder, model, monkeypatch, name, error, told):
     """The old folder has been moved away and the new one cannot be moved in."""
     save = {
-        "best": lambda: folder.save_best(model, {}),
-        "last": lambda: folder.save_last(model, Accelerator(cpu=True), STATE, {}),
+        "best": lambda: folder.save_best(model, Report()),
+        "last": lambda: folder.save_last(model, Accelerator(cpu=True), STATE, Report()),
     }[name]
     save()
     rename = Path.rename
@@ -297,7 +298,7 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_whole_one(folder, model
             for name in original:
                 patch.setattr(Path, name, killing(name))
             try:
-                folder.save_last(model, accelerator, RunState(epoch=3), {})
+                folder.save_last(model, accelerator, RunState(epoch=3), Report())
             except Killed:
                 kills += 1
             else:

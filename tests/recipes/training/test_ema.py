@@ -74,7 +74,7 @@ def test_the_best_is_the_best_average(train):
     assert (folder.path / "summary.csv").read_text().splitlines()[0] == ",".join((*COLUMNS, *AVERAGE_COLUMNS))
     best = max(rows, key=lambda row: row["eval_top1_ema"])
     for place, row, suffix in ((folder.best, best, "_ema"), (folder.last, rows[-1], "")):
-        metrics = evaluate_model(Job(ModelSource(str(place))), "digits", None, "validation", 32, 0)
+        metrics = evaluate_model(ModelSource(str(place)), "digits", None, "validation", 32, 0)
         found = (metrics.loss, metrics.top1, metrics.top5)
         assert found == pytest.approx([row[f"eval_{name}{suffix}"] for name in ("loss", "top1", "top5")])
         report = json.loads((place / "adder_report.json").read_text())

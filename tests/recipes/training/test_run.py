@@ -84,7 +84,7 @@ class TestTrainedCnn:
     def test_saved_models_have_the_recorded_accuracy(self, trained, which):
         rows, folder = trained
         row = max(rows, key=lambda row: row["eval_top1"]) if which == "best" else rows[-1]
-        metrics = evaluate_model(Job(ModelSource(str(folder.path / which))), "digits", None, "validation", 32, 0)
+        metrics = evaluate_model(ModelSource(str(folder.path / which)), "digits", None, "validation", 32, 0)
         assert metrics.top1 == row["eval_top1"]
         assert metrics.top5 == row["eval_top5"]
         assert metrics.loss == pytest.approx(row["eval_loss"], rel=1e-6)

@@ -6,8 +6,8 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.integer import cpu_engine as engine
-from adderkit.convert import model_source
 from adderkit.convert.errors import AdderkitError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.terminal.tables import show
 from adderkit.recipes.verbs import bench
 from adderkit.recipes.verbs.bench import BenchResult, bench_tables, run_bench
@@ -59,7 +59,7 @@ def test_quantiles_of_known_latencies(monkeypatch):
             seen.append((tuple(x.shape), self.training, torch.is_grad_enabled()))
             return x
 
-    monkeypatch.setattr(model_source, "build_model", lambda name, pretrained: Slow())
+    monkeypatch.setattr(ModelSource, "build", lambda self, weights: Slow())
     found = run_bench("slow", 3)
     assert (found.p20, found.p50, found.p80) == pytest.approx((3, 6, 9))
     assert found.images_per_second == pytest.approx(3 / 6e-3)
@@ -70,12 +70,10 @@ def test_quantiles_of_known_latencies(monkeypatch):
 
 def test_a_name_is_built_without_weights(monkeypatch):
     asked = []
-    build = model_source.build_model
-    monkeypatch.setattr(
-        model_source, "build_model", lambda name, **how: asked.append((name, how)) or build(name, **how)
-    )
+    build = ModelSource.build
+    monkeypatch.setattr(ModelSource, "build", lambda self, **how: asked.append((self.name, how)) or build(self, **how))
     assert run_bench("cifar_resnet20", 1).runs >= 5
-    assert asked == [("cifar_resnet20", {"pretrained": False})]
+    assert asked == [("cifar_resnet20", {"weights": False})]
 
 
 def test_one_json_object(json_of, adder_folder):

@@ -5,6 +5,7 @@ import pytest
 from adderkit import AdderConfig, CalibrationConfig, PruneConfig, QuantizeConfig
 from adderkit.convert.calibration.config import HybridPolicy
 from adderkit.convert.errors import AdderkitError
+from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.unlabeled import UnlabeledImages
 from adderkit.recipes.verbs import convert, evaluate, finetune, prune, quantize
@@ -34,23 +35,23 @@ DIGITS = ("--dataset", "digits")
 
 def test_convert(asked_of):
     (job,) = asked_of(convert, "run_conversion", "convert", "--model", "resnet18", *DIGITS)
-    assert job == convert.ConversionJob("resnet18", images=UnlabeledImages("digits"))
+    assert job == convert.ConversionJob(ModelSource("resnet18"), images=UnlabeledImages("digits"))
     assert (job.config, job.calibration, job.hybrid) == (AdderConfig(), CalibrationConfig(), HybridPolicy())
 
 
 def test_convert_without_images(asked_of):
     (job,) = asked_of(convert, "run_conversion", "convert", "--model", "resnet18")
-    assert job == convert.ConversionJob("resnet18")
+    assert job == convert.ConversionJob(ModelSource("resnet18"))
 
 
 def test_prune(asked_of):
     (job,) = asked_of(prune, "run_pruning", "prune", "resnet18", "--ratio", "0.3", *DIGITS)
-    assert job == prune.PruningJob("resnet18", PruneConfig(ratio=0.3), images=UnlabeledImages("digits"))
+    assert job == prune.PruningJob(ModelSource("resnet18"), PruneConfig(ratio=0.3), images=UnlabeledImages("digits"))
 
 
 def test_quantize(asked_of):
     (job,) = asked_of(quantize, "run_quantization", "quantize", "resnet18", *DIGITS)
-    assert job == quantize.QuantizationJob("resnet18", QuantizeConfig(), images=UnlabeledImages("digits"))
+    assert job == quantize.QuantizationJob(ModelSource("resnet18"), QuantizeConfig(), images=UnlabeledImages("digits"))
 
 
 def test_evaluate(asked_of):
@@ -92,4 +93,4 @@ def test_options_of_prune(asked_of):
     words = ("--target", "adds=50%", "--importance", "random", "--global", "--round-to", 4, "--iterative", 2)
     (job,) = asked_of(prune, "run_pruning", "prune", "x", *words, "--ignore", "a.*", "--seed", 3)
     config = PruneConfig(None, "adds=50%", "random", True, 4, 2, ("a.*",), 3)
-    assert job == prune.PruningJob("x", config)
+    assert job == prune.PruningJob(ModelSource("x"), config)

@@ -15,9 +15,9 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.integer import reference
 from adderkit.adder_layers.modules import adder_layers
-from adderkit.convert import model_source
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.checkpoint.folder import save
+from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.config import QuantizeConfig
 from adderkit.convert.quantization.quantize import quantize
 from adderkit.recipes.verbs.export import recorded_images
@@ -43,7 +43,7 @@ class Quantized(nn.Module):
 def quantized(monkeypatch):
     """Every name is this model's."""
     model = Quantized(random_plans.residual_network(size=(8, 8)))
-    monkeypatch.setattr(model_source, "build_model", lambda name: model)
+    monkeypatch.setattr(ModelSource, "build", lambda self: model)
     return model
 
 
@@ -52,7 +52,7 @@ def adder_folder(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("cifar_resnet20", num_classes=10)
     adderkit.convert_(model)
-    save(model, tmp_path / "plain", {})
+    save(model, tmp_path / "plain")
     return tmp_path / "plain"
 
 
@@ -79,7 +79,7 @@ def test_quantized_resnet20(config, adder_kit, tmp_path):
         nn.init.normal_(layer.weight)
     images = torch.randn(16, 3, 16, 16)
     reestimate_batchnorm_(model, [images])
-    save(quantize(model, images, config), tmp_path / "net", {})
+    save(quantize(model, images, config), tmp_path / "net")
 
     code, _, _ = adder_kit("export", "net", "--format", "c")
     assert code == 0

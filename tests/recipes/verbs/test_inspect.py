@@ -9,9 +9,9 @@ import timm
 from PIL import Image
 
 from adderkit import convert_, cost, save
-from adderkit.convert import model_source
-from adderkit.recipes.reporting import cost_chart
-from adderkit.recipes.reporting.cost_chart import bars, check_chart
+from adderkit.convert.model_source import ModelSource
+from adderkit.recipes.reporting import cost_image
+from adderkit.recipes.reporting.cost_image import bars, check_chart
 
 PNG, SVG = b"\x89PNG\r\n", b"<?xml"
 
@@ -123,7 +123,7 @@ def test_chart_of_another_kind(refused, name):
 
 
 def test_chart_is_checked_before_the_work(refused, monkeypatch):
-    monkeypatch.setattr(model_source, "build_model", None)
+    monkeypatch.setattr(ModelSource, "build", None)
     assert "expected '.png'" in refused("resnet50", "--chart", "net.jpg")
 
 
@@ -136,7 +136,7 @@ def test_chart_in_a_folder_that_cannot_be(refused, tmp_path):
 
 def test_chart_in_a_folder_without_permission(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(cost_chart.AdderkitError, match="is not a writable directory"):
+    with pytest.raises(cost_image.AdderkitError, match="is not a writable directory"):
         check_chart(str(tmp_path / "net.png"))
 
 
@@ -167,6 +167,6 @@ def test_model_without_convolutions_is_counted(inspect, monkeypatch, tmp_path):
 def test_chart_of_nothing(refused, monkeypatch):
     from torch import nn
 
-    monkeypatch.setattr(model_source, "build_model", lambda *_, **__: nn.ReLU())
+    monkeypatch.setattr(ModelSource, "build", lambda *_, **__: nn.ReLU())
     line = refused("relu", "--input-size", 3, 8, 8, "--chart", "net.png")
     assert "nothing to draw" in line

@@ -9,7 +9,7 @@ import torch
 
 import adderkit
 from adderkit import AdderConfig, CalibrationConfig, PruneConfig
-from adderkit.convert.checkpoint.folder import read_report
+from adderkit.convert.checkpoint.report import read_report
 from adderkit.convert.model_source import ModelSource
 from adderkit.convert.record import transforms_of
 from adderkit.recipes.data.unlabeled import UnlabeledImages
@@ -32,7 +32,7 @@ def pruned(tmp_path):
     """Prune a folder by weight; the folder that comes of it."""
 
     def prune(folder, name="pruned", **more):
-        job = PruningJob(str(folder), BY_WEIGHT, output=str(tmp_path / name), **more)
+        job = PruningJob(ModelSource(str(folder)), BY_WEIGHT, output=str(tmp_path / name), **more)
         return run_pruning(job, dry_run=False, announce=quiet).folder
 
     return prune
@@ -98,7 +98,7 @@ def test_converted_tuned_pruned_tuned_and_resumed(
     first = RunFolder(tmp_path / "first")
     finetune.start(Job(ModelSource(str(adder_folder))), recipe, first)
     small = pruned(first.best)
-    assert read_report(small)["teacher"] == str(cnn_folder)
+    assert read_report(small).teacher == str(cnn_folder)
     assert [transform["kind"] for transform in transforms_of(adderkit.load(small))] == ["adder", "prune"]
 
     recipe = quick_recipe("distill", epochs=2)
@@ -111,8 +111,8 @@ def test_converted_tuned_pruned_tuned_and_resumed(
     finetune.resume(broken)
     same_run(broken, straight)
     report = read_report(straight.best)
-    assert report["teacher"] == str(cnn_folder)
-    assert report["pruning"]["config"]["ratio"] == 0.5
+    assert report.teacher == str(cnn_folder)
+    assert report.pruning["config"]["ratio"] == 0.5
     assert adderkit.load(straight.best).features[9].conv1.weight.shape == (32, 32, 3, 3)
 
 
@@ -120,7 +120,7 @@ def test_pruned_then_converted_and_calibrated(cnn_folder, pruned, tmp_path):
     small = pruned(cnn_folder, images=DIGITS)
     calibration = CalibrationConfig(steps=2, matching_steps=2)
     config, output = AdderConfig(include=("features.4.*",)), str(tmp_path / "adder")
-    job = ConversionJob(str(small), config, output=output, images=DIGITS, calibration=calibration)
+    job = ConversionJob(ModelSource(str(small)), config, output=output, images=DIGITS, calibration=calibration)
     with contextlib.redirect_stderr(io.StringIO()):
         folder = run_conversion(job, dry_run=False, announce=quiet).folder
     model = adderkit.load(folder)

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from adderkit.recipes.reporting.charts import Line, bar, line_chart
 from adderkit.recipes.reporting.markup import Html, tag
 from adderkit.recipes.reporting.parts import engineering
+from adderkit.recipes.reporting.svg_charts import Line, bar, line_chart
 
 
 def drawn(*series, epochs=None):

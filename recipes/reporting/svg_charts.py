@@ -1,4 +1,4 @@
-"""Charts of a report as inline SVG: sharp on a phone and on paper, without a picture file or a script."""
+"""Charts of the report page as inline SVG: sharp on a phone and on paper, without an image file or a script."""
 
 import math
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 from .markup import Html, join, tag
 
-_WIDTH, _HEIGHT = 360.0, 210.0  # units of the drawing; about the pixels of a phone, so that text keeps its size
+_WIDTH, _HEIGHT = 360.0, 210.0  # SVG units; about the pixels of a phone, so that text keeps its size
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 10.0, 8.0, 36.0  # margins
-_FLAT = 0.05  # of its values: a smaller range says that nothing changed
-_DIGITS, _LARGE = 4, 1e6  # behind the point, and a number that is still written out
-_VISIBLE = 0.4  # percent of the width: the narrowest bar of something that is not nothing
+_FLAT = 0.05  # smallest range of an axis relative to its values, so that noise does not look like a change
+_DIGITS, _LARGE = 4, 1e6  # most decimals, and the first number in scientific notation
+_VISIBLE = 0.4  # percent of the width: the narrowest bar of a value above zero
 
 
 class Line(NamedTuple):
-    """A line of a chart: its label, its color, and a value for each epoch, ``nan`` where there is none."""
+    """Line of a chart: label, color and a value for each epoch; ``nan`` for a missing value."""
 
     label: str
     color: str
@@ -22,7 +22,7 @@ class Line(NamedTuple):
 
 
 def line_chart(title: str, epochs: Sequence[float], lines: Sequence[Line]) -> Html:
-    """A figure with a line for each series over the epochs; what is not finite leaves a gap."""
+    """Return a figure with a line for each series over the epochs; a value that is not finite leaves a gap."""
     finite = [value for line in lines for value in line.values if math.isfinite(value)]
     if not epochs or not finite:
         return Html()
@@ -45,11 +45,11 @@ def line_chart(title: str, epochs: Sequence[float], lines: Sequence[Line]) -> Ht
 
 
 def bar(parts: Sequence[tuple[float, str]], label: str) -> Html:
-    """Thin bars below each other.
+    """Return thin bars, one below the other.
 
     Args:
-        parts: Of each bar the length from 0 to 1, and its class, which the style gives a color.
-        label: What the bars say, for those who do not see them.
+        parts: Length from 0 to 1 and CSS class of each bar.
+        label: Description for screen readers.
     """
     drawn = [
         tag("rect", y=8 * row, width=f"{max(_VISIBLE, 100 * min(share, 1)):.2f}%", height=7, class_=kind)
@@ -60,7 +60,7 @@ def bar(parts: Sequence[tuple[float, str]], label: str) -> Html:
 
 
 class _Scale(NamedTuple):
-    """From values to places on the drawing."""
+    """Linear scale from values to positions in the drawing."""
 
     first: float
     last: float
@@ -102,7 +102,7 @@ def _swatch(color: str) -> Html:
 
 
 def _levels(low: float, high: float) -> list[float]:
-    """Round numbers at equal distances around a range; one that is next to nothing is widened, so that they differ."""
+    """Return evenly spaced round numbers around a range; a very small range is widened, so that they differ."""
     span = max(high - low, _FLAT * max(abs(low), abs(high)) or 1.0)
     low -= (span - (high - low)) / 2
     step = _step(span)
@@ -111,13 +111,13 @@ def _levels(low: float, high: float) -> list[float]:
 
 
 def _whole(first: float, last: float) -> list[float]:
-    """Whole numbers at equal distances within a range of epochs."""
+    """Return evenly spaced whole numbers within a range of epochs."""
     step = max(1.0, _step(last - first or 1.0))
     return [index * step for index in range(math.ceil(first / step), math.floor(last / step) + 1)]
 
 
 def _step(span: float) -> float:
-    """1, 2 or 5 times a power of ten, of which a span has at most five."""
+    """Return the smallest of 1, 2 or 5 times a power of ten that fits at most five times into a span."""
     size = 10.0 ** math.floor(math.log10(span / 5))
     return next(size * factor for factor in (1, 2, 5, 10, 20) if span <= 5.001 * size * factor)
 

@@ -1,4 +1,4 @@
-"""Where the multiplications went: a chart with a bar for each weight layer."""
+"""Image file (PNG or SVG) that charts the operations of each weight layer, before and after the conversion."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,22 +9,22 @@ from ...convert.cost.report import Cost, LayerCost
 from ...convert.errors import AdderkitError
 from ...convert.files import atomic_path, check_file_target
 
-# Colors that color-blind readers tell apart (Okabe and Ito, jfly.uni-koeln.de/color); hatches for print in gray.
+# Colors for color-blind readers (Okabe and Ito, jfly.uni-koeln.de/color); hatches for print in gray.
 _DISTANCES = {"color": "#56B4E9", "label": "adder layers, |x - w|"}
 _PRODUCTS = {"color": "#D55E00", "label": "● convolution and linear layers, x · w"}
-_NORMS = {"color": "#000000", "label": "■ normalizations that do not fold"}
+_NORMS = {"color": "#000000", "label": "■ normalizations that cannot be folded"}
 _OTHERS = {"color": "#F0E442", "label": "▲ residual sums, gates, pooling, activations, …", "hatch": "////"}
 
 
 class Bar(NamedTuple):
-    """A weight layer and all that follows it until the next.
+    """A weight layer and all operations that follow it up to the next one.
 
     Args:
-        path: Of the weight layer.
-        products: Products in it that remain.
-        distances: Distances in it.
-        norms: Operations of normalizations.
-        others: All other operations.
+        path: Module path of the weight layer.
+        products: Products that the layer computes.
+        distances: Distances that the layer computes.
+        norms: Operations of the normalizations that follow.
+        others: All other operations that follow.
     """
 
     path: str
@@ -35,10 +35,10 @@ class Bar(NamedTuple):
 
 
 def check_chart(name: str) -> Path:
-    """The path of a chart that can be written, found out before the work.
+    """Check, before the work, that a chart can be written; return its path.
 
     Raises:
-        AdderkitError: The extension is unknown, or its folder cannot be written to.
+        AdderkitError: The extension is unknown, or the folder is not writable.
     """
     target = Path(name)
     check_file_target(f"chart {name!r}", target, (".png", ".svg"), "'.png' or '.svg'")
@@ -46,12 +46,12 @@ def check_chart(name: str) -> Path:
 
 
 def bars(cost: Cost) -> list[Bar]:
-    """A bar for each weight layer in order of execution."""
+    """Return a bar for each weight layer, in order of execution."""
     return [_bar(group) for group in layer_groups(cost)]
 
 
 def layer_groups(cost: Cost) -> list[list[LayerCost]]:
-    """Each weight layer with all that follows it until the next; what comes before the first counts with the first."""
+    """Group each weight layer with all operations up to the next; those before the first join the first group."""
     groups: list[list[LayerCost]] = []
     early: list[LayerCost] = []
     for row in cost.layers:
@@ -75,11 +75,11 @@ def _bar(rows: Sequence[LayerCost]) -> Bar:
 
 
 def draw_chart(cost: Cost, target: Path, title: str) -> None:
-    """Draw multiplications of the CNN, multiplications that remain and additions, layer by layer.
+    """Draw the multiplications of the CNN, the remaining multiplications and the additions of each layer.
 
     Args:
-        cost: Of a model, converted or not.
-        target: PNG or SVG file; replaced whole or not at all.
+        cost: Cost of a model, converted or not.
+        target: PNG or SVG file, replaced atomically.
         title: Name of the model.
 
     Raises:
@@ -90,7 +90,7 @@ def draw_chart(cost: Cost, target: Path, title: str) -> None:
 
     found = bars(cost)
     if not found:
-        raise AdderkitError("the model runs no convolution, linear or adder layer, so there is nothing to draw")
+        raise AdderkitError("the model has no convolution, linear or adder layer, so there is nothing to draw")
     height = 2.4 + 0.17 * len(found)  # inches
     figure = Figure(figsize=(13, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -127,13 +127,11 @@ def draw_chart(cost: Cost, target: Path, title: str) -> None:
         with atomic_path(target) as temporary:
             figure.savefig(temporary, format=target.suffix[1:].lower(), dpi=120)
     except OSError as error:
-        raise AdderkitError(
-            f"chart {str(target)!r} cannot be written: {error}; name a file that you may write"
-        ) from error
+        raise AdderkitError(f"cannot write chart {str(target)!r}: {error}; give a writable file") from error
 
 
 def _stack(axes: Any, parts: Sequence[tuple[Sequence[int], dict[str, str]]]) -> int:
-    """A stacked bar for each layer; the sum of all."""
+    """Draw a stacked bar for each layer; return the total."""
     left = [0] * len(parts[0][0])
     for counts, style in parts:
         axes.barh(range(len(counts)), counts, left=left, height=0.78, edgecolor="#444444", linewidth=0.3, **style)
@@ -143,7 +141,7 @@ def _stack(axes: Any, parts: Sequence[tuple[Sequence[int], dict[str, str]]]) -> 
 
 
 def _scatter(axes: Any, parts: Sequence[tuple[Sequence[int], dict[str, str], str]]) -> int:
-    """A mark for each layer and kind where there is something, on a log scale; the sum of all."""
+    """Draw a mark for each layer and kind with a nonzero count, on a log scale; return the total."""
     axes.set_xscale("log")
     for counts, style, marker in parts:
         rows = [row for row, count in enumerate(counts) if count]
@@ -173,6 +171,6 @@ def _headline(cost: Cost, title: str) -> str:
     papers = f"{cost.headline_before.multiplications:,} and {cost.headline.multiplications:,}"
     shape = "x".join(map(str, cost.input_shape))
     return (
-        f"{title}, one image of {shape}: {honest}, all that runs\n"
-        f"(papers' headline, weight layers alone, first and last taken for adder layers: {papers})"
+        f"{title}, one image of {shape}: {honest}, all operations\n"
+        f"(as in papers, weight layers only, the first and last counted as adder layers: {papers})"
     )
