@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -173,3 +174,26 @@ def test_folders_are_small() -> None:
     paths = itertools.chain((path for path in package_sources() if path.parent != ROOT), tests)
     counts = Counter(label(path.parent) for path in paths if path.name != "__init__.py")
     assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
+
+
+# The architecture document
+
+
+def test_the_map_is_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders_and_files = text.partition("## Map")[2].partition("## Data flow")[0]
+    parts = {
+        f"{part}/" if (ROOT / layer / part).is_dir() else f"{part}.py"
+        for layer in LAYERS
+        for part in ORDER[layer]
+        if part != "_cpu"
+    }
+    assert {part for part in parts if f"`{part}`" not in folders_and_files} == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=label)
+def test_documents_name_files_that_exist(path: Path) -> None:
+    named = set(
+        re.findall(r"`((?:adder_layers|convert|recipes|benchmarks|tests|docs|csrc)/[\w./]+)`", path.read_text("utf-8"))
+    )
+    assert {name for name in named if not any((ROOT / base / name).exists() for base in ("", "adder_layers"))} == set()
