@@ -58,6 +58,15 @@ ORDER = {
     ),
 }
 
+# Files besides the verbs that import modules of the package inside functions, and why.
+LAZY = {
+    "adder_layers/integer/cpu_engine.py": "the C++ extension is optional",
+    "convert/checkpoint/registry.py": "timm imports it, and it must not import the whole package in turn",
+    "convert/conversion/targets.py": "--help lists the targets without importing torch",
+    "convert/export/programs.py": "onnx is optional",
+    "recipes/data/unlabeled.py": "--help shows its defaults without importing torch",
+}
+
 
 def sources(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES)
@@ -159,6 +168,18 @@ def test_modules_of_a_part_form_no_circle() -> None:
     while leaves := {name for name, needs in graph.items() if not needs & graph.keys()}:
         graph = {name: needs for name, needs in graph.items() if name not in leaves}
     assert graph == {}
+
+
+def test_imports_inside_functions_have_a_reason() -> None:
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = {
+        label(path)
+        for path in modules()
+        for function in ast.walk(parse(path))
+        if isinstance(function, functions)
+        if any(name.startswith("adderkit") for name in names_in(ast.walk(function), path))
+    }
+    assert {path for path in found if not path.startswith("recipes/verbs/")} == LAZY.keys()
 
 
 # Sizes

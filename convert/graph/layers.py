@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..errors import AdderkitError
@@ -58,10 +59,6 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
             f"{type(model).__name__} does not specify its input size (it has no timm pretrained_cfg); "
             "give an example_input of shape [N, C, H, W]"
         )
-    from timm.models import (
-        get_model_input_config,  # here: timm's import brings in our registry, which needs this module
-    )
-
     size: tuple[int, int, int] = get_model_input_config(model)["input_size"]
     return size
 

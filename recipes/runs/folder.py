@@ -11,6 +11,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,5 @@ def new_run_folder(output: str | None, model: str, recipe: Recipe) -> RunFolder:
     """Return the folder that was asked for, or ``runs/<time>-<model>-<data set>``, as timm names its own."""
     if output is not None:
         return RunFolder(output)
-    from datetime import datetime
-
     name = "".join(sign if sign.isalnum() else "_" for sign in f"{Path(model).name}-{recipe.dataset}")
     return RunFolder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}")
