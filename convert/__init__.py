@@ -1,1 +1,1 @@
-"""What happens to a model: plan, rewrite, calibrate, count, save and load. Knows nothing of training."""
+"""Change, measure, save and load models, without training them."""

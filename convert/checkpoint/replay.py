@@ -17,7 +17,7 @@ from ..record import set_transforms_
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How transforms of one kind are checked and replayed.
+    """Functions that check and replay transforms of one kind.
 
     Args:
         check: Raise ``CheckpointError`` if a transform is malformed, without knowing the model.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class ConvConverter:
-    """How convolutions of one exact class are converted.
+    """Rules for converting convolutions of one exact class.
 
     Args:
         same_padding: Return whether a module pads by the size of its input, as TensorFlow does.

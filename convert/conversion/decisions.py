@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 class Successor(NamedTuple):
-    """What reads the output of a convolution.
+    """Reader of a convolution's output.
 
     Args:
         path: Path of the normalization that reads it; empty if none does.

@@ -54,7 +54,7 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:
-    """What ``convert_`` would do to a model.
+    """Decisions of a conversion, before anything is changed.
 
     Args:
         config: The configuration that the plan was made with.

@@ -17,7 +17,7 @@ Capability = Literal["calibration", "pruning", "quantization", "adaptive_rate"]
 
 
 class Site(NamedTuple):
-    """What the class of a converted layer depends on.
+    """Properties of a convolution that select the class of its converted layer.
 
     Args:
         same_padding: The convolution pads by the size of its input, as TensorFlow does.

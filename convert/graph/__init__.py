@@ -6,7 +6,7 @@ Five views of a model's graph answer different questions:
 |---|---|---|
 | ``graph.observe`` | forward hooks and a ``TorchFunctionMode`` | Which modules and functions take a layer's output? |
 | ``graph.fx_uses`` | ``torch.fx`` on the same modules | The same, for branches that one run does not reach. |
-| ``quantization.fusion`` | ``torch.fx`` down to each operation | Which integer stages compute the network? |
+| ``quantization.fusion`` | ``torch.fx`` down to each operation | Which fused ops compute the network? |
 | ``cost.operator_trace`` | ``TorchDispatchMode`` | Which aten operators run, and what do they cost? |
 | ``pruning.channel_groups`` | torch-pruning's autograd graph | Which channels must be removed together? |
 

@@ -1,1 +1,1 @@
-"""What a run leaves on disk and shows: state, folder, log, trackers, plots."""
+"""State, folder, log, trackers and plots of a run."""

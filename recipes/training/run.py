@@ -98,7 +98,7 @@ def _assemble_and_prepare(job: Job, recipe: Recipe, model: nn.Module, accelerato
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for all of a run's processes."""
+    """Return whether this is the main process of the run."""
     return bool(PartialState().is_main_process)
 
 
