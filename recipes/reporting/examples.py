@@ -104,7 +104,7 @@ def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None
 def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | None, str | None]:
     """Return the teacher, or the reason for its lack; a teacher that was given must load."""
     if teacher_of(job) is None:
-        return None, f"{job.source.name} names no teacher; give one with --teacher NAME|DIR"
+        return None, "the model records no teacher; give one with --teacher NAME|DIR"
     try:
         return build_teacher(job, recipe, model), None
     except AdderkitError as error:

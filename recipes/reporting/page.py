@@ -31,8 +31,8 @@ _COUNTING = """All operations are counted, including the first and last layers, 
 sums. Papers count only weight layers, and count the first and last layers as adder layers."""
 _ENERGY = """Energy of the arithmetic only, from the table by Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
 takes as long as a multiplication: the savings need hardware designed for additions."""
-_FIDELITY = """Correlation between the output of each adder layer and that of the convolution it replaced, for the mean
-of all channels and for the worst channel, on images that were not used for the fit. It was measured during calibration,
+_FIDELITY = """Correlation between the output of each adder layer and that of the convolution it replaced, averaged
+over channels and for the worst channel, on images that were not used for the fit. It was measured during calibration,
 before any training; 1 means equal up to scale and offset."""
 _PRICES = {"mults": "multiplications", "adds": "additions", "params": "parameters"}
 _SETTINGS = {
@@ -55,7 +55,7 @@ def page(facts: ReportFacts) -> str:
         "training": ("Training", _training(facts)),
         "accuracy": ("Accuracy", _accuracy(facts)),
         "examples": ("Examples", _examples(facts.examples)),
-        "making": ("How it was made", _making(facts)),
+        "provenance": ("How it was made", _making(facts)),
     }
     shown = {mark: section for mark, section in sections.items() if section[1]}
     links = (tag("a", mark.capitalize(), href=f"#{mark}") for mark in shown)

@@ -83,7 +83,7 @@ def test_pictures_are_small_and_bare(image_folder, tmp_path):
     assert "icc_profile" in Image.open(path).info
     found = find_examples(adderkit.load(folder), Job(ModelSource(str(folder))), "folder", str(root))
     assert (found.images, found.agreeing) == (8, None)
-    assert "names no teacher; give one with --teacher" in found.no_teacher
+    assert "records no teacher; give one with --teacher" in found.no_teacher
     for each in found.first:
         picture = Image.open(io.BytesIO(each.picture))
         assert (picture.size, picture.mode, picture.info) == ((96, 64), "RGB", {})
