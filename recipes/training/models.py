@@ -134,7 +134,7 @@ def _teacher_model(name: str, job: Job, student: Any, *, trains: bool, weights: 
 
 
 def teacher_of(job: Job) -> str | None:
-    """The teacher that was given, else the one that the converted folder remembers."""
+    """Return the teacher that was given, or else the one recorded in the converted folder."""
     if job.teacher is not None:
         return job.teacher
     return job.source.report().teacher
@@ -168,7 +168,7 @@ def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) ->
 
 
 def default_recipe(source: ModelSource) -> str:
-    """``distill`` for a converted folder, ``cnn`` for anything else."""
+    """Return the name of the default recipe: ``distill`` for a converted folder, ``cnn`` for anything else."""
     return "distill" if source.report().plan else "cnn"
 
 
