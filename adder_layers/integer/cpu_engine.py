@@ -30,7 +30,7 @@ class StepTime:
     giga_terms_per_second: float
 
 
-class Engine:
+class CpuEngine:
     """A plan that is ready to run on the CPU; any number of threads may call it at the same time.
 
     It uses as many threads as PyTorch does. Without the C++ extension, or with ``ADDERKIT_CPU=torch``, it runs the

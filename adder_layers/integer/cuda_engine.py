@@ -19,7 +19,7 @@ from .reference import quantize, requantize
 from .triton_launch import operands_of, plan_adder
 
 
-class GpuEngine:
+class CudaEngine:
     """A plan on a CUDA device; its results are bit-identical to those of ``reference.run``.
 
     Args:

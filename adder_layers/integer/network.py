@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .check import check_plan
-from .cpu_engine import Engine
-from .cuda_engine import GpuEngine
+from .cpu_engine import CpuEngine
+from .cuda_engine import CudaEngine
 from .plan import IntegerPlan, Linear
 from .record import tensors_of, with_tensors
 
@@ -48,7 +48,7 @@ class IntegerNetwork(Tensors):
 
     stem: nn.Conv2d | None
     head: nn.Linear | None
-    _engine: Engine | GpuEngine | None
+    _engine: CpuEngine | CudaEngine | None
 
     def __init__(self, plan: IntegerPlan, stem: nn.Conv2d | None = None, head: nn.Linear | None = None) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class IntegerNetwork(Tensors):
         return with_tensors(self._plan, dict(self.named_buffers(remove_duplicate=False)))
 
     @property
-    def engine(self) -> Engine | GpuEngine:
+    def engine(self) -> CpuEngine | CudaEngine:
         """The engine that runs the plan on the device of its tensors, created by the first call.
 
         Raises:
@@ -76,7 +76,7 @@ class IntegerNetwork(Tensors):
             if self._engine is None:
                 plan = self.plan
                 device = plan.activations[0].zero_point.device
-                self._engine = GpuEngine(plan, device) if device.type == "cuda" else Engine(plan)
+                self._engine = CudaEngine(plan, device) if device.type == "cuda" else CpuEngine(plan)
             return self._engine
 
     @property

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import adderkit
-from adderkit.adder_layers.integer.cpu_engine import Engine, terms
+from adderkit.adder_layers.integer.cpu_engine import CpuEngine, terms
 from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.adder_layers.integer.plan import IntegerPlan
 from adderkit.adder_layers.integer.record import tensors_of
@@ -68,7 +68,7 @@ def prepare(name: str, folder: Path, sets: list[str]) -> tuple[Builders, dict[st
 
 
 def _engine(plan: IntegerPlan, instruction_set: str) -> Callable[[], Run]:
-    return lambda: Engine(plan, instruction_set).run_float
+    return lambda: CpuEngine(plan, instruction_set).run_float
 
 
 def _session(path: Path) -> Run:
@@ -117,7 +117,7 @@ def _on(run: Run, images: Tensor) -> Callable[[], Any]:
 
 def profile(plan: IntegerPlan, size: int, repeats: int = 10) -> list[dict[str, Any]]:
     """Profile our network step by step at batch 1; each step has the fastest time of several runs."""
-    engine, image = Engine(plan), torch.randint(256, (1, size, size, 3), dtype=torch.uint8)
+    engine, image = CpuEngine(plan), torch.randint(256, (1, size, size, 3), dtype=torch.uint8)
     runs = [engine.profile(image) for _ in range(repeats)]
     best = [min(rows, key=lambda row: row.seconds) for rows in zip(*runs, strict=True)]
     return [{"path": row.path, "kind": row.kind, "microseconds": 1e6 * row.seconds,

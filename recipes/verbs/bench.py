@@ -119,14 +119,14 @@ def profiled(model: "IntegerNetwork", batch_size: int) -> "tuple[StepTime, ...]"
     """
     import torch
 
-    from ...adder_layers.integer.cpu_engine import Engine
+    from ...adder_layers.integer.cpu_engine import CpuEngine
     from ...convert.errors import AdderkitError
 
     first = model.plan.activations[0]
     size = (batch_size, first.height, first.width, first.channels)
     generator = torch.Generator().manual_seed(0)
     try:
-        return tuple(Engine(model.plan).profile(torch.randint(0, 256, size, generator=generator).to(torch.uint8)))
+        return tuple(CpuEngine(model.plan).profile(torch.randint(0, 256, size, generator=generator).to(torch.uint8)))
     except RuntimeError as error:
         raise AdderkitError(str(error)) from error
 

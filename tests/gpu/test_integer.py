@@ -5,7 +5,7 @@ import torch
 
 from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.cuda_engine import GpuEngine
+from adderkit.adder_layers.integer.cuda_engine import CudaEngine
 from adderkit.adder_layers.integer.network import IntegerNetwork
 from adderkit.adder_layers.integer.plan import Adder, Convolution
 from tests.adder_layers.integer.random_plans import LAYERS, Layer, plain_network, residual_network, single, square
@@ -26,7 +26,7 @@ LARGE = {
 def _assert_equal(builder, batch=2):
     plan, image = builder.plan(), builder.image(batch)
     expected = reference.run(plan, image)
-    engine = GpuEngine(plan, "cuda")
+    engine = CudaEngine(plan, "cuda")
     first, second = (engine.run(image.cuda()).cpu() for _ in range(2))
     assert first.dtype == expected.dtype
     assert torch.equal(first, expected)
@@ -57,7 +57,7 @@ def test_the_extremes_of_the_sum():
     plan.steps[0].weight.fill_(255)
     plan.activations[0].zero_point.zero_()
     image = torch.zeros(2, 5, 5, 512, dtype=torch.uint8)
-    assert torch.equal(GpuEngine(plan, "cuda").run(image.cuda()).cpu(), reference.run(plan, image))
+    assert torch.equal(CudaEngine(plan, "cuda").run(image.cuda()).cpu(), reference.run(plan, image))
 
 
 def test_a_network_moved_to_the_device_gives_the_same_logits():
@@ -66,5 +66,5 @@ def test_a_network_moved_to_the_device_gives_the_same_logits():
     images = torch.rand(3, 3, 23, 19) * 20
     expected = network(images)
     moved = network.to("cuda")
-    assert isinstance(moved.engine, GpuEngine)
+    assert isinstance(moved.engine, CudaEngine)
     assert torch.equal(moved(images.cuda()).cpu(), expected)

@@ -15,7 +15,7 @@ import torch
 
 from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.cuda_engine import GpuEngine
+from adderkit.adder_layers.integer.cuda_engine import CudaEngine
 from adderkit.adder_layers.integer.plan import Adder
 
 NETWORKS = {"residual_network": random_plans.residual_network, "plain_network": random_plans.plain_network}
@@ -26,7 +26,7 @@ def check(name):
     builder = random_plans.single(Adder, layer) if layer else NETWORKS[name]()
     plan, image = builder.plan(), builder.image()
     expected = reference.run(plan, image)
-    actual = GpuEngine(plan, "cpu").run(image)
+    actual = CudaEngine(plan, "cpu").run(image)
     same = actual.dtype == expected.dtype and torch.equal(actual, expected)
     print(json.dumps({"name": name, "same": same, "distinct": expected.unique().numel()}), flush=True)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from adderkit.adder_layers.backends import cpu
 from adderkit.adder_layers.geometry import Window
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.cpu_engine import Engine, available, terms
+from adderkit.adder_layers.integer.cpu_engine import CpuEngine, available, terms
 from adderkit.adder_layers.integer.memory_layout import lay_out
 from adderkit.adder_layers.integer.plan import Adder, Convolution, Linear, MaxPool, last_use
 from tests.adder_layers.integer.random_plans import (
@@ -46,7 +46,7 @@ def threads(request):
 
 def assert_equals_reference(builder: Builder, name: str, image: torch.Tensor | None = None) -> torch.Tensor:
     plan, image = builder.plan(), builder.image() if image is None else image
-    expected, actual = reference.run(plan, image), Engine(plan, name).run(image)
+    expected, actual = reference.run(plan, image), CpuEngine(plan, name).run(image)
     assert actual.dtype == expected.dtype
     assert torch.equal(actual, expected), f"{int((actual != expected).sum())} of {expected.numel()} differ"
     return expected
@@ -171,9 +171,9 @@ def test_images_that_go_through_in_several_passes(forced):
 
 def test_no_image_at_all(forced):
     network = residual_network()
-    assert Engine(network.plan(), forced).run(network.image(0)).shape == (0, 10)
+    assert CpuEngine(network.plan(), forced).run(network.image(0)).shape == (0, 10)
     layer = single(Adder, LAYERS["3x3"])
-    assert Engine(layer.plan(), forced).run(layer.image(0)).shape == (0, 8, 11, 32)
+    assert CpuEngine(layer.plan(), forced).run(layer.image(0)).shape == (0, 8, 11, 32)
 
 
 @pytest.mark.parametrize("scale", [1 / 58.4, 0.02, 1.0])
@@ -188,17 +188,17 @@ def test_real_images_become_bytes_as_the_reference_says(scale, forced):
     plan = builder.plan()
     expected = reference.run(plan, reference.quantize(images, scale, zero_point))
     for layout in (images, images.contiguous(memory_format=torch.channels_last), images.double()):
-        assert torch.equal(Engine(plan, forced).run_float(layout), expected)
+        assert torch.equal(CpuEngine(plan, forced).run_float(layout), expected)
     layer = single(Adder, Layer(3, 4, size=(23, 19)))
     layer.activations[0] = builder.activations[0]
     expected = reference.run(layer.plan(), reference.quantize(images, scale, zero_point))
-    assert torch.equal(Engine(layer.plan(), forced).run_float(images), expected)
+    assert torch.equal(CpuEngine(layer.plan(), forced).run_float(images), expected)
 
 
 def test_several_threads_call_at_once(forced):
     builder = residual_network()
     plan = builder.plan()
-    engine, images = Engine(plan, forced), [builder.image(1 + i % 5) for i in range(40)]
+    engine, images = CpuEngine(plan, forced), [builder.image(1 + i % 5) for i in range(40)]
     expected = [reference.run(plan, image) for image in images]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for actual, wanted in zip(pool.map(engine.run, images), expected, strict=True):
@@ -210,7 +210,7 @@ def test_the_engine_keeps_its_weights():
     builder = residual_network()
     plan, image = builder.plan(), builder.image()
     expected = reference.run(plan, image)
-    engine = Engine(plan)
+    engine = CpuEngine(plan)
     for step in plan.steps:
         if isinstance(step, Adder | Convolution | Linear):
             step.weight.zero_()
@@ -233,13 +233,13 @@ def test_a_thread_that_flushes_denormal_numbers(forced):
 def test_strided_images(forced):
     builder = residual_network()
     plan, image = builder.plan(), builder.image(4)
-    assert torch.equal(Engine(plan, forced).run(image[::2]), reference.run(plan, image[::2]))
+    assert torch.equal(CpuEngine(plan, forced).run(image[::2]), reference.run(plan, image[::2]))
 
 
 def test_profile_names_every_step(forced):
     builder = residual_network()
     plan = builder.plan()
-    rows = Engine(plan, forced).profile(builder.image())
+    rows = CpuEngine(plan, forced).profile(builder.image())
     assert [row.kind for row in rows] == ["read", *(step.kind for step in plan.steps)]
     assert [row.path for row in rows[1:]] == list(plan.paths)
     assert all(row.seconds > 0 for row in rows)
@@ -274,7 +274,7 @@ def test_activations_that_live_together_do_not_overlap(seed):
 
 
 def test_wrong_images_are_refused():
-    engine = Engine(residual_network().plan())
+    engine = CpuEngine(residual_network().plan())
     with pytest.raises(
         TypeError, match=r"image has dtype torch.float32, expected torch.uint8; run_float takes real values"
     ):
@@ -292,28 +292,28 @@ def test_wrong_images_are_refused():
 def test_bad_plans_are_refused():
     plan = residual_network().plan()
     with pytest.raises(ValueError, match="11 steps and 10 paths"):
-        Engine(dataclasses.replace(plan, paths=plan.paths[1:]))
+        CpuEngine(dataclasses.replace(plan, paths=plan.paths[1:]))
 
 
 def test_the_variable_forces_a_lower_set(monkeypatch):
     plan = residual_network().plan()
     monkeypatch.setenv(cpu.VARIABLE, "baseline")
-    assert Engine(plan).instruction_set == "baseline"
-    assert Engine(plan, SETS[0]).instruction_set == SETS[0]
+    assert CpuEngine(plan).instruction_set == "baseline"
+    assert CpuEngine(plan, SETS[0]).instruction_set == SETS[0]
     monkeypatch.setenv(cpu.VARIABLE, "avx1024")
     with pytest.raises(ValueError, match=r"ADDERKIT_CPU is 'avx1024', expected one of .*baseline, torch"):
-        Engine(plan)
+        CpuEngine(plan)
     with pytest.raises(ValueError, match=r"instruction_set is 'mmx', expected one of .*baseline, torch"):
-        Engine(plan, "mmx")
+        CpuEngine(plan, "mmx")
 
 
 def test_the_reference_serves_where_it_must():
     builder = residual_network()
     plan, image = builder.plan(), builder.image(1)
-    engine, real = Engine(plan, "torch"), torch.randn(1, 3, 23, 19)
+    engine, real = CpuEngine(plan, "torch"), torch.randn(1, 3, 23, 19)
     assert engine.instruction_set is None
     assert torch.equal(engine.run(image), reference.run(plan, image))
-    assert torch.equal(engine.run_float(real), Engine(plan).run_float(real))
+    assert torch.equal(engine.run_float(real), CpuEngine(plan).run_float(real))
     with pytest.raises(RuntimeError, match="the engine runs the reference implementation, which has no profile"):
         engine.profile(image)
 
@@ -322,10 +322,10 @@ def test_without_the_extension_the_reference_serves():
     """In a process of its own, where importing the extension fails."""
     program = (
         "import sys; sys.modules['adderkit.adder_layers._cpu'] = None\n"
-        "from adderkit.adder_layers.integer.cpu_engine import Engine, available\n"
+        "from adderkit.adder_layers.integer.cpu_engine import CpuEngine, available\n"
         "from tests.adder_layers.integer.random_plans import plain_network\n"
         "builder = plain_network()\n"
-        "engine = Engine(builder.plan())\n"
+        "engine = CpuEngine(builder.plan())\n"
         "print(available(), engine.instruction_set, tuple(engine.run(builder.image(1)).shape))"
     )
     done = subprocess.run(

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from adderkit.adder_layers.backends.triton import launch as gpu
 from adderkit.adder_layers.geometry import Window
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.cuda_engine import GpuEngine
+from adderkit.adder_layers.integer.cuda_engine import CudaEngine
 from adderkit.adder_layers.integer.plan import Adder, Convolution
 from adderkit.adder_layers.integer.triton_launch import words
 from tests.adder_layers.integer.random_plans import LAYERS, Builder, single, square
@@ -59,7 +59,7 @@ def test_all_adder_layers_and_networks_are_bit_equal():
 def _assert_equal(builder):
     plan, image = builder.plan(), builder.image()
     expected = reference.run(plan, image)
-    actual = GpuEngine(plan, "cpu").run(image)
+    actual = CudaEngine(plan, "cpu").run(image)
     assert actual.dtype == expected.dtype
     assert torch.equal(actual, expected)
     assert expected.unique().numel() > 1
@@ -98,7 +98,7 @@ def test_real_images_become_bytes_as_the_reference_says():
     first = plan.activations[0]
     images = torch.randn(2, 3, 20, 18, generator=torch.Generator().manual_seed(0)) * 9
     expected = reference.run(plan, reference.quantize(images, first.scale, first.zero_point))
-    engine = GpuEngine(plan, "cpu")
+    engine = CudaEngine(plan, "cpu")
     assert torch.equal(engine.run_float(images), expected)
     with pytest.raises(TypeError, match="expected floating point; run takes bytes"):
         engine.run_float(images.byte())
@@ -112,7 +112,7 @@ def test_words_hold_four_neighbors_and_zeros_behind_them():
 
 
 def test_an_image_is_refused_by_what_it_is():
-    engine = GpuEngine(single(Convolution, LAYERS["3x3"]).plan(), "cpu")
+    engine = CudaEngine(single(Convolution, LAYERS["3x3"]).plan(), "cpu")
     with pytest.raises(ValueError, match=r"image has shape \(2, 8, 11, 3\), expected \[N, 8, 11, 16\]"):
         engine.run(torch.zeros(2, 8, 11, 3, dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"image has dtype torch.float32, expected torch.uint8"):
@@ -124,10 +124,10 @@ def test_an_image_is_refused_by_what_it_is():
 def test_a_plan_that_does_not_fit_together_is_refused():
     plan = single(Adder, LAYERS["3x3"]).plan()
     with pytest.raises(ValueError, match="plan has 1 steps and 0 paths"):
-        GpuEngine(type(plan)(plan.activations, plan.steps, ()), "cpu")
+        CudaEngine(type(plan)(plan.activations, plan.steps, ()), "cpu")
 
 
 def test_without_triton_it_says_so(monkeypatch):
     monkeypatch.setattr(gpu, "available", lambda: False)
     with pytest.raises(ImportError, match=r"Triton is not installed.*pip install triton"):
-        GpuEngine(single(Convolution, LAYERS["3x3"]).plan(), "cpu")
+        CudaEngine(single(Convolution, LAYERS["3x3"]).plan(), "cpu")

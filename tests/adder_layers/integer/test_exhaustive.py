@@ -10,7 +10,7 @@ import torch
 
 import adderkit
 from adderkit.adder_layers.integer import check, cpu_engine, plan, record, reference
-from adderkit.adder_layers.integer.cuda_engine import GpuEngine
+from adderkit.adder_layers.integer.cuda_engine import CudaEngine
 from adderkit.adder_layers.integer.plan import IntegerPlan, Step
 from tests.adder_layers.integer.random_plans import residual_network
 
@@ -71,7 +71,7 @@ def test_unknown_steps_fail(unknown, dispatcher):
 def test_unknown_steps_fail_on_a_gpu(unknown):
     pytest.importorskip("triton")
     step, network = unknown
-    engine = object.__new__(GpuEngine)
+    engine = object.__new__(CudaEngine)
     engine.plan = network
     with pytest.raises(AssertionError, match="unreachable"):
         engine._run_step(step, values_of(network))
