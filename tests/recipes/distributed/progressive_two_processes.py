@@ -1,6 +1,7 @@
 """Runs of pkkd that ``test_progressive_processes.py`` compares; started by accelerate, or as it is for one process."""
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import assemble
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.models import Job
+
+in_double = runpy.run_path(str(Path(__file__).parents[1] / "double_precision.py"))["in_double"]
 
 SETTINGS = {
     "dataset": "digits",
@@ -47,9 +50,11 @@ if __name__ == "__main__":
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     Accelerator.end_training = lambda self: None
-    build_student, build_model = assemble.build_student, ModelSource.build
-    assemble.build_student = lambda *args, **kwargs: batch_independent(build_student(*args, **kwargs))
-    ModelSource.build = lambda *args, **kwargs: batch_independent(build_model(*args, **kwargs))
+    build_student, build_teacher = assemble.build_student, assemble.build_teacher
+    assemble.build_student = in_double(lambda *args, **kwargs: batch_independent(build_student(*args, **kwargs)))
+    assemble.build_teacher = in_double(lambda *args, **kwargs: batch_independent(build_teacher(*args, **kwargs)))
+    make_objective = assemble._make_objective
+    assemble._make_objective = lambda *args, **kwargs: make_objective(*args, **kwargs).double()  # the learned heads too
     # These two look at the batch of a process as a whole, as BatchNorm does.
     kernels._standardize = lambda values: values
     kernels._normalize = lambda values: values

@@ -1,4 +1,4 @@
-"""A teacher that trains alongside does so alike on one process and on two, with accumulation and without."""
+"""A teacher that trains alongside learns the same on one process and on two, with and without accumulation."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes"
 
 
 def largest_difference(folder, other, name):
-    """Of a tensor's element, relative to the largest of the tensor, or to 0.01 where all are smaller."""
+    """Largest difference of an element, relative to the largest of its tensor, or to 0.01 where all are smaller."""
     ours, theirs = (load_file(each / "last" / name) for each in (folder, other))
     assert ours.keys() == theirs.keys()
     return max(((ours[key] - theirs[key]).abs().max() / theirs[key].abs().max().clamp_min(0.01)).item() for key in ours)
@@ -30,7 +30,7 @@ def test_two_processes_and_accumulation_are_one_larger_batch(adder_folder, cnn_f
     one = tmp_path / "one" / "step"
     for other in (tmp_path / "one" / "accumulated", tmp_path / "two" / "step", tmp_path / "two" / "accumulated"):
         for name in ("model.safetensors", "state/model_1.safetensors"):
-            assert largest_difference(other, one, name) < 2e-4
+            assert largest_difference(other, one, name) < 1e-9  # all in fp64, so that rounding stays small
     before = load_file(cnn_folder / "model.safetensors")["features.4.conv1.weight"]
     after = load_file(one / "last" / "state" / "model_1.safetensors")
     assert (after["teacher.model.features.4.conv1.weight"] - before).abs().max() > 0.001
