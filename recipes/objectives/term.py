@@ -1,5 +1,6 @@
 """The base class of loss terms, and the outputs of student and teacher that terms compare."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
@@ -33,7 +34,7 @@ class Outputs:
         return Outputs(self.logits.detach(), {path: value.detach() for path, value in self.blocks.items()})
 
 
-class Term(nn.Module):
+class Term(nn.Module, abc.ABC):
     """One loss: a name, the recipe keys that it reads, what it needs of the teacher, and its value for a batch.
 
     A subclass sets the class attributes and implements ``forward``. Parameters of its own train with the student. The
@@ -79,6 +80,7 @@ class Term(nn.Module):
                 "a model that is trained for integers has no floating-point features to compare with a teacher's"
             )
 
+    @abc.abstractmethod
     def forward(self, student: Outputs, teacher: Outputs | None, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, before weighting: a scalar.
 
@@ -87,7 +89,6 @@ class Term(nn.Module):
             teacher: Outputs of the teacher, detached unless ``teacher`` is ``"training"``; ``None`` without one.
             targets: Labels ``[N]``, or class probabilities ``[N, classes]``.
         """
-        raise NotImplementedError
 
 
 def forward_both(
