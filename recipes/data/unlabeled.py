@@ -15,13 +15,15 @@ class UnlabeledImages:
         dataset: Name of the data set.
         data_dir: Folder with its files.
         count: Number of images.
+        seed: Seed of the choice.
     """
 
     dataset: str
     data_dir: str | None = None
     count: int = 512
+    seed: int = 0
 
-    def load(self, model: "nn.Module", seed: int) -> "Tensor":
+    def load(self, model: "nn.Module") -> "Tensor":
         """Return a random sample of the images, prepared as the model expects: ``[N, C, H, W]``.
 
         ``N`` is less than ``count`` if the split has fewer images.
@@ -31,7 +33,7 @@ class UnlabeledImages:
         """
         from .loaders import unlabeled_images
 
-        return unlabeled_images(self.dataset, self.data_dir, model, self.count, seed=seed)
+        return unlabeled_images(self.dataset, self.data_dir, model, self.count, seed=self.seed)
 
     def __str__(self) -> str:
         return f"{self.count} unlabeled images of {self.dataset}"

@@ -28,10 +28,10 @@ def output_option(metavar: str, default: str, help: str = "Folder to write.") ->
     return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=default)
 
 
-def unlabeled_images(dataset: str | None, data_dir: str | None, count: int) -> UnlabeledImages | None:
+def unlabeled_images(dataset: str | None, data_dir: str | None, count: int, seed: int) -> UnlabeledImages | None:
     """Return the images that ``--dataset``, ``--data-dir`` and ``--calibration-images`` name, if any."""
     if dataset is not None:
-        return UnlabeledImages(dataset, data_dir, count)
+        return UnlabeledImages(dataset, data_dir, count, seed)
     if data_dir is not None:
         raise typer.BadParameter("give --dataset as well", param_hint="--data-dir")
     return None

@@ -117,7 +117,7 @@ def convert(
         calibration=calibration,
         hybrid=hybrid,
         output=output,
-        images=unlabeled_images(dataset, data_dir, calibration_images),
+        images=unlabeled_images(dataset, data_dir, calibration_images, seed),
         to=to,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
@@ -138,7 +138,7 @@ class ConversionJob:
     Args:
         source: Model to convert.
         config: Choice of the convolutions to convert.
-        calibration: Settings of calibration; its seed also chooses the images.
+        calibration: Settings of calibration.
         hybrid: Rules for returning calibrated layers to convolutions.
         output: Folder to write; by default ``<model>-<target>`` in the current folder.
         images: Images to calibrate on; ``None`` skips calibration.
@@ -260,7 +260,7 @@ def _calibrate(
     from ..runs.progress import calibration_progress
 
     config = job.calibration
-    images = chosen.load(student, config.seed)
+    images = chosen.load(student)
     with calibration_progress() as progress:
         report = calibrate_(
             student,

@@ -94,7 +94,7 @@ def prune(
         source=ModelSource(model, pretrained, checkpoint, num_classes, in_chans),
         config=config,
         output=output,
-        images=unlabeled_images(dataset, data_dir, calibration_images),
+        images=unlabeled_images(dataset, data_dir, calibration_images, seed),
     )
     result = run_pruning(job, dry_run=dry_run, announce=announce)
     if json:
@@ -184,7 +184,7 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     images = None
     if job.images is not None:
         announce(f"pruning {job.source.name} by {job.config.importance} on {job.images}")
-        images = job.images.load(model, job.config.seed)
+        images = job.images.load(model)
     report = prune_(model, job.config, images)
     if dry_run:
         return PruningResult(report, None)

@@ -44,7 +44,7 @@ def quantize(
     requant: Rescaling = QuantizeConfig.requant,
     first_last: Ends = QuantizeConfig.first_last,
     calibration_images: CalibrationImages = UnlabeledImages.count,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the choice of images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the choice of images.")] = UnlabeledImages.seed,
     output: Annotated[str | None, output_option("DIR", "MODEL-intBITS")] = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
@@ -64,8 +64,7 @@ def quantize(
         source=ModelSource(model, pretrained, checkpoint),
         config=QuantizeConfig(bits, requant, first_last),
         output=output,
-        images=unlabeled_images(dataset, data_dir, calibration_images),
-        seed=seed,
+        images=unlabeled_images(dataset, data_dir, calibration_images, seed),
     )
     result = run_quantization(job, dry_run=dry_run, announce=announce)
     if json:
@@ -86,14 +85,12 @@ class QuantizationJob:
         config: Widths and formats of the integer network.
         output: Folder to write; by default ``<model>-int<bits>`` in the current folder.
         images: Images to measure ranges on.
-        seed: Seed for the choice of images.
     """
 
     source: "ModelSource"
     config: QuantizeConfig
     output: str | None = None
     images: UnlabeledImages | None = None
-    seed: int = 0
 
     @property
     def folder(self) -> Path:
@@ -150,7 +147,7 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     if job.images is None:
         raise ModelSourceError("ranges are measured on unlabeled images: give --dataset")
     model = job.source.build()
-    images = job.images.load(model, job.seed)
+    images = job.images.load(model)
     announce(f"quantizing {job.source.name} on {len(images)} unlabeled images of {job.images.dataset}")
     network, ranges = quantize_with_ranges(model, images, job.config)
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]

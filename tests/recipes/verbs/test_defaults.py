@@ -78,6 +78,11 @@ def test_options_of_quantize(asked_of, words, changed):
     assert job.config == changed
 
 
+def test_seed_of_quantize(asked_of):
+    (job,) = asked_of(quantize, "run_quantization", "quantize", "resnet18", "--seed", 5, *DIGITS)
+    assert job.images == UnlabeledImages("digits", seed=5)
+
+
 def test_options_of_convert(asked_of):
     words = ("--exclude", "a.*", "--no-skip-first", "--norm", "skip", "--budget", "mults=30%", "--min-fidelity", "0.5")
     calibration = ("--calibration-steps", 3, "--matching-steps", 4, "--calibration-memory", 0.5, "--seed", 5)
@@ -86,11 +91,11 @@ def test_options_of_convert(asked_of):
     assert job.config == AdderConfig(exclude=("a.*",), skip_first=False, norm="skip")
     assert job.calibration == CalibrationConfig(steps=3, matching_steps=4, memory=1 << 29, seed=5)
     assert job.hybrid == HybridPolicy(0.5, 0.3)
-    assert job.images == UnlabeledImages("digits", "there", 16)
+    assert job.images == UnlabeledImages("digits", "there", 16, 5)
 
 
 def test_options_of_prune(asked_of):
     words = ("--target", "adds=50%", "--importance", "random", "--global", "--round-to", 4, "--iterative", 2)
-    (job,) = asked_of(prune, "run_pruning", "prune", "x", *words, "--ignore", "a.*", "--seed", 3)
+    (job,) = asked_of(prune, "run_pruning", "prune", "x", *words, "--ignore", "a.*", "--seed", 3, *DIGITS)
     config = PruneConfig(None, "adds=50%", "random", True, 4, 2, ("a.*",), 3)
-    assert job == prune.PruningJob(ModelSource("x"), config)
+    assert job == prune.PruningJob(ModelSource("x"), config, images=UnlabeledImages("digits", seed=3))
