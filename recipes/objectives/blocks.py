@@ -1,4 +1,4 @@
-"""Block distillation: match the outputs of the student's blocks of adder layers to those of the original CNN.
+"""Block distillation: match the outputs of the student's converted blocks to those of the original CNN.
 
 The blocks of a converted network correspond to its teacher's channel by channel, so their outputs can be compared
 without a projection, as calibration does (``convert/calibration/blockwise.py``); BRECQ (arXiv 2102.05426) matches
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...adder_layers.modules import adder_layers
 from ...convert.calibration.blockwise import block_paths, outputs_at
+from ...convert.conversion.targets import converted_layers
 from ...convert.errors import ModelSourceError
 from ...convert.graph.layers import trace_layers
 from ...convert.graph.modes import eval_mode
@@ -21,7 +21,7 @@ from .term import Outputs, Term, to_float32
 
 
 def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """Find the blocks around adder layers that the teacher has too.
+    """Find the blocks around converted layers that the teacher has too.
 
     Args:
         student: The converted model.
@@ -31,15 +31,15 @@ def common_blocks(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[tor
         Module paths in order of execution, with the shapes of the student's and the teacher's output for one image.
 
     Raises:
-        ModelSourceError: The student has no adder layer, or the teacher none of its blocks.
+        ModelSourceError: The student has no converted layer, or the teacher none of its blocks.
     """
-    adders = adder_layers(student)
-    if not adders:
+    converted = converted_layers(student)
+    if not converted:
         raise ModelSourceError(
-            "the model has no adder layer, so no block to compare with the teacher's; convert it first, or give that "
-            "loss the weight 0 (block_loss_weight, kernel_loss_weight)"
+            "the model has no converted layer, so no block to compare with the teacher's; convert it first, or give "
+            "that loss the weight 0 (block_loss_weight, kernel_loss_weight)"
         )
-    paths = block_paths(student, [layer for layer in trace_layers(student) if layer.path in adders])
+    paths = block_paths(student, [layer for layer in trace_layers(student) if layer.path in converted])
     known = dict(teacher.named_modules())
     ours = _output_shapes(student, paths)
     theirs = _output_shapes(teacher, [path for path in paths if path in known])

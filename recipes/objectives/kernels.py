@@ -46,7 +46,7 @@ def _normalize(features: Tensor) -> Tensor:
 
 
 def stage_ends(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[int, int]]:
-    """Find the blocks of adder layers after which the resolution changes or the network ends.
+    """Find the blocks around converted layers after which the resolution changes or the network ends.
 
     Args:
         student: The converted model.
@@ -56,7 +56,7 @@ def stage_ends(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[int, i
         Module paths in order of execution, with the student's and the teacher's channels there.
 
     Raises:
-        ModelSourceError: The student has no adder layer, or the teacher no module to compare with it.
+        ModelSourceError: The student has no converted layer, or the teacher no module to compare with it.
     """
     shapes = common_blocks(student, teacher)
     common = [path for path, (ours, theirs) in shapes.items() if len(ours) == 4 and ours[2:] == theirs[2:]]

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...adder_layers.conv import AdderConv2d
 from ...convert.checkpoint.folder import base_architecture, load
 from ...convert.checkpoint.report import Report, SavedModel
-from ...convert.conversion.targets import is_converted
+from ...convert.conversion.targets import is_converted, target_of
 from ...convert.cost.cost import cost
 from ...convert.cost.report import Cost
 from ...convert.errors import AdderkitError
@@ -35,7 +34,7 @@ _ENTRIES = 100  # read at most, from a list that somebody else may have written
 
 
 class LayerFact(NamedTuple):
-    """A convolution or adder layer of the model.
+    """A convolution of the model, or a layer that a conversion made of one.
 
     Args:
         path: Module path.
@@ -50,9 +49,10 @@ class LayerFact(NamedTuple):
     fidelity: tuple[float, float] | None
 
     @property
-    def adder(self) -> bool:
-        """Whether the module is an adder layer."""
-        return isinstance(self.layer, AdderConv2d)
+    def target(self) -> str | None:
+        """The target that the layer was converted to; ``None`` for a convolution."""
+        target = target_of(self.layer)
+        return None if target is None else target.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ReportFacts:
         pruning: Settings of the last pruning and the number of images used, from the report.
         prices: Cost before and after the last pruning, by quantity, from the report.
         cost: Cost of the model for one image.
-        layers: Convolutions and adder layers of the model.
+        layers: Convolutions of the model, and the layers that a conversion made of them.
         evaluations: Measurements on these weights.
         teacher_evaluations: Measurements on the teacher's weights.
         epochs: Rows of the run's ``summary.csv``; empty for a model outside a run folder.
@@ -159,7 +159,7 @@ def _layers(model: nn.Module, report: Report) -> tuple[LayerFact, ...]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             row, fit = planned.get(path, {}), fitted.get(path, {})
-            agreed = (row.get("decision") in ("convert", "converted")) == isinstance(module, AdderConv2d)
+            agreed = (row.get("decision") in ("convert", "converted")) == (target_of(module) is not None)
             reason = row.get("reason") if agreed else "changed after the plan was made"
             mean, worst = number(fit.get("correlation")), number(fit.get("worst"))
             fidelity = (mean, worst) if mean is not None and worst is not None else None

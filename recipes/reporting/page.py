@@ -78,13 +78,16 @@ def _head(name: str) -> Html:
 
 
 def _header(facts: ReportFacts) -> Html:
-    adders = sum(layer.adder for layer in facts.layers)
     what = f"{facts.base}{', pruned,' if facts.pruned else ''}"
     if facts.cost.integers:
         kinds = [row.kind for row in facts.cost.weight_layers]
         what += f" quantized to integers: {kinds.count('adder')} of {len(kinds)} weight layers are adder layers."
     elif facts.converted:
-        what += f" as an adder network: {adders} of {len(facts.layers)} convolutions are adder layers."
+        made = Counter(layer.target for layer in facts.layers if layer.target is not None)
+        parts = " and ".join(
+            f"{count} of {len(facts.layers)} convolutions are {to} layers" for to, count in made.items()
+        )
+        what += f" as an adder network: {parts}."
     else:
         what += ": a CNN."
     before, after = facts.cost.honest_before, facts.cost.honest
@@ -104,8 +107,8 @@ def _header(facts: ReportFacts) -> Html:
 def _conversion(facts: ReportFacts) -> Html:
     if not facts.converted:
         return Html()
-    groups = Counter((layer.adder, layer.reason) for layer in facts.layers).most_common()
-    why = ([_kind(adder), reason or "not recorded", f"{count:,}"] for (adder, reason), count in groups)
+    groups = Counter((layer.target, layer.reason) for layer in facts.layers).most_common()
+    why = ([_kind(target), reason or "not recorded", f"{count:,}"] for (target, reason), count in groups)
     layers = tag("ol", *map(_described, facts.layers), class_="layers")
     parts = [
         tag("p", *_ADDER),
@@ -121,14 +124,16 @@ def _described(fact: LayerFact) -> Html:
     size = "x".join(map(str, layer.kernel_size))
     words = [f"{size}, {layer.in_channels} → {layer.out_channels} channels"]
     words += [f"stride {layer.stride[0]}"] * (layer.stride[0] > 1) + [f"{layer.groups} groups"] * (layer.groups > 1)
-    head = tag("div", tag("code", fact.path), _kind(fact.adder), class_="row")
+    head = tag("div", tag("code", fact.path), _kind(fact.target), class_="row")
     return tag(
         "li", head, tag("div", "; ".join([", ".join(words), *([fact.reason] if fact.reason else [])]), class_="faint")
     )
 
 
-def _kind(adder: bool) -> Html:
-    return tag("span", "adder layer" if adder else "convolution", class_="kind adder" if adder else "kind kept")
+def _kind(target: str | None) -> Html:
+    if target is None:
+        return tag("span", "convolution", class_="kind kept")
+    return tag("span", f"{target} layer", class_="kind adder")
 
 
 def _pruning(facts: ReportFacts) -> Html:
@@ -206,12 +211,12 @@ def _fidelity(facts: ReportFacts) -> Html:
         layer_row(
             layer.path,
             f"{mean:.3f}, worst {worst:.3f}",
-            [(mean, "adder" if layer.adder else "kept")],
+            [(mean, "kept" if layer.target is None else "adder")],
             f"correlation {mean:.3f}, worst channel {worst:.3f}",
         )
         for layer, mean, worst in found
     ]
-    back = [("kept", "reverted to a convolution")] * any(not layer.adder for layer, *_ in found)
+    back = [("kept", "reverted to a convolution")] * any(layer.target is None for layer, *_ in found)
     return join([tag("p", _FIDELITY), *layer_list(rows, [("adder", "adder layer"), *back])])
 
 

@@ -57,7 +57,7 @@ class ReportResult:
         return {
             "output": str(self.target),
             "bytes": self.target.stat().st_size,
-            "adder_layers": sum(layer.adder for layer in facts.layers),
+            "converted_layers": sum(layer.target is not None for layer in facts.layers),
             "convolutions": len(facts.layers),
             "evaluations": len(facts.evaluations),
             "epochs": len(facts.epochs),

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from ...adder_layers.modules import adder_layers
+from ...convert.conversion.targets import converted_layers
 from ...convert.files import write_text
 from ..distributed.sharding import full_tensor
 
@@ -29,9 +29,10 @@ class LayerScales(TypedDict):
 
 
 def watched_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """Return the layers that are sampled, in the model's order: adder layers, or a CNN's convolutions."""
-    found: dict[str, nn.Conv2d] = dict(adder_layers(model))
-    return found or {path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    """Return the layers that are sampled, in the model's order: converted layers, or a CNN's convolutions."""
+    return converted_layers(model) or {
+        path: module for path, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...adder_layers.modules import adder_layers
+from ...convert.conversion.targets import converted_layers
 from ...convert.errors import DatasetError
 from ..configs.recipe import Recipe
 
@@ -20,7 +20,7 @@ class RunPlan:
         model: Name of the model, as on the command line.
         teacher: Name of the teacher, if there is one.
         parameters: Number of weights.
-        adder_layers: Number of adder layers.
+        converted_layers: Number of layers that a conversion made.
         convolutions: Number of other convolutions.
         recipe: All settings.
         processes: Number of processes.
@@ -32,7 +32,7 @@ class RunPlan:
     model: str
     teacher: str | None
     parameters: int
-    adder_layers: int
+    converted_layers: int
     convolutions: int
     recipe: Recipe
     processes: int
@@ -43,10 +43,10 @@ class RunPlan:
     @classmethod
     def of(cls, network: nn.Module, **known: Any) -> "RunPlan":
         """Make a plan, counting the layers and weights of a network."""
-        adders = len(adder_layers(network))
-        convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules()) - adders
+        converted = len(converted_layers(network))
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules()) - converted
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        return cls(parameters=parameters, adder_layers=adders, convolutions=convolutions, **known)
+        return cls(parameters=parameters, converted_layers=converted, convolutions=convolutions, **known)
 
     @property
     def effective_batch(self) -> int:
@@ -87,7 +87,7 @@ class RunPlan:
         rate, given = recipe.scaled_lr(self.processes), f"{recipe.lr:g}"
         scaled = f" = {given} x {self.effective_batch} / {recipe.lr_base_size}" if recipe.lr_base_size else ""
         return {
-            "model": f"{self.model}: {self.parameters:,} parameters, {self.adder_layers} adder layers, "
+            "model": f"{self.model}: {self.parameters:,} parameters, {self.converted_layers} converted layers, "
             f"{self.convolutions} convolutions",
             "teacher": self.teacher or "none",
             "training": f"{_count(self.images)} images ({recipe.dataset}, {recipe.train_split})",

@@ -25,7 +25,11 @@ from adderkit.convert.conversion.targets import (
 from adderkit.convert.errors import AdderkitError, CheckpointError
 from adderkit.convert.model_source import ModelSource
 from adderkit.convert.record import model_form, transforms_of
+from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.unlabeled import UnlabeledImages
+from adderkit.recipes.objectives.blocks import common_blocks
+from adderkit.recipes.runs.layer_scales import watched_layers
+from adderkit.recipes.runs.plan import RunPlan
 from adderkit.recipes.verbs.convert import ConversionJob, run_conversion
 
 
@@ -183,3 +187,12 @@ def test_a_plan_has_its_target(teacher):
         adderkit.convert_(teacher, made, to="adder")
     adderkit.convert_(teacher, made)
     assert set(map(target_of, converted_layers(teacher).values())) == {TARGETS["shift"]}
+
+
+def test_training_counts_watches_and_compares_converted_layers(teacher, student):
+    known = dict.fromkeys(("teacher", "images", "evaluation_images", "steps_per_epoch"))
+    run = RunPlan.of(student, model="x", recipe=Recipe(), processes=1, **known)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in teacher.modules())
+    assert (run.converted_layers, run.convolutions) == (20, convolutions - 20)
+    assert list(watched_layers(student)) == adderkit.plan(teacher, to="shift").paths("convert")
+    assert common_blocks(student, teacher)

@@ -61,7 +61,7 @@ def test_another_architecture_or_no_adder_layer_cannot_be_compared(pair):
     other = timm.create_model("test_resnet", pretrained_cfg_overlay={"input_size": (3, 16, 16)})
     with pytest.raises(ModelSourceError, match=r"none of the modules .*, such as features.1; .*--teacher"):
         stage_ends(student, other)
-    with pytest.raises(ModelSourceError, match="no adder layer"):
+    with pytest.raises(ModelSourceError, match="no converted layer"):
         stage_ends(teacher, teacher)
 
 

@@ -289,7 +289,7 @@ def test_command_line(adder_kit, saved):
     value, target = json.loads(out), saved.with_name("best-report.html")
     assert value["output"] == str(target)
     assert value["bytes"] == target.stat().st_size
-    assert (value["adder_layers"], value["convolutions"], value["examples"]) == (3, 22, 0)
+    assert (value["converted_layers"], value["convolutions"], value["examples"]) == (3, 22, 0)
     assert sorted(path.name for path in saved.parent.iterdir()) == ["best", "best-report.html"]
     status, out, _ = adder_kit("report", saved, "--output", "mine.html")
     assert status == 0
