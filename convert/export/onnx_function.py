@@ -16,10 +16,11 @@ import onnx
 import onnx.parser
 from onnxscript.values import Op, Opset
 
+from .opsets import OLDEST_OPSET
+
 DOMAIN = "adderkit"
 VERSION = 1
 NAME = "AdderConv2d"
-OLDEST_OPSET, NEWEST_OPSET = 18, 23  # 18 is the first in which Pad has axes
 BLOCK = 1 << 19  # differences at once: 2 MB in fp32, as large as a core's cache
 
 _BODY = f"""

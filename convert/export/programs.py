@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import ExportError
 from ..files import atomic_path
+from .opsets import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
 
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 
@@ -39,7 +40,7 @@ def export_program(model: nn.Module, path: str | Path) -> Path:
     return _write(path, lambda file: torch.export.save(program, file))
 
 
-def export_onnx(model: nn.Module, path: str | Path, opset: int = 18) -> Path:
+def export_onnx(model: nn.Module, path: str | Path, opset: int = DEFAULT_OPSET) -> Path:
     """Write ONNX with a dynamic batch size, which any runtime can run.
 
     Args:
@@ -60,8 +61,8 @@ def export_onnx(model: nn.Module, path: str | Path, opset: int = 18) -> Path:
             raise ExportError(f"exporting ONNX needs {package}: pip install 'adderkit[export]'") from error
     from . import onnx_function
 
-    if not onnx_function.OLDEST_OPSET <= opset <= onnx_function.NEWEST_OPSET:
-        raise ExportError(f"opset is {opset}, expected {onnx_function.OLDEST_OPSET} to {onnx_function.NEWEST_OPSET}")
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ExportError(f"opset is {opset}, expected {OLDEST_OPSET} to {NEWEST_OPSET}")
     program = _traced(model)
     try:
         with warnings.catch_warnings():

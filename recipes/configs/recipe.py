@@ -4,10 +4,10 @@ import dataclasses
 import types
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ...convert.errors import RecipeError
-from ...convert.quantization.config import BITS
+from ...convert.quantization.config import BITS, Bits, Requant
 
 RECIPE_VERSION = 1
 
@@ -163,8 +163,8 @@ class Recipe:
     model_ema_decay: float = 0.9998
     model_ema_warmup: bool = False
     amp: str = "no"
-    bits: int = 0
-    requant: str = "fixed"
+    bits: Literal[0, Bits] = 0
+    requant: Requant = "fixed"
     channels_last: bool = False
     torchcompile: str = ""
     seed: int = 0
@@ -260,7 +260,7 @@ _SHARES = ("hflip", "scale", "smoothing", "reprob", "mixup_prob", "mixup_switch_
 _ONE_OF = {
     "amp": ("no", "bf16", "fp16"),
     "adder_init": ("keep", "normal"),
-    "requant": ("fixed", "shift"),
+    "requant": get_args(Requant),
     "mixup_mode": ("batch", "pair", "elem"),
 }
 _LEAST: dict[str, float] = {
@@ -275,11 +275,16 @@ _LEAST: dict[str, float] = {
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
-    """Return the value as the field's type; an integer may stand for a float, and ``1e-4`` (text to YAML) too."""
+    """Return the value as the field's type.
+
+    An integer may stand for a float, and ``1e-4`` (text to YAML) too; 0 and 1 may stand for a boolean.
+    """
     allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None
     wanted = next(kind for kind in allowed if kind is not type(None))
+    if get_origin(wanted) is Literal:
+        wanted = type(get_args(wanted)[0])  # the recipe itself checks the value
     if wanted is float and not isinstance(value, bool):
         try:
             number = float(value)
@@ -287,8 +292,11 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             number = float("nan")
         if abs(number) < float("inf"):
             return number
+    elif wanted is bool and type(value) is int and value in (0, 1):
+        return bool(value)
     elif wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
         return value
-    raise RecipeError(f"{key} is {value!r:.120}, expected {'a number' if wanted is float else wanted.__name__}")
+    expected = {float: "a number", bool: "true or false"}.get(wanted, wanted.__name__)
+    raise RecipeError(f"{key} is {value!r:.120}, expected {expected}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, subset
 from ..data.loaders import evaluation_transform, make_loader
 from ..training.models import Job, build_teacher, open_split, teacher_of
+
+_logger = logging.getLogger(__name__)
 
 _COMPARED = 256  # images that both models predict
 _SHOWN = 6  # random ones of these, and at most as many on which the models disagree
@@ -61,7 +64,7 @@ class Examples:
         first: The first compared images; the order is random.
         differing: Some images on which model and teacher disagree.
         agreeing: Number of images on which they agree; ``None`` without a teacher.
-        no_teacher: Reason for the lack of a teacher; ``None`` with a teacher.
+        no_teacher: Reason for the lack of a teacher, without local paths; ``None`` with a teacher.
     """
 
     dataset: str
@@ -110,7 +113,8 @@ def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | No
     except AdderkitError as error:
         if job.teacher is not None:
             raise
-        return None, str(error)
+        _logger.warning("%s", error)  # it may contain local paths, which a page must not show
+        return None, "the teacher that the model records cannot be loaded; give one with --teacher NAME|DIR"
 
 
 def _class_names(dataset: ImageSource, model: Any) -> Sequence[str]:

@@ -20,13 +20,14 @@ def prepare_qat_(model: nn.Module, recipe: Recipe) -> None:
 
     Args:
         model: The model. One that is fake-quantized already stays as it is.
-        recipe: Bits, requantization, and the data set of the images.
+        recipe: Bits other than 0, requantization, and the data set of the images.
 
     Raises:
         AdderkitError: Integers cannot express the model.
         RecipeError: The model is fake-quantized with other settings.
     """
-    config = QuantizeConfig(recipe.bits, recipe.requant)  # type: ignore[arg-type]  # checked by the recipe
+    assert recipe.bits
+    config = QuantizeConfig(recipe.bits, recipe.requant)
     if isinstance(model, FakeQuantized):
         if model.quantize_config != config:
             raise RecipeError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ...convert.export.opsets import DEFAULT_OPSET
 from ..terminal.options import DataDir, Dataset, Json, output_option
 from ..terminal.output import print_json
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "torch-export", "c", "hex"]
 _SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2", "c": "-c", "hex": "-hex"}
-_OPSET = 18
 _RECORDED = {"c": 4, "hex": 1}  # images
 
 
@@ -30,7 +30,7 @@ def export(
     ] = "onnx",
     output: Annotated[str | None, output_option("PATH", "MODEL.onnx|.pt2|-c|-hex", "File or folder to write.")] = None,
     opset: Annotated[
-        int | None, typer.Option(metavar="N", help="ONNX opset version.", show_default=f"{_OPSET} for onnx")
+        int | None, typer.Option(metavar="N", help="ONNX opset version.", show_default=f"{DEFAULT_OPSET} for onnx")
     ] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -59,7 +59,7 @@ class ExportJob:
         form: Format to write.
         output: File to write, or folder for ``c`` and ``hex``; by default the model's name with a suffix for the
             format, in the current folder.
-        opset: Version of ONNX's operators; by default 18.
+        opset: Version of ONNX's operators, for ``onnx`` only; by default ``DEFAULT_OPSET``.
         dataset: Data set whose images ``c`` and ``hex`` record.
         data_dir: Folder with its files.
     """
@@ -195,7 +195,7 @@ def _export_program(model: "nn.Module", job: ExportJob) -> ExportResult:
     remedy = "take --format c or hex once it is quantized, or export the network it was made from"
     require_float(model, "exported as floats", remedy)
     if job.form == "onnx":
-        export_onnx(model, job.target, job.opset or _OPSET)
+        export_onnx(model, job.target, DEFAULT_OPSET if job.opset is None else job.opset)
     else:
         export_program(model, job.target)
     return ExportResult(job.source.name, job.form, len(adder_layers(model)), job.target)

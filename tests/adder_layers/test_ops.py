@@ -98,7 +98,7 @@ def test_compiled_by_inductor():
     input = torch.randn(3, 4, 7, 7)
     expected, actual = model(input), compiled(input)
     torch.testing.assert_close(actual, expected)
-    # Behind a BatchNorm the gradient of a sum of squares is zero but for rounding.
+    # After a BatchNorm the gradient of a sum of squares is zero but for rounding.
     probe = torch.randn_like(expected)
     wanted = gradients(model, (probe * expected).sum())
     torch.testing.assert_close(gradients(compiled, (probe * actual).sum()), wanted, rtol=1e-4, atol=1e-4)

@@ -174,7 +174,7 @@ def test_bad_plans_are_refused_by_name(plan, message):
 
 
 def test_pooling_windows_beyond_the_input_are_refused():
-    """As torch does, whose ceil mode has no window that begins behind the padding."""
+    """As torch does, whose ceil mode has no window that begins beyond the padding."""
     builder = Builder(3, 4, 4)
     builder.max_pool(square(2, 2), (3, 2))
     with pytest.raises(ValueError, match=r"step 0 .* has windows that hold no pixel"):

@@ -1,4 +1,4 @@
-"""The law itself, against loops in plain Python and against what torch computes."""
+"""The reference implementation, compared with loops in plain Python and with PyTorch."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured afresh: their values, and what else must stay as it was."""
+"""Re-estimated BatchNorm statistics: their values, and what else must stay unchanged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Hybrids: which layers go back, that they equal the teacher's, and that the statistics behind them are right."""
+"""Hybrids: which layers go back, that they equal the teacher's, and that the statistics after them are right."""
 
 import copy
 from types import SimpleNamespace

@@ -14,7 +14,7 @@ from adderkit.convert.calibration.reconstruction import (
 
 
 def problem(groups=2, samples=600, channels=3, taps=4, filters=5):
-    """Windows that are never negative, as behind a ReLU, and what a convolution makes of them."""
+    """Windows that are never negative, as after a ReLU, and what a convolution makes of them."""
     windows = torch.randn(groups, samples, channels * taps).relu()
     weight = torch.randn(groups, filters, channels * taps) * 0.1
     return windows, windows @ weight.transpose(1, 2), weight

@@ -200,7 +200,7 @@ def test_inplace_activation_by_function_keeps_the_convolution():
             x = self.norm(self.conv(self.norm0(self.stem(x))).relu_())
             return self.head(self.norm1(self.last(x)).mean((2, 3)))
 
-    # An adder layer's output is negative: behind that ReLU nothing would be left of it.
+    # An adder layer's output is negative: after that ReLU nothing would be left of it.
     assert decisions(ActivatedFirst(), SKIP) == {"stem": "skip", "conv": "skip", "last": "convert"}
 
 

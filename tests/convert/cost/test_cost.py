@@ -160,7 +160,7 @@ class TestHonest:
     def test_resnet20(self):
         model = timm.create_model("cifar_resnet20")
         stem, head = 16 * 3 * 9 * 32 * 32, 64 * 10
-        norms = 6 * 16 * 32 * 32 + 7 * 32 * 16 * 16 + 7 * 64 * 8 * 8  # behind the 20 adder layers
+        norms = 6 * 16 * 32 * 32 + 7 * 32 * 16 * 16 + 7 * 64 * 8 * 8  # after the 20 adder layers
         residuals = 3 * (16 * 32 * 32 + 32 * 16 * 16 + 64 * 8 * 8)
         terms = cost(model).headline.multiplications
         convert_(model)
@@ -196,7 +196,7 @@ class TestHonest:
             (lambda x, conv, norm: norm(conv(x).relu_()), False),
             (lambda x, conv, norm: F.batch_norm(conv(x), norm.running_mean, norm.running_var), True),
         ],
-        ids=["behind", "after an activation", "beside", "output used twice", "in-place activation", "function"],
+        ids=["directly after", "after an activation", "beside", "output used twice", "in-place activation", "function"],
     )
     def test_batch_norm_folds_right_behind_a_convolution(self, function, folds):
         size = 0 if folds else 3 * 8 * 8

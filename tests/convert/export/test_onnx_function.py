@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.export import onnx_function
-from adderkit.convert.export.onnx_function import DOMAIN, NAME, NEWEST_OPSET, OLDEST_OPSET, VERSION, adder_function
+from adderkit.convert.export.onnx_function import DOMAIN, NAME, VERSION, adder_function
+from adderkit.convert.export.opsets import NEWEST_OPSET, OLDEST_OPSET
 
 onnxruntime = pytest.importorskip("onnxruntime")  # for Python 3.11 and newer
 

@@ -165,7 +165,7 @@ def test_signed_activations_are_offset(images):
 
 
 def test_the_reader_behind_a_max_pool_judges(images):
-    """What pools receive is judged by the layer behind; what only a sum reads is judged by itself."""
+    """What pools receive is judged by the layer after it; what only a sum reads is judged by itself."""
     model = two_layers(images, between=lambda: nn.MaxPool2d(3, 2, 1))
     twin, ranges = chosen(model, images, bits=4)
     assert list(ranges) == ["", "0", "4"]  # a pool has no range of its own

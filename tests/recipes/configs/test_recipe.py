@@ -11,7 +11,7 @@ import yaml
 
 from adderkit.cli import app
 from adderkit.convert.errors import RecipeError
-from adderkit.recipes.configs.files import load_recipe, recipe_names, recipe_text
+from adderkit.recipes.configs.files import load_recipe, parse_settings, recipe_names, recipe_text
 from adderkit.recipes.configs.recipe import Augmentation, Recipe
 
 
@@ -99,11 +99,22 @@ def test_unknown_key_suggests_the_nearest(key, hint):
         ("dataset", ["digits"], "expected str"),
         ("data_dir", {"a": 1}, "expected str"),
         ("img_size", "32px", "img_size is '32px', expected int"),
+        ("sync_bn", 2, "sync_bn is 2, expected true or false"),
+        ("sync_bn", "enabled", "sync_bn is 'enabled', expected true or false"),
+        ("sync_bn", None, "sync_bn is None, expected true or false"),
+        ("sync_bn", 1.0, "sync_bn is 1.0, expected true or false"),
     ],
 )
 def test_wrong_type(key, value, message):
     with pytest.raises(RecipeError, match=message):
         Recipe().changed({key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("False", False), ("yes", True), ("off", False), ("1", True), ("0", False)]
+)
+def test_booleans_as_yaml_and_timm_users_write_them(text, value):
+    assert Recipe().changed(parse_settings([f"sync_bn={text}"])).sync_bn is value
 
 
 @pytest.mark.parametrize(

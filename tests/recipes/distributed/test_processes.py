@@ -109,7 +109,7 @@ def test_killed_and_resumed_on_two_processes(runs):
 
 
 def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):
-    """Evaluated afresh by one process, the saved CNN has the loss that two recorded."""
+    """Evaluated again by one process, the saved CNN has the loss that two recorded."""
     _, two = runs
     metrics = evaluate_model(ModelSource(str(two / "batchnorm" / "last")), "digits", None, "validation", 32, 0)
     _, loss, top1 = losses(two / "batchnorm")[0]

@@ -92,14 +92,17 @@ def test_pictures_are_small_and_bare(image_folder, tmp_path):
         assert each.teacher == ()
 
 
-def test_teacher_that_is_gone(adder_folder, tmp_path):
-    """One that the folder names is left out, one that the user names is wanted."""
+def test_teacher_that_is_gone(adder_folder, tmp_path, caplog):
+    """A recorded teacher may be missing, with a warning; one that the user names must load."""
     folder = shutil.copytree(adder_folder, tmp_path / "net")
     report = folder / "adder_report.json"
     report.write_text(report.read_text().replace('"teacher": "/', '"teacher": "/nowhere/'))
     model = adderkit.load(folder)
     found = find_examples(model, Job(ModelSource(str(folder))), "digits", None)
-    assert found.no_teacher.startswith("cannot build the teacher: ")
+    assert found.no_teacher.startswith("the teacher that the model records cannot be loaded")
+    assert "/nowhere" not in found.no_teacher
+    assert "cannot build the teacher: " in caplog.text
+    assert "/nowhere" in caplog.text
     assert (found.agreeing, found.differing, found.first[0].teacher) == (None, (), ())
     with pytest.raises(ModelSourceError, match="cannot build the teacher: timm has no model 'gone'"):
         find_examples(model, Job(ModelSource(str(folder)), "gone"), "digits", None)

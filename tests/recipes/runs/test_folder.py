@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what becomes of a folder that is not whole."""
+"""The files of a run, and how an incomplete folder is handled."""
 
 import contextlib
 import csv

@@ -66,7 +66,7 @@ def test_table(tmp_path):
 
 
 def test_a_run_samples_the_first_step_of_each_epoch_as_the_adaptive_rate_gets_it(straight, tmp_path, monkeypatch):
-    """The gradient of a whole accumulated step, unlike the one behind the adaptive rate, is as the loss made it."""
+    """The gradient of a whole accumulated step, before the adaptive rate rescales it."""
     seen = []
 
     def spy(model, epoch):

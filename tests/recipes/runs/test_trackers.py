@@ -1,4 +1,4 @@
-"""Trackers: names are checked, numbers arrive, and a run that is resumed goes on in the same log."""
+"""Trackers: names are checked, numbers arrive, and a resumed run continues the same log."""
 
 import contextlib
 import json

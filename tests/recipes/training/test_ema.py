@@ -82,7 +82,7 @@ def test_the_best_is_the_best_average(train):
     assert rows[-1]["eval_loss"] != rows[-1]["eval_loss_ema"]
 
 
-def test_statistics_of_the_average_are_measured_afresh(train, adder_folder):
+def test_statistics_of_the_average_are_reestimated(train, adder_folder):
     _, folder = train(
         "distill", job=Job(ModelSource(str(adder_folder))), lr=0.1, batch_size=16, model_ema=True, model_ema_decay=0.5
     )
