@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
-from .geometry import Window, check_arguments, check_output_size, pair
+from . import transforms
+from .geometry import check_arguments, check_dtypes, pair
 
 
 def adder_conv2d(
@@ -51,14 +51,12 @@ def adder_conv2d(
         return adder_conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
     device = input.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    check_dtypes(input, weight, bias, mixed=autocast)
     stride, dilation = pair(stride, "stride"), pair(dilation, "dilation")
-    named = padding if isinstance(padding, str) else ""
-    padding = (0, 0) if isinstance(padding, str) else pair(padding, "padding")
-    check_arguments(input, weight, bias, stride, padding, dilation, groups, mixed=autocast)
-    if named:
-        input, padding = _resolve_named_padding(input, weight, named, stride, dilation)
-    check_output_size(input, Window.of(weight, stride, padding, dilation))
-    result: Tensor = ops.adder_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if isinstance(padding, str):
+        check_arguments(input, weight, bias, stride, (0, 0), dilation, groups)
+        input, padding = _resolve_named_padding(input, weight, padding, stride, dilation)
+    result: Tensor = transforms.adder_conv2d(input, weight, bias, stride, pair(padding, "padding"), dilation, groups)
     return result
 
 

@@ -6,6 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Window arithmetic in 64 bits cannot overflow with settings up to this size.
+LARGEST_SETTING = 2**31 - 1
+_WHOLE = (int, torch.SymInt)
+
 
 def pair(value: int | Sequence[int], name: str = "value") -> tuple[int, int]:
     """Return ``(3, 3)`` for ``3``, and a pair as it is.
@@ -16,15 +20,18 @@ def pair(value: int | Sequence[int], name: str = "value") -> tuple[int, int]:
 
     Raises:
         TypeError: The value does not consist of whole numbers.
-        ValueError: A sequence does not have two of them.
+        ValueError: A sequence does not have two of them, or one needs more than 31 bits.
     """
-    if isinstance(value, int | torch.SymInt):
-        return value, value
-    if not isinstance(value, Sequence) or not all(isinstance(size, int | torch.SymInt) for size in value):
+    if isinstance(value, _WHOLE):
+        value = (value, value)
+    elif not isinstance(value, (tuple, list, Sequence)) or not all(isinstance(size, _WHOLE) for size in value):
         raise TypeError(f"{name} is {value!r}, expected one whole number or (height, width)")
     if len(value) != 2:
         raise ValueError(f"{name} is {tuple(value)}, expected one number or (height, width)")
-    return value[0], value[1]
+    height, width = value
+    if not (-LARGEST_SETTING <= height <= LARGEST_SETTING and -LARGEST_SETTING <= width <= LARGEST_SETTING):
+        raise ValueError(f"{name} is {tuple(value)}, expected at most {LARGEST_SETTING} in both directions")
+    return height, width
 
 
 class Window(NamedTuple):
@@ -38,7 +45,8 @@ class Window(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> "Window":
         """Return the window that a ``[O, C / groups, kh, kw]`` weight slides over its input."""
-        return cls((weight.shape[2], weight.shape[3]), pair(stride), pair(padding), pair(dilation))
+        settings = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
+        return cls((weight.shape[2], weight.shape[3]), *settings)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output's ``(height, width)`` for an input's, by the formula in ``torch.nn.Conv2d``'s docs."""
@@ -80,7 +88,7 @@ class Tile(NamedTuple):
     columns: Span
 
 
-_MIXABLE = {torch.float32, torch.float16, torch.bfloat16}
+_MIXABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _span(window: Window, axis: int, first: int, last: int, size: int) -> Span:
@@ -124,32 +132,31 @@ def check_arguments(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
-    mixed: bool,
-) -> None:
-    """Check a convolution's arguments; errors name the argument, its value and what was expected.
+) -> Window:
+    """Check a convolution's arguments and return its window; errors name the argument, its value and the expectation.
 
     Args:
         input: Expected to be ``[N, C, H, W]``, floating point.
-        weight: Expected to be ``[O, C / groups, kh, kw]``, of the input's dtype and device.
-        bias: Expected to be ``[O]``, of the input's dtype and device, or ``None``.
+        weight: Expected to be ``[O, C / groups, kh, kw]``, on the input's device and of a dtype that fits the input's.
+        bias: Expected to be ``[O]``, with device and dtype as the weight, or ``None``.
         stride: ``(height, width)``, each at least 1.
         padding: ``(height, width)``, each at least 0.
         dilation: ``(height, width)``, each at least 1.
         groups: Expected to divide the filters and the channels.
-        mixed: Whether half precision and fp32 may be mixed, as under autocast.
 
     Raises:
-        TypeError: A dtype is not floating point, or dtypes differ.
+        TypeError: A dtype is not floating point, or dtypes do not fit each other.
         ValueError: A rank, number of channels, device or setting is not as expected.
     """
-    _check_tensors(input, weight, bias, mixed)
-    for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        if min(values) < least:
-            raise ValueError(f"{name} is {tuple(values)}, expected at least {least} in both directions")
+    _check_tensors(input, weight, bias)
+    window = Window.of(weight, stride, padding, dilation)
+    for name, values, least in zip(Window._fields[1:], window[1:], (1, 0, 1), strict=True):
+        if values[0] < least or values[1] < least:
+            raise ValueError(f"{name} is {values}, expected at least {least} in both directions")
     filters, channels, *_ = weight.shape
     if groups < 1 or filters % groups:
         raise ValueError(f"groups is {groups}, expected a divisor of the {filters} filters of weight")
@@ -158,6 +165,7 @@ def check_arguments(
             f"input has {input.shape[1]} channels (shape {tuple(input.shape)}), expected {channels * groups} "
             f"= {channels} of weight {tuple(weight.shape)} x {groups} groups"
         )
+    return window
 
 
 def check_output_size(input: Tensor, window: Window) -> None:
@@ -173,19 +181,51 @@ def check_output_size(input: Tensor, window: Window) -> None:
         )
 
 
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, mixed: bool) -> None:
+def check_grad(grad: Tensor, input: Tensor, weight: Tensor, window: Window) -> None:
+    """Check the gradient of a convolution's output, whose other arguments have been checked.
+
+    Raises:
+        TypeError: Its dtype does not fit the input's.
+        ValueError: Its shape or device is not that of the output.
+    """
+    size = (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
+    if tuple(grad.shape) != size:
+        raise ValueError(f"grad has shape {tuple(grad.shape)}, expected {size} as the output has")
+    _check_place("grad", grad, input)
+    check_dtypes(input, grad, None, mixed=True, name="grad")
+
+
+def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, *, mixed: bool, name: str = "weight") -> None:
+    """Check that dtypes are floating point and the input's, or with ``mixed`` that fp32 meets half precision only.
+
+    Raises:
+        TypeError: They are not; the message says which.
+    """
+    if input.dtype not in _MIXABLE and input.dtype != torch.float64:
+        raise TypeError(f"input has dtype {input.dtype}, expected a floating-point dtype such as {torch.float32}")
+    for label, tensor in ((name, weight), ("bias", bias)):
+        if tensor is None or tensor.dtype == input.dtype:
+            continue
+        if not (mixed and tensor.dtype in _MIXABLE and input.dtype in _MIXABLE):
+            raise TypeError(f"{label} has dtype {tensor.dtype}, expected {input.dtype} as input has")
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    filters = weight.shape
     if input.ndim != 4:
         raise ValueError(f"input has shape {tuple(input.shape)}, expected [N, C, H, W] or [C, H, W]")
-    if weight.ndim != 4 or 0 in weight.shape:
+    if len(filters) != 4 or 0 in filters:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected non-empty [O, C / groups, kh, kw]")
-    if not input.dtype.is_floating_point:
-        raise TypeError(f"input has dtype {input.dtype}, expected a floating-point dtype such as {torch.float32}")
+    check_dtypes(input, weight, bias, mixed=True)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}, expected [{weight.shape[0]}], one value per filter")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype != input.dtype and not (mixed and {tensor.dtype, input.dtype} <= _MIXABLE):
-            raise TypeError(f"{name} has dtype {tensor.dtype}, expected {input.dtype} as input has")
-        if tensor.device != input.device:
-            raise ValueError(f"{name} is on {tensor.device}, expected {input.device} as input is")
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            _check_place(name, tensor, input)
+
+
+def _check_place(name: str, tensor: Tensor, input: Tensor) -> None:
+    if tensor.device != input.device:
+        raise ValueError(f"{name} is on {tensor.device}, expected {input.device} as input is")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} has layout {tensor.layout}, expected a dense tensor ({torch.strided})")

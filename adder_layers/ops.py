@@ -4,20 +4,30 @@
 only (fake), so that ``torch.compile``, ``torch.export`` and meta tensors understand them. The weight gradient needs no
 operator of its own: it is an ordinary convolution's, less a term per filter.
 
-Operators do not check their arguments; ``conv.adder_conv2d`` does.
+Operators are called directly, too, by programs from ``torch.export``: both implementations check their arguments.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from .backends import choose_backend
 from .backends.blocked import compute_dtype
-from .geometry import Window
+from .geometry import Window, check_arguments, check_grad, check_output_size
+
+NO_FORWARD_MODE = (
+    "adder_conv2d has no forward-mode derivative (torch.func.jvp, jacfwd, hessian): its gradients are AdderNet's "
+    "substitutes for the derivative; use reverse mode (torch.func.grad, vjp, jacrev)"
+)
+NO_SECOND_DERIVATIVE = (
+    "adder_conv2d has no second derivative with respect to its input: its gradient is AdderNet's substitute, "
+    "HardTanh(w - x); detach that gradient, or compute it without create_graph"
+)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
@@ -28,7 +38,14 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if 0 < channels < width < height else torch.contiguous_format
 
 
+def _check_tangents(*tensors: Tensor) -> None:
+    """Refuse tensors with a forward-mode tangent, which operators would drop without a word."""
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(each).tangent is not None for each in tensors):
+        raise NotImplementedError(NO_FORWARD_MODE)
+
+
 def _empty_output(input: Tensor, weight: Tensor, window: Window) -> Tensor:
+    check_output_size(input, window)
     size = (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
     # Under autocast the input may be half precision where the weight is not; the output then has the weight's dtype.
     dtype = torch.promote_types(input.dtype, weight.dtype)
@@ -49,7 +66,7 @@ def adder_conv2d(
 
     Args:
         input: ``[N, C, H, W]``, floating point.
-        weight: ``[O, C / groups, kh, kw]`` of the input's dtype; under autocast, fp32 may meet half precision.
+        weight: ``[O, C / groups, kh, kw]`` of the input's dtype; fp32 may meet half precision, as under autocast.
         bias: ``[O]`` of the weight's dtype, or ``None``.
         stride: Step of the window in pixels, ``(height, width)``.
         padding: Zeros on each side in pixels, ``(height, width)``; each padded tap contributes ``-|0 - w|``.
@@ -61,9 +78,12 @@ def adder_conv2d(
         summed in fp32.
 
     Raises:
-        ValueError: ``ADDERKIT_CPU`` names an instruction set that is not available.
+        TypeError: A dtype is not floating point, or dtypes do not fit each other.
+        ValueError: A shape, device or setting is not as expected, or ``ADDERKIT_CPU`` names an instruction set that is
+            not available.
     """
-    window = Window.of(weight, stride, padding, dilation)
+    _check_tangents(input, weight, *([] if bias is None else [bias]))
+    window = check_arguments(input, weight, bias, stride, padding, dilation, groups)
     output = _empty_output(input, weight, window)
     choose_backend(input.device.type, input.dtype).forward(input, weight, output, window, groups)
     return output if bias is None else output.add_(bias[:, None, None])
@@ -79,7 +99,8 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    return _empty_output(input, weight, Window.of(weight, stride, padding, dilation))
+    window = check_arguments(input, weight, bias, stride, padding, dilation, groups)
+    return _empty_output(input, weight, window)
 
 
 @torch.library.custom_op("adderkit::adder_conv2d_input_grad", mutates_args=())
@@ -109,11 +130,15 @@ def adder_conv2d_input_grad(
         ``[N, C, H, W]`` of the input's dtype, channels-last if the input is. Half precision is summed in fp32.
 
     Raises:
-        ValueError: ``ADDERKIT_CPU`` names an instruction set that is not available.
+        TypeError: A dtype is not floating point, or dtypes do not fit each other.
+        ValueError: A shape, device or setting is not as expected, or ``ADDERKIT_CPU`` names an instruction set that is
+            not available.
     """
+    _check_tangents(grad, input, weight)
+    window = check_arguments(input, weight, None, stride, padding, dilation, groups)
+    check_grad(grad, input, weight, window)
     dtype, memory_format = compute_dtype(input.dtype), _memory_format(input)
     result = torch.empty_like(input, dtype=dtype, memory_format=memory_format)
-    window = Window.of(weight, stride, padding, dilation)
     choose_backend(input.device.type, input.dtype).input_grad(grad, input, weight, result, window, groups)
     return result.to(input.dtype)
 
@@ -128,6 +153,8 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
+    window = check_arguments(input, weight, None, stride, padding, dilation, groups)
+    check_grad(grad, input, weight, window)
     return torch.empty_like(input, memory_format=_memory_format(input))
 
 
@@ -166,23 +193,38 @@ def adder_conv2d_weight_grad(
     return (products - wide * grad.sum((0, 2, 3))[:, None, None, None]).to(weight.dtype)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Save what ``backward`` needs; ``inputs`` are the arguments of ``adder_conv2d``."""
     input, weight, _, *ctx.geometry = inputs
     ctx.save_for_backward(input, weight)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def backward(
+    ctx: Any, grad: Tensor, input_grad: Callable[..., Tensor] = adder_conv2d_input_grad
+) -> tuple[Tensor | None, ...]:
+    """Return a gradient for each argument of ``adder_conv2d``, ``None`` where it is not needed.
+
+    Args:
+        ctx: What ``save_for_backward`` has filled.
+        grad: Gradient of the output, ``[N, O, H', W']``.
+        input_grad: Computes the input's gradient, with the arguments of ``adder_conv2d_input_grad``.
+    """
     input, weight = ctx.saved_tensors
     needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     return (
-        adder_conv2d_input_grad(grad, input, weight, *ctx.geometry) if needs_input else None,
+        input_grad(grad, input, weight, *ctx.geometry) if needs_input else None,
         adder_conv2d_weight_grad(grad, input, weight, *ctx.geometry) if needs_weight else None,
         grad.sum((0, 2, 3)) if needs_bias else None,
         *(None for _ in ctx.geometry),
     )
 
 
-adder_conv2d.register_autograd(_backward, setup_context=_save_for_backward)
+def _refuse_second_derivative(ctx: Any, grad: Tensor) -> NoReturn:
+    raise NotImplementedError(NO_SECOND_DERIVATIVE)
+
+
+adder_conv2d.register_autograd(backward, setup_context=save_for_backward)
+adder_conv2d_input_grad.register_autograd(_refuse_second_derivative)
 
 
 def _to_compute_dtype(tensor: Tensor | None) -> Tensor | None:

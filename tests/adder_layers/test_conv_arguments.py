@@ -1,4 +1,4 @@
-"""Bad arguments of the function: each is named with its value and what was expected."""
+"""Bad arguments of the function and of the operators: each is named with its value and what was expected."""
 
 import re
 
@@ -49,6 +49,9 @@ BAD = {
         {"dilation": (1, 1, 1), "padding": "same"},
         "dilation is (1, 1, 1), expected one number",
     ),
+    "stride-of-64-bits": ({"stride": 2**63}, f"stride is ({2**63}, {2**63}), expected at most {2**31 - 1}"),
+    "padding-of-63-bits": ({"padding": 2**62}, f"padding is ({2**62}, {2**62}), expected at most {2**31 - 1}"),
+    "dilation-of-32-bits": ({"dilation": (1, 2**31)}, f"dilation is (1, {2**31}), expected at most {2**31 - 1}"),
     "padding-unknown": ({"padding": "full"}, "padding is 'full', expected 'same', 'valid' or numbers"),
     "stride-2-same": ({"stride": 2, "padding": "same"}, "stride is (2, 2), expected 1 with padding='same'"),
     "kernel-above-input": (
@@ -100,6 +103,8 @@ def test_dtypes_must_agree(name):
     arguments = bad_arguments({})
     arguments[name] = arguments[name].double()
     with pytest.raises(TypeError, match=f"{name} has dtype torch.float64, expected torch.float32"):
+        operate(arguments)
+    with pytest.raises(TypeError, match=f"{name} has dtype torch.float64, expected torch.float32"):
         adder_conv2d(**arguments)
 
 
@@ -109,3 +114,69 @@ def test_devices_must_agree(name):
     arguments[name] = arguments[name].to("meta")
     with pytest.raises(ValueError, match=f"{name} is on meta, expected cpu"):
         adder_conv2d(**arguments)
+
+
+def operate(arguments, device="cpu"):
+    """Call the operator as an exported program does, which has resolved single numbers and defaults."""
+    tensors = [arguments[name].to(device) for name in ("input", "weight", "bias")]
+    settings = [arguments.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+    pairs = [[value, value] if isinstance(value, int) else list(value) for value in settings]
+    return torch.ops.adderkit.adder_conv2d(*tensors, *pairs, arguments["groups"])
+
+
+# The dispatcher itself refuses numbers of more than 63 bits, and strings.
+FOR_OPERATORS = {
+    name: bad for name, bad in BAD.items() if not isinstance(bad[0].get("padding"), str) and "64-bits" not in name
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("changes", "message"), FOR_OPERATORS.values(), ids=FOR_OPERATORS.keys())
+def test_the_operator_and_its_fake_refuse_what_the_function_refuses(changes, message, device):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        operate(bad_arguments(changes), device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_operator_takes_good_arguments(device):
+    assert operate(bad_arguments({}), device).shape == (1, 6, 3, 3)
+
+
+BAD_GRADS = {
+    "rows": ({"grad": (1, 6, 2, 3)}, "grad has shape (1, 6, 2, 3), expected (1, 6, 3, 3) as the output has"),
+    "filters": ({"grad": (1, 5, 3, 3)}, "grad has shape (1, 5, 3, 3), expected (1, 6, 3, 3)"),
+    "images": ({"grad": (2, 6, 3, 3)}, "grad has shape (2, 6, 3, 3), expected (1, 6, 3, 3)"),
+    "rank": ({"grad": (6, 3, 3)}, "grad has shape (6, 3, 3), expected (1, 6, 3, 3)"),
+    "weight": ({"weight": (6, 3, 3, 3)}, "input has 4 channels (shape (1, 4, 5, 5)), expected 6"),
+    "groups": ({"groups": 4}, "groups is 4, expected a divisor of the 6 filters"),
+    "stride": ({"stride": [0, 1]}, "stride is (0, 1), expected at least 1"),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("changes", "message"), BAD_GRADS.values(), ids=BAD_GRADS.keys())
+def test_the_input_gradient_operator_refuses_what_does_not_fit(changes, message, device):
+    good = {"grad": (1, 6, 3, 3), "input": (1, 4, 5, 5), "weight": (6, 2, 3, 3), "stride": [1, 1], "groups": 2}
+    arguments = good | changes
+    tensors = [torch.zeros(arguments[name], device=device) for name in ("grad", "input", "weight")]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        torch.ops.adderkit.adder_conv2d_input_grad(*tensors, arguments["stride"], [0, 0], [1, 1], arguments["groups"])
+
+
+def test_the_input_gradient_operator_refuses_another_dtype():
+    grad, input, weight = (torch.zeros(shape) for shape in ((1, 6, 3, 3), (1, 4, 5, 5), (6, 4, 3, 3)))
+    with pytest.raises(TypeError, match=r"grad has dtype torch.float64, expected torch.float32"):
+        torch.ops.adderkit.adder_conv2d_input_grad(grad.double(), input, weight, [1, 1], [0, 0], [1, 1], 1)
+
+
+def test_sparse_tensors_are_refused():
+    arguments = bad_arguments({})
+    with pytest.raises(ValueError, match=r"weight has layout torch.sparse_coo, expected a dense tensor"):
+        adder_conv2d(**arguments | {"weight": arguments["weight"].to_sparse()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool], ids=str)
+def test_dtypes_that_cannot_hold_a_distance_are_refused(dtype):
+    tensors = (torch.zeros(1, 2, 4, 4).to(dtype), torch.zeros(3, 2, 3, 3).to(dtype))
+    with pytest.raises(TypeError, match=f"input has dtype {dtype}, expected a floating-point"):
+        torch.ops.adderkit.adder_conv2d(*tensors, None, [1, 1], [0, 0], [1, 1], 1)
