@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import AdderkitError, CheckpointError
+from .errors import CheckpointError
+
+PARTIAL = ".partial"  # ending of the temporary files of ``atomic_path``, which a kill may leave
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     A process that is killed at any moment leaves the old file or the new one, never a partial one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(PARTIAL, f".{target.name}.", target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,41 +35,6 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_file_target(what: str, target: Path, suffixes: tuple[str, ...], expected: str) -> None:
-    """Refuse a file that cannot be written, before the work that produces it.
-
-    Args:
-        what: Name of the file in messages.
-        target: The file.
-        suffixes: Allowed file extensions, in lower case.
-        expected: The allowed extensions in words, for messages.
-
-    Raises:
-        AdderkitError: The extension is not allowed, the target is a folder, or its folder cannot be written to.
-    """
-    if target.suffix.lower() not in suffixes:
-        raise AdderkitError(f"{what} ends in {target.suffix!r}, expected {expected}")
-    if target.is_dir():
-        raise AdderkitError(f"{what} is a folder, expected a file")
-    check_folder_target(what, target.absolute().parent)
-
-
-def check_folder_target(what: str, target: Path) -> None:
-    """Refuse a folder that cannot be created or written to, before the work that fills it.
-
-    Args:
-        what: Name of the folder in messages.
-        target: The folder.
-
-    Raises:
-        AdderkitError: The folder, or the closest parent that exists, is not a writable directory.
-    """
-    there = target.absolute()
-    folder = next(each for each in (there, *there.parents) if each.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise AdderkitError(f"cannot write {what}: {folder} is not a writable directory")
 
 
 def write_text(target: Path, text: str) -> None:

@@ -36,13 +36,24 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def hub() -> Iterator[Any]:
     """A Hugging Face Hub on this machine, see ``hub_server.py``."""
-    spec = importlib.util.spec_from_file_location("hub_server", ROOT / "tests" / "hub_server.py")
+    with _helper("hub_server").Hub() as server:
+        yield server
+
+
+@pytest.fixture
+def second_device() -> Iterator[Any]:
+    """A device beside the CPU, see ``second_device.py``."""
+    with _helper("second_device").second_device() as device:
+        yield device
+
+
+def _helper(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with module.Hub() as server:
-        yield server
+    return module
 
 
 @pytest.fixture

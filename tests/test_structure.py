@@ -30,6 +30,7 @@ ORDER = {
         "errors",
         "models",
         "files",
+        "output",
         "hub",
         "patterns",
         "record",

@@ -154,7 +154,7 @@ def main() -> None:
 
 def _chosen(plan: Any, layers: list[dict[str, Any]], costs: tuple[int, int], removed: float) -> tuple[str, ...]:
     """Return the paths to convert so that about ``removed`` of the multiplications go, those of best fidelity first."""
-    report = CalibrationReport(CalibrationConfig(), 0, 0, tuple(LayerFidelity(**layer) for layer in layers))
+    report = CalibrationReport(CalibrationConfig(), 0, 0, tuple(LayerFidelity(**layer) for layer in layers), "cpu")
     kept = layers_to_keep(plan, report, *costs, HybridPolicy(budget=1 - removed))
     return tuple(path for path in plan.paths("convert") if path not in kept)
 

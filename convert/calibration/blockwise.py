@@ -132,11 +132,11 @@ def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, T
                 "teacher: a pruned network can be matched block by block only with a network of the same channels"
             )
         errors.append((value.float() - target).square().mean() / target.var().clamp_min(1e-6))
-    loss = torch.stack(errors).mean() if errors else torch.zeros(())
+    terms = [torch.stack(errors).mean()] if errors else []
     if isinstance(logits, Tensor) and logits.ndim == 2:
         student, teacher = (values.float().log_softmax(1) for values in (logits, wanted_logits))
-        loss = loss + F.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    return loss
+        terms.append(F.kl_div(student, teacher, log_target=True, reduction="batchmean"))
+    return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def _outputs(model: nn.Module, paths: Sequence[str], batch: Tensor) -> tuple[dict[str, Tensor], Any]:

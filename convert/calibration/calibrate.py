@@ -17,7 +17,7 @@ from ...adder_layers.modules import adder_layers
 from ..conversion.targets import require_support
 from ..errors import AdderkitError
 from ..graph.layers import trace_layers
-from ..graph.modes import batches_of, eval_mode
+from ..graph.modes import batches_of, device_of, eval_mode
 from ..record import require_float
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
@@ -55,12 +55,14 @@ class CalibrationReport:
         images: Calibration images that were used.
         samples: Windows that each layer was fitted to; if memory limited them, the smallest number of any layer.
         layers: Fidelity of each adder layer, in order of execution.
+        device: Device on which everything was computed.
     """
 
     config: CalibrationConfig
     images: int
     samples: int
     layers: tuple[LayerFidelity, ...]
+    device: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -77,6 +79,8 @@ def calibrate_(
     progress: Progress | None = None,
 ) -> CalibrationReport:
     """Fit every adder layer of a converted model to the original network, in place. No labels are needed.
+
+    Everything is computed on the device of the two models.
 
     Each layer is fitted on its own with the true L1 subgradient (``reconstruct``), then all layers are fitted together
     (``match_blocks_``). A normalization that the conversion inserted gives each channel the mean and variance of the
@@ -113,6 +117,7 @@ def calibrate_(
     batches = batches_of(images, config.batch_size)
     total = sum(map(len, batches))
     _check_arguments(adders, teacher, total)
+    _check_devices(student, teacher)
     report = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(config.seed)
     own = student.state_dict()
@@ -128,13 +133,19 @@ def calibrate_(
     unfinished.remove()
     rows = tuple(_fidelity(layer, adders[layer.path].weight) for layer in fitted)
     windows = total * min(positions_per_image(layer, student, total, config) for layer in layers)
-    return CalibrationReport(config, total, windows, rows)
+    return CalibrationReport(config, total, windows, rows, str(device_of(student)))
 
 
 def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:
     grouped = weight.detach().float().cpu().reshape(layer.low.shape[0], -1, layer.low.shape[2])  # [G, O / G, K]
     beyond = (grouped <= layer.low) | (grouped >= layer.high)
     return LayerFidelity(layer.path, layer.correlation, layer.worst, float(beyond.float().mean()))
+
+
+def _check_devices(student: nn.Module, teacher: nn.Module) -> None:
+    own, other = device_of(student), device_of(teacher)
+    if own != other:
+        raise AdderkitError(f"the student is on {own} and the teacher on {other}, expected one device for both")
 
 
 def _check_arguments(adders: dict[str, AdderConv2d], teacher: nn.Module, images: int) -> None:

@@ -61,9 +61,8 @@ def fit_layers_(
         for layer in group:
             report(layer.path, len(fitted), len(layers))
             windows = layer_windows(student, layer.path, batches, positions[layer.path]).float()
-            fitted.append(
-                _fit(student, layer, windows, targets.pop(layer.path).float(), total, config.steps, generator)
-            )
+            target = targets.pop(layer.path).to(windows)
+            fitted.append(_fit(student, layer, windows, target, total, config.steps, generator))
             state.save(student, generator, fitted)
     report("layers", len(layers), len(layers))
     return fitted
@@ -118,14 +117,15 @@ def _fit(
     held_out = windows.shape[1] // images * (images // HELD_OUT)
     fit, check = slice(0, -held_out), slice(-held_out, None)
     taps = module.kernel_size[0] * module.kernel_size[1]
-    weight = module.weight.detach().float().cpu().reshape(module.groups, module.out_channels // module.groups, -1)
+    weight = module.weight.detach().float().reshape(module.groups, module.out_channels // module.groups, -1)
     fitted = reconstruct(windows[:, fit], target[:, fit], weight, taps, steps, generator)
     with torch.no_grad():
         module.weight.copy_(fitted.reshape(module.weight.shape))
         output = distances(windows, fitted)
         _set_statistics(student, layer, module, output, target)
         fidelity = correlation(output[:, check], target[:, check])
-    return FittedLayer(layer.path, float(fidelity.mean()), float(fidelity.min()), *input_ranges(windows, taps))
+    ranges = (each.cpu() for each in input_ranges(windows, taps))  # kept with the state, whatever the device
+    return FittedLayer(layer.path, float(fidelity.mean()), float(fidelity.min()), *ranges)
 
 
 def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output: Tensor, target: Tensor) -> None:
@@ -146,7 +146,7 @@ def _set_statistics(student: nn.Module, layer: Layer, module: nn.Conv2d, output:
         own.bias.copy_(wanted.mean(0))  # includes the convolution's bias
         return
     if module.bias is not None:
-        flat = flat + module.bias.detach().float().cpu()
+        flat = flat + module.bias.detach().float()
     for path in layer.consumers:
         norm = student.get_submodule(path)
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:

@@ -98,7 +98,7 @@ def best_scales(windows: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """
     few = slice(0, 2 * BATCH)
     scores = [correlation(distances(windows[:, few], scale * weight), target[:, few]) for scale in SCALES]
-    return torch.tensor(SCALES, device=weight.device)[torch.stack(scores).argmax(0)][..., None]
+    return torch.tensor(SCALES).to(weight)[torch.stack(scores).argmax(0)][..., None]
 
 
 @torch.enable_grad()
@@ -113,7 +113,7 @@ def reconstruct(
         weight: Filters of the convolution, ``[G, O, K]``.
         taps: ``kh · kw``, the number of positions of a filter.
         steps: Adam steps; with 0, only the scales are chosen.
-        generator: Random generator of the mini-batches.
+        generator: Random generator of the mini-batches, on the CPU, so that they do not depend on the device.
 
     Returns:
         The fitted filters, ``[G, O, K]``.
@@ -127,7 +127,7 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     batch = BATCH if len(weight) == 1 else GROUPED_BATCH
     for _ in range(steps):
-        chosen = torch.randint(windows.shape[1], (batch,), generator=generator)
+        chosen = torch.randint(windows.shape[1], (batch,), generator=generator).to(windows.device)
         loss = (
             1 - correlation(distances(windows.index_select(1, chosen), fitted), target.index_select(1, chosen)).mean()
         )

@@ -80,7 +80,7 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
         positions: Flat output positions, ``[N, P]``.
 
     Returns:
-        Windows ``[G, S, K]`` on the CPU, with S = N · P.
+        Windows ``[G, S, K]`` on the model's device, with S = N · P.
     """
     layer = model.get_submodule(path)
     assert isinstance(layer, nn.Conv2d)
@@ -89,7 +89,7 @@ def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positi
 
     def sample(_: str, inputs: tuple[Any, ...]) -> None:
         chosen = positions[taken : taken + len(inputs[0])]
-        parts.append(windows_at(inputs[0], layer, chosen).cpu())
+        parts.append(windows_at(inputs[0], layer, chosen))
         raise _StopForward
 
     with hooked({path: layer}, pre=sample):

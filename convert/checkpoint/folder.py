@@ -5,6 +5,7 @@ pickle is read or written.
 """
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from ..hub import PREFIX, fetch
 from ..record import transforms_of
 from .allocation import AllocationLimit, count_elements
 from .model_card import model_card
-from .report import REPORT, Report, write_report
+from .report import REPORT, Report, read_report, write_report
 from .weights import CONFIG as CONFIG
 from .weights import WEIGHTS as WEIGHTS
 from .weights import check_shapes, check_transforms, checked_weights
@@ -47,8 +48,8 @@ def save(
     """Write a timm model, converted or not, to a folder from which ``load`` and timm restore it bit-exactly.
 
     Every file is replaced atomically: first the weights, then the configuration, then the report. If the process is
-    killed in between, the files either fit together or are refused because of the checksum. An existing README.md is
-    kept.
+    killed in between, the files either fit together or are refused because of the checksum. A saved model in the folder
+    is replaced, as by ``save_pretrained`` of other libraries; other files stay, among them a README.md that was edited.
 
     Args:
         model: Model built by ``timm.create_model``, converted or not.
@@ -77,22 +78,26 @@ def save(
     tensors = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in (state or model.state_dict()).items()
     }
+    card = model_card(base, is_converted(model), folder.resolve().name, isinstance(model, IntegerNetwork))
     report = dataclasses.replace(
         report or Report(),
+        card_sha256=hashlib.sha256(card.encode()).hexdigest(),
         architecture=config["architecture"],
         base=base,
         versions={"python": python_version(), **{name: version(name) for name in _PACKAGES}},
     )
     try:
         json.dumps(report.to_dict())
+        edited = has_edited_card(folder)
+        if not edited:  # a kill must not leave a card that seems to be edited, since it does not fit the new report
+            (folder / CARD).unlink(missing_ok=True)
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary, metadata)
             digest = sha256(temporary)
         write_json(folder / CONFIG, {**config, "adderkit": {"version": FORMAT_VERSION, "sha256": digest}})
         write_report(folder, dataclasses.replace(report, sha256=digest))
-        if not (folder / CARD).exists():
-            integers = isinstance(model, IntegerNetwork)
-            write_text(folder / CARD, model_card(base, is_converted(model), folder.resolve().name, integers))
+        if not edited:
+            write_text(folder / CARD, card)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
     except TypeError as error:
@@ -156,6 +161,15 @@ def base_architecture(model: nn.Module) -> str:
             "by its name; register your own class with timm.models.register_model"
         )
     return name
+
+
+def has_edited_card(folder: Path) -> bool:
+    """Return whether a folder has a model card that is not the one that ``save`` wrote."""
+    card = folder / CARD
+    try:
+        return card.is_file() and sha256(card) != read_report(folder).card_sha256
+    except CheckpointError:  # the report is damaged
+        return True
 
 
 def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError
 from ..files import read_json_object, sha256, write_json
+from ..output import FolderKind
 from .weights import CONFIG, WEIGHTS
 
 REPORT = "adder_report.json"
@@ -185,3 +186,15 @@ class SavedModel:
         if not weights.is_file():
             raise CheckpointError(f"{weights} does not exist")
         return cls(folder, read_json_object(folder / CONFIG), read_report(folder), sha256(weights))
+
+
+def _is_saved_model(folder: Path) -> bool:
+    """Return whether a folder was written by ``save``, and is not a checkpoint that a run resumes from."""
+    try:
+        config = read_json_object(folder / CONFIG)
+    except CheckpointError:
+        return False
+    return "adderkit" in config and not (folder / "checksums.json").exists()
+
+
+MODEL_FOLDER = FolderKind("a saved model", _is_saved_model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,15 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return torch.float32 if parameter is None else parameter.dtype
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer, the CPU for a model without any."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 def move_like(batch: Tensor, model: nn.Module) -> Tensor:
-    """Move a batch to the model's device and dtype. A model without parameters leaves the device as it is."""
-    parameter = next(model.parameters(), None)
-    return batch.to(batch.device if parameter is None else parameter.device, model_dtype(model))
+    """Move a batch to the model's device and dtype."""
+    return batch.to(device_of(model), model_dtype(model))
 
 
 def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> list[Tensor]:

@@ -18,6 +18,7 @@ from typing_extensions import assert_never
 
 from ..calibration.batchnorm import affine_of
 from ..errors import AdderkitError, CheckpointError
+from ..graph.modes import device_of
 from ..record import check_version, record_
 from .config import QuantizeConfig
 from .fused_ops import FusedGraph, FusedOp
@@ -145,7 +146,7 @@ def fake_quantize_(model: nn.Module, config: QuantizeConfig, image: tuple[int, i
             for number in graph.activations_with_grid()
             if number or config.first_last == "int8"
         }
-    )
+    ).to(device_of(model))
     changed.__class__ = type(f"FakeQuantized{cls.__name__}", (FakeQuantized, cls), {"float_class": cls})
     record_(
         model,

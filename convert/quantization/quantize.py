@@ -13,7 +13,7 @@ from ..calibration.batchnorm_shift import calibration_statistics
 from ..calibration.config import CalibrationConfig
 from ..conversion.targets import require_support
 from ..errors import AdderkitError
-from ..graph.modes import batches_of, eval_mode
+from ..graph.modes import batches_of, eval_mode, move_like
 from ..record import record_, require_float_weights, set_transforms_, transforms_of
 from .config import QuantizeConfig
 from .fake_quantize import FAKE_QUANTIZE, FakeQuantized, fake_quantize_
@@ -45,7 +45,7 @@ def quantize(
         memory: Bytes that the activations of the images may take while ranges are chosen.
 
     Returns:
-        An ``IntegerNetwork``, which maps images ``[N, C, H, W]`` to logits ``[N, classes]``.
+        An ``IntegerNetwork`` on the CPU, which maps images ``[N, C, H, W]`` to logits ``[N, classes]``.
 
     Raises:
         AdderkitError: Integers cannot express the model, or there are too few images.
@@ -118,7 +118,7 @@ def prepare_(
     assert isinstance(model, FakeQuantized)
     count = min(images_that_fit(model.fused_graph, memory), sum(map(len, batches)))
     with eval_mode(model, original), calibration_statistics(model, original, batches):
-        ranges = set_ranges_(model, original, torch.cat(list(batches))[:count])
+        ranges = set_ranges_(model, original, move_like(torch.cat(list(batches))[:count], model))
         reestimate_batchnorm_(model, batches)
     return ranges
 
@@ -163,9 +163,9 @@ def _stem(model: FakeQuantized, op: FusedOp) -> nn.Conv2d:
         window.dilation,
         op.groups,
     )
-    folded.weight.copy_(layer.weight * gain[:, None, None, None])
+    folded.weight.copy_(layer.weight.cpu() * gain[:, None, None, None])
     assert folded.bias is not None
-    folded.bias.copy_(shift if layer.bias is None else shift + gain * layer.bias)
+    folded.bias.copy_(shift if layer.bias is None else shift + gain * layer.bias.cpu())
     return folded.requires_grad_(False)
 
 
@@ -174,9 +174,9 @@ def _head(model: FakeQuantized, op: FusedOp) -> nn.Linear:
     """Return the classifier as a linear layer, with its BatchNorm folded in."""
     layer = model.get_submodule(op.path)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    weight = layer.weight.flatten(1)
+    weight = layer.weight.flatten(1).cpu()
     gain, shift = _normalization_of(model, op, len(weight))
     folded = nn.Linear(weight.shape[1], len(weight))
     folded.weight.copy_(weight * gain[:, None])
-    folded.bias.copy_(shift if layer.bias is None else shift + gain * layer.bias)
+    folded.bias.copy_(shift if layer.bias is None else shift + gain * layer.bias.cpu())
     return folded.requires_grad_(False)

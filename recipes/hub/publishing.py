@@ -5,6 +5,7 @@ full model card with figures, and a report with costs, commands and measurements
 """
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from ...convert.checkpoint.folder import CARD, CONFIG, WEIGHTS, base_architecture, load
+from ...convert.checkpoint.folder import CARD, CONFIG, WEIGHTS, base_architecture, has_edited_card, load
 from ...convert.checkpoint.report import REPORT, Report, SavedModel, read_report, write_report
 from ...convert.conversion.targets import is_converted
 from ...convert.cost.cost import cost
 from ...convert.cost.report import Cost
 from ...convert.errors import PublishError
-from ...convert.files import atomic_path, sha256, write_text
+from ...convert.files import atomic_path, write_text
 from ...convert.model_source import ModelSource
+from ...convert.output import FolderKind, output_folder
 from ...convert.record import transforms_of
 from ..reporting.cost_image import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
@@ -122,7 +124,8 @@ def run_publish(job: PublishJob, announce: Callable[[str], None]) -> PublishResu
     _check_places(job)
     model = load(job.source)
     announce(f"building {job.built}/")
-    files, evaluations = _build(job, model, announce)
+    with output_folder(job.built, _copy_of(job.target.repository), overwrite=True):
+        files, evaluations = _build(job, model, announce)
     done = None
     if not job.dry_run:
         announce(f"uploading to {job.target.repository}")
@@ -136,19 +139,11 @@ def _check_places(job: PublishJob) -> None:
         raise PublishError(f"{source} is a run folder; publish its best model: {source / 'best'}")
     if built.resolve() == source.resolve():
         raise PublishError(f"--output {built} is the model itself, which is not changed; give another folder")
-    if built.exists() and not built.is_dir():
-        raise PublishError(f"--output {built} is a file, expected a folder")
-    if built.is_dir() and any(built.iterdir()) and read_report(built).repository != job.target.repository:
-        raise PublishError(
-            f"--output {built} is not a copy of {job.target.repository}, expected an empty folder or an earlier copy; "
-            "remove it, or give another folder"
-        )
 
 
-def _edited(built: Path) -> bool:
-    """Return whether the model card of an earlier build was changed since."""
-    card = built / CARD
-    return card.is_file() and sha256(card) != read_report(built).card_sha256
+def _copy_of(repository: str) -> FolderKind:
+    """Return the kind of folder that is built for a repository; an earlier build is updated."""
+    return FolderKind(f"a copy of {repository}", lambda folder: read_report(folder).repository == repository)
 
 
 def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -> tuple[dict[str, int], int]:
@@ -159,7 +154,7 @@ def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -
     base_model, found = base_model_of(job.base_model, saved.report), cost(model)
     evaluations = evaluations_of(saved.report, saved.digest)
     report = dataclasses.replace(_report(job, saved, found), license=str(license), base_model=base_model)
-    edited = _edited(built)
+    keeps_card = has_edited_card(built) and not job.force
     try:
         pictures = _pictures(job, found)
         facts = CardFacts(
@@ -177,12 +172,14 @@ def _build(job: PublishJob, model: nn.Module, announce: Callable[[str], None]) -
         )
         _copy(source / WEIGHTS, built / WEIGHTS)
         _copy(source / CONFIG, built / CONFIG)
-        if job.force or not edited:
-            write_text(built / CARD, published_card(facts))
-            report = dataclasses.replace(report, card_sha256=sha256(built / CARD))
-        else:
+        if keeps_card:
             announce(f"{built / CARD} was edited and is kept; --force replaces it")
-        write_report(built, report)
+            write_report(built, report)
+        else:
+            (built / CARD).unlink(missing_ok=True)  # a kill must not leave a card that seems to be edited
+            card = published_card(facts)
+            write_report(built, dataclasses.replace(report, card_sha256=hashlib.sha256(card.encode()).hexdigest()))
+            write_text(built / CARD, card)
     except OSError as error:
         raise PublishError(f"cannot write --output {built}: {error.strerror or error}") from error
     names = (CARD, CONFIG, WEIGHTS, REPORT, _CHART, *pictures)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from ...convert.cost.operations import WEIGHT_LAYERS, Operations
 from ...convert.cost.report import Cost, LayerCost
 from ...convert.errors import AdderkitError
-from ...convert.files import atomic_path, check_file_target
+from ...convert.files import atomic_path
+from ...convert.output import check_output_file
 
 # Colors for color-blind readers (Okabe and Ito, jfly.uni-koeln.de/color); hatches for print in gray.
 _DISTANCES = {"color": "#56B4E9", "label": "adder layers, |x - w|"}
@@ -34,14 +35,14 @@ class Bar(NamedTuple):
     others: Operations
 
 
-def check_chart(name: str) -> Path:
+def check_chart(name: str, *, overwrite: bool = False) -> Path:
     """Check, before the work, that a chart can be written; return its path.
 
     Raises:
-        AdderkitError: The extension is unknown, or the folder is not writable.
+        AdderkitError: The extension is unknown, the file exists, or its folder is not writable.
     """
     target = Path(name)
-    check_file_target(f"chart {name!r}", target, (".png", ".svg"), "'.png' or '.svg'")
+    check_output_file(f"--chart {name}", target, (".png", ".svg"), "'.png' or '.svg'", overwrite=overwrite)
     return target
 
 

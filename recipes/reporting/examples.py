@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ...convert.errors import AdderkitError
-from ...convert.graph.modes import eval_mode
+from ...convert.graph.modes import device_of, eval_mode, move_like
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, subset
 from ..data.loaders import evaluation_transform, make_loader
@@ -79,7 +79,7 @@ def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None
     """Compare a model with its teacher on random images of the validation split, the same ones every time.
 
     Args:
-        model: Student model; it is not changed.
+        model: Student model; it is not changed. Its device computes.
         job: Folder of the model, and optionally a teacher.
         dataset: Name of the data set.
         data_dir: Folder of the data set.
@@ -109,7 +109,7 @@ def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | No
     if teacher_of(job) is None:
         return None, "the model records no teacher; give one with --teacher NAME|DIR"
     try:
-        return build_teacher(job, recipe, model), None
+        return build_teacher(job, recipe, model).to(device_of(model)), None
     except AdderkitError as error:
         if job.teacher is not None:
             raise
@@ -148,7 +148,7 @@ def _picture(image: Image.Image) -> bytes:
 @torch.no_grad()
 def _probabilities(model: nn.Module, images: Tensor) -> list[Tensor]:
     with eval_mode(model):
-        return list(model(images).float().softmax(dim=1))
+        return list(model(move_like(images, model)).float().softmax(dim=1).cpu())
 
 
 def _example(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ...convert.checkpoint.folder import base_architecture, load
@@ -99,7 +100,12 @@ class ReportFacts:
 
 
 def gather(
-    job: Job, dataset: str | None = None, data_dir: str | None = None, *, announce: Callable[[str], None]
+    job: Job,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    *,
+    device: torch.device,
+    announce: Callable[[str], None],
 ) -> ReportFacts:
     """Load a model, count its cost, read its report, and predict images of a data set.
 
@@ -107,6 +113,7 @@ def gather(
         job: Saved folder and, optionally, the teacher to compare with.
         dataset: Name of the data set whose images are predicted; ``None`` for no predictions.
         data_dir: Folder of the data set.
+        device: Device to predict on.
         announce: Called with a line before each slow step.
 
     Raises:
@@ -117,7 +124,7 @@ def gather(
     report, examples = saved.report, None
     if dataset is not None:
         announce(f"predicting images of {dataset}")
-        examples = find_examples(model, job, dataset, data_dir)
+        examples = find_examples(model.to(device), job, dataset, data_dir)
     return ReportFacts(
         name=_name(source.resolve()),
         base=base_architecture(model),

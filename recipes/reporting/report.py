@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ...convert.errors import AdderkitError
-from ...convert.files import check_file_target, write_text
+from ...convert.files import write_text
 from ...convert.model_source import ModelSource
+from ...convert.output import check_output_file
+from ..distributed.device import compute_device
 from ..training.models import Job
 from .facts import ReportFacts, gather
 from .page import page
@@ -24,6 +26,8 @@ class ReportJob:
         dataset: Data set whose images are predicted; ``None`` for no predictions.
         data_dir: Folder of the data set.
         teacher: Model to compare with; by default the teacher that the folder records.
+        overwrite: Replace an earlier page.
+        device: Device to predict on; by default the GPU, if there is one.
     """
 
     folder: str
@@ -31,6 +35,8 @@ class ReportJob:
     dataset: str | None = None
     data_dir: str | None = None
     teacher: str | None = None
+    overwrite: bool = False
+    device: str | None = None
 
     @property
     def source(self) -> Path:
@@ -90,7 +96,9 @@ def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
             the page cannot be written.
     """
     _check_places(job)
-    facts = gather(Job(ModelSource(job.folder), job.teacher), job.dataset, job.data_dir, announce=announce)
+    with compute_device(job.device) as device:
+        models = Job(ModelSource(job.folder), job.teacher)
+        facts = gather(models, job.dataset, job.data_dir, device=device, announce=announce)
     try:
         write_text(job.target, page(facts))
     except OSError as error:
@@ -102,7 +110,7 @@ def _check_places(job: ReportJob) -> None:
     source, target = job.source, job.target
     if (source / "args.yaml").is_file() and (source / "best").is_dir():
         raise AdderkitError(f"{source} is a run folder; report on its best model: {source / 'best'}")
-    check_file_target(f"--output {target}", target, (".html", ".htm"), "'.html'")
+    check_output_file(f"--output {target}", target, (".html", ".htm"), "'.html'", overwrite=job.overwrite)
     guarded = next((parent for parent in target.absolute().parents if (parent / "checksums.json").is_file()), None)
     if guarded is not None:
         raise AdderkitError(

@@ -6,12 +6,17 @@ import typer
 
 from ..data.unlabeled import UnlabeledImages
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result at --output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Dataset = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Data set: digits, fashion-mnist, folder, hfds/…, wds/… or torch/…."),
 ]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder with the files of the data set.")]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Device: cpu, cuda or cuda:N.", show_default="the GPU, if there is one"),
+]
 CalibrationImages = Annotated[int, typer.Option(min=16, metavar="N", help="Number of unlabeled training images.")]
 Checkpoint = Annotated[
     str | None, typer.Option(metavar="PATH", help="File or folder of weights to load instead of pretrained ones.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal.options import BatchSize, Json
+from ..terminal.options import BatchSize, Device, Json
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ def bench(
         str, typer.Argument(metavar="MODEL", help="Saved folder, or timm model name to build without weights.")
     ],
     batch_size: BatchSize = 1,
+    device: Device = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also time each step of an integer network.")] = False,
     json: Json = False,
 ) -> None:
-    """Time the forward pass of a model on the CPU."""
+    """Time the forward pass of a model."""
     from ..terminal.tables import show
 
-    result = run_bench(model, batch_size, profile=profile)
+    result = run_bench(model, batch_size, profile=profile, device=device)
     if json:
         print_json(result.to_dict())
     else:
@@ -46,6 +47,7 @@ class BenchResult:
 
     model: str
     batch_size: int
+    device: str
     threads: int
     runs: int
     p20: float
@@ -59,13 +61,14 @@ class BenchResult:
         return dataclasses.asdict(self)
 
 
-def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResult:
-    """Time forward passes on random images, on the CPU, with torch's current number of threads.
+def run_bench(name: str, batch_size: int, *, profile: bool = False, device: str | None = None) -> BenchResult:
+    """Time forward passes on random images; on the CPU, with torch's current number of threads.
 
     Args:
         name: Saved folder, or a timm name, which is built without weights.
         batch_size: Images per forward pass.
-        profile: Also time each step; only for integer networks.
+        profile: Also time each step; only for integer networks on the CPU.
+        device: Device to compute on; by default the GPU, if there is one.
 
     Raises:
         AdderkitError: The model cannot be loaded, or has no steps to profile.
@@ -78,6 +81,8 @@ def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResu
     from ...convert.errors import AdderkitError
     from ...convert.graph.layers import input_size
     from ...convert.model_source import ModelSource
+    from ..distributed.device import compute_device
+    from ..runs.plan import device_name
 
     source = ModelSource(name)
     model = source.build(weights=source.folder is not None)
@@ -87,26 +92,35 @@ def run_bench(name: str, batch_size: int, *, profile: bool = False) -> BenchResu
         )
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, *input_size(model), generator=generator)
-    seconds = _latencies(model, images)
-    steps = profiled(model, batch_size) if profile and isinstance(model, IntegerNetwork) else ()
+    with compute_device("cpu" if profile and device is None else device) as place:
+        if profile and place.type != "cpu":
+            raise AdderkitError(f"--device is {device}, expected cpu: --profile times the steps of the CPU engine")
+        seconds = _latencies(model.to(place), images.to(place))
+        steps = profiled(model, batch_size) if profile and isinstance(model, IntegerNetwork) else ()
+        where = device_name(place)
     p20, p50, p80 = (1e3 * statistics.quantiles(seconds, n=10, method="inclusive")[index] for index in (1, 4, 7))
     rate = 1e3 * batch_size / p50
-    return BenchResult(name, batch_size, torch.get_num_threads(), len(seconds), p20, p50, p80, rate, steps)
+    return BenchResult(name, batch_size, where, torch.get_num_threads(), len(seconds), p20, p50, p80, rate, steps)
 
 
 def _latencies(model: "nn.Module", images: "Tensor") -> list[float]:
-    """Return the seconds of forward passes, repeated until enough of them or enough time have passed."""
+    """Return the seconds of forward passes, repeated until enough of them or enough time have passed.
+
+    Args:
+        model: The model.
+        images: ``[N, C, H, W]`` on the model's device.
+    """
     import torch
 
     from ...convert.graph.modes import eval_mode
 
     seconds: list[float] = []
     with torch.no_grad(), eval_mode(model):
-        model(images)  # the first pass creates engines and caches
+        model(images).cpu()  # the first pass creates engines and caches
         begun = time.perf_counter()
         while len(seconds) < _LEAST_RUNS or (len(seconds) < _MOST_RUNS and time.perf_counter() - begun < _SECONDS):
             started = time.perf_counter()
-            model(images)
+            model(images).cpu()  # waits for the device
             seconds.append(time.perf_counter() - started)
     return seconds
 
@@ -137,7 +151,8 @@ def bench_tables(result: BenchResult) -> "list[Table]":
 
     from ..terminal.tables import new_table
 
-    title = f"batch of {result.batch_size}, {result.threads} threads, {result.runs} passes"
+    threads = f", {result.threads} threads" if result.device == "cpu" else ""
+    title = f"batch of {result.batch_size} on {result.device}{threads}, {result.runs} passes"
     table = new_table(title, ("model",), ("p20 ms", "p50 ms", "p80 ms", "images/s"))
     cells = (f"{each:.2f}" for each in (result.p20, result.p50, result.p80))
     table.add_row(escape(result.model), *cells, f"{result.images_per_second:,.1f}")

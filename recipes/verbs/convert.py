@@ -17,9 +17,11 @@ from ..terminal.options import (
     Checkpoint,
     DataDir,
     Dataset,
+    Device,
     InChans,
     Json,
     NumClasses,
+    Overwrite,
     Pretrained,
     output_option,
     unlabeled_images,
@@ -70,6 +72,7 @@ def convert(
     model: Annotated[str, typer.Option(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")],
     to: Annotated[TargetName, typer.Option(help="Layers that convolutions become.")] = ADDER,
     output: Annotated[str | None, output_option("DIR", "MODEL-TARGET")] = None,
+    overwrite: Overwrite = False,
     include: Include = None,
     exclude: Exclude = None,
     skip_first: Annotated[bool, typer.Option(help="Keep the first convolution.")] = AdderConfig.skip_first,
@@ -86,6 +89,7 @@ def convert(
     matching_steps: MatchingSteps = CalibrationConfig.matching_steps,
     calibration_memory: Memory = CalibrationConfig.memory / _GB,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of calibration.")] = CalibrationConfig.seed,
+    device: Device = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
@@ -119,6 +123,8 @@ def convert(
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images, seed),
         to=to,
+        overwrite=overwrite,
+        device=device,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
     print_json(result.to_dict()) if json else _print_result(result)
@@ -143,6 +149,8 @@ class ConversionJob:
         output: Folder to write; by default ``<model>-<target>`` in the current folder.
         images: Images to calibrate on; ``None`` skips calibration.
         to: Target of the conversion.
+        overwrite: Replace a saved model in the folder.
+        device: Device to calibrate on; by default the GPU, if there is one.
     """
 
     source: "ModelSource"
@@ -152,6 +160,8 @@ class ConversionJob:
     output: str | None = None
     images: UnlabeledImages | None = None
     to: str = ADDER
+    overwrite: bool = False
+    device: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -203,28 +213,35 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     Raises:
         AdderkitError: The model, its weights or the data cannot be loaded, or nothing can be converted.
     """
-    from ...convert.checkpoint.folder import save
+    from ...convert.checkpoint.report import MODEL_FOLDER
     from ...convert.conversion.plan import plan
-    from ...convert.conversion.rewrite import convert_
     from ...convert.errors import AdderkitError
-    from ...convert.files import check_folder_target
+    from ...convert.output import output_folder
+    from ..distributed.device import compute_device
 
     job.source.refuse_target(job.folder, ", which is needed as teacher")
-    if not dry_run:
-        check_folder_target(f"--output {job.folder}", job.folder)
     if job.hybrid.acts and job.images is None:
         raise AdderkitError("--min-fidelity and --budget choose among calibrated layers: give --dataset")
     if job.images is not None and "calibration" not in TARGETS[job.to].supports:
         raise AdderkitError(f"layers of target {job.to} cannot be calibrated: leave out --dataset")
-    model = _load_cnn(job, dry_run)
     if dry_run:
-        return ConversionResult(plan(model, job.config, to=job.to), None, None)
+        return ConversionResult(plan(_load_cnn(job, dry_run), job.config, to=job.to), None, None)
+    with output_folder(job.folder, MODEL_FOLDER, overwrite=job.overwrite), compute_device(job.device) as device:
+        return _convert(_load_cnn(job, dry_run).to(device), job, announce)
+
+
+def _convert(model: "nn.Module", job: ConversionJob, announce: Callable[[str], None]) -> ConversionResult:
+    from ...convert.checkpoint.folder import save
+    from ...convert.conversion.rewrite import convert_
+    from ...convert.graph.modes import device_of
+    from ..runs.plan import device_name
+
     announce(f"converting {job.source.name}")
     student = copy.deepcopy(model)
     done = convert_(student, job.config, to=job.to)
     calibration = None
     if job.images is not None:
-        announce(f"calibrating on {job.images}")
+        announce(f"calibrating on {job.images}, on {device_name(device_of(model))}")
         done, calibration = _calibrate(student, model, job.images, done, job, announce)
     save(student, job.folder, _report(job, model, done, calibration))
     return ConversionResult(done, calibration, job.folder)

@@ -62,6 +62,7 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
     from ...convert.model_source import ModelSource
     from ..configs.files import load_recipe
     from ..data.loaders import unlabeled_images
+    from ..distributed.device import compute_device
     from ..runs.folder import RunFolder
     from ..runs.progress import calibration_progress
     from ..runs.provenance import command_line, default_teacher, weights_origin
@@ -81,8 +82,8 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
         plan = convert_(student)
         config = CalibrationConfig(steps=60, samples=4096)
         images = unlabeled_images(DATASET, None, student, CALIBRATION_IMAGES)
-        with calibration_progress() as progress:
-            fidelity = calibrate_(student, teacher, images, config, progress=progress)
+        with calibration_progress() as progress, compute_device(None) as device:
+            fidelity = calibrate_(student.to(device), teacher.to(device), images, config, progress=progress)
         original = ModelSource(str(folder / "teacher" / "best"))
         report = original.report().after(
             "convert",

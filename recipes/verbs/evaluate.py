@@ -11,6 +11,7 @@ from ..terminal.options import (
     Checkpoint,
     DataDir,
     Dataset,
+    Device,
     InChans,
     Json,
     NumClasses,
@@ -33,6 +34,7 @@ def evaluate(
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = Recipe.val_split,
     batch_size: BatchSize = Recipe.batch_size,
     workers: Workers = Recipe.workers,
+    device: Device = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
@@ -48,7 +50,7 @@ def evaluate(
     from ..terminal.tables import metrics_table, show
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
-    metrics = evaluate_model(source, dataset, data_dir, split, batch_size, workers, record=record)
+    metrics = evaluate_model(source, dataset, data_dir, split, batch_size, workers, record=record, device=device)
     if json:
         print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
     else:
@@ -64,6 +66,7 @@ def evaluate_model(
     workers: int,
     *,
     record: bool = False,
+    device: str | None = None,
 ) -> "Metrics":
     """Evaluate a saved or named model on a split.
 
@@ -75,10 +78,12 @@ def evaluate_model(
         batch_size: Images per forward pass.
         workers: Number of data loader processes.
         record: Add the measurement to the saved folder's ``adder_report.json``; its other files stay as they are.
+        device: Device to compute on; by default the GPU, if there is one.
 
     Raises:
         AdderkitError: The model or the data set cannot be loaded, they do not fit, or nothing can be recorded.
     """
+    from ..distributed.device import compute_device
     from ..reporting.evaluations import check_recordable, record_evaluation
     from ..training import models
 
@@ -86,7 +91,8 @@ def evaluate_model(
     if record:
         check_recordable(folder, source.checkpoint)
     recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
-    metrics = evaluate_split(models.build_student(models.Job(source), recipe), recipe)
+    with compute_device(device):
+        metrics = evaluate_split(models.build_student(models.Job(source), recipe), recipe)
     if record:
         record_evaluation(folder, recipe.dataset, split, metrics)
     return metrics

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...convert.export.opsets import DEFAULT_OPSET
-from ..terminal.options import DataDir, Dataset, Json, output_option
+from ..terminal.options import DataDir, Dataset, Json, Overwrite, output_option
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def export(
         Format, typer.Option("--format", help="Format to write; c and hex need a quantized model.")
     ] = "onnx",
     output: Annotated[str | None, output_option("PATH", "MODEL.onnx|.pt2|-c|-hex", "File or folder to write.")] = None,
+    overwrite: Overwrite = False,
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="ONNX opset version.", show_default=f"{DEFAULT_OPSET} for onnx")
     ] = None,
@@ -43,7 +44,7 @@ def export(
     """
     from ...convert.model_source import ModelSource
 
-    result = run_export(ExportJob(ModelSource(model), form, output, opset, dataset, data_dir))
+    result = run_export(ExportJob(ModelSource(model), form, output, opset, dataset, data_dir, overwrite))
     if json:
         print_json(result.to_dict())
     else:
@@ -62,6 +63,7 @@ class ExportJob:
         opset: Version of ONNX's operators, for ``onnx`` only; by default ``DEFAULT_OPSET``.
         dataset: Data set whose images ``c`` and ``hex`` record.
         data_dir: Folder with its files.
+        overwrite: Replace an earlier export.
     """
 
     source: "ModelSource"
@@ -70,6 +72,7 @@ class ExportJob:
     opset: int | None = None
     dataset: str | None = None
     data_dir: str | None = None
+    overwrite: bool = False
 
     @property
     def name(self) -> str:
@@ -152,16 +155,20 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
     Raises:
         AdderkitError: The model cannot be loaded or exported, packages are missing, or the target cannot be written.
     """
+    from ...convert.export.portable.folder import portable_folder
+    from ...convert.output import check_output_file, output_folder
+
     _check_options(job)
-    model = _load(job.source)
     if job.form == "c" or job.form == "hex":
-        return _export_portable(model, job, job.form)
-    return _export_program(model, job)
+        with output_folder(job.target, portable_folder(job.form, job.name), overwrite=job.overwrite):
+            return _export_portable(_load(job.source), job, job.form)
+    suffix = _SUFFIXES[job.form]
+    check_output_file(f"--output {job.target}", job.target, (suffix,), repr(suffix), overwrite=job.overwrite)
+    return _export_program(_load(job.source), job)
 
 
 def _check_options(job: ExportJob) -> None:
     from ...convert.errors import ExportError
-    from ...convert.files import check_file_target
 
     portable = job.form in _RECORDED
     if job.opset is not None and job.form != "onnx":
@@ -171,9 +178,6 @@ def _check_options(job: ExportJob) -> None:
             raise ExportError(f"{option} {value} goes with --format {' or '.join(_RECORDED)}, not with {job.form}")
     if job.data_dir is not None and job.dataset is None:
         raise ExportError(f"--data-dir {job.data_dir} needs the name of the data set: give --dataset as well")
-    if not portable:
-        suffix = _SUFFIXES[job.form]
-        check_file_target(f"--output {job.target}", job.target, (suffix,), repr(suffix))
 
 
 def _load(source: "ModelSource") -> "nn.Module":

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal.options import Checkpoint, DataDir, Dataset, InChans, Json, NumClasses, Pretrained, output_option
+from ..terminal.options import (
+    Checkpoint,
+    DataDir,
+    Dataset,
+    Device,
+    InChans,
+    Json,
+    NumClasses,
+    Pretrained,
+    output_option,
+)
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -46,6 +56,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print plan, steps and m
 
 
 def finetune(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Converted folder, or a timm model name to train a CNN.")
     ] = None,
@@ -67,6 +78,7 @@ def finetune(
     output: Annotated[str | None, output_option("DIR", "runs/TIME-MODEL", "Run folder to write.")] = None,
     resume: Resume = None,
     num_processes: Processes = None,
+    device: Device = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -87,6 +99,7 @@ def finetune(
         others = (dry_run, given, recipe, set_, teacher, checkpoint, output, not pretrained, num_classes, in_chans)
         if any(others):
             raise typer.BadParameter("a resumed run keeps its settings; give no other option", param_hint="--resume")
+        _select_device(context, device)
         folder, rows = _resume(str(resume))
     else:
         from ...convert.model_source import ModelSource
@@ -95,11 +108,19 @@ def finetune(
         source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
         job = Job(source, teacher)
         settings = _settings(source, recipe, given, set_ or ())
+        _select_device(context, device)
         if dry_run:
             _print_plan(job, settings, num_processes or 1, json)
             return
         folder, rows = _start(job, settings, output)
     _print_result(folder, rows, json)
+
+
+def _select_device(context: typer.Context, name: str | None) -> None:
+    """Select the device for the rest of the command."""
+    from ..distributed.device import compute_device
+
+    context.with_resource(compute_device(name))
 
 
 def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":

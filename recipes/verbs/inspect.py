@@ -24,6 +24,7 @@ def inspect(
         typer.Option(metavar="C H W", help="Shape of the input image.", show_default="the model's own"),
     ] = None,
     chart: Annotated[str | None, typer.Option(metavar="FILE", help="Also draw a chart: .png or .svg.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier chart.")] = False,
     json: Json = False,
 ) -> None:
     """Count the operations, bytes and energy of a model.
@@ -35,7 +36,7 @@ def inspect(
     from ..terminal.tables import show
 
     source = ModelSource(model, num_classes=num_classes, in_chans=in_chans)
-    found = run_inspection(source, input_size, chart, announce)
+    found = run_inspection(source, input_size, chart, announce, overwrite=overwrite)
     if json:
         print_json({"model": model, **found.to_dict()})
     else:
@@ -47,6 +48,8 @@ def run_inspection(
     input_size: tuple[int, int, int] | None = None,
     chart: str | None = None,
     announce: Callable[[str], None] = announce,
+    *,
+    overwrite: bool = False,
 ) -> "Cost":
     """Count a model's cost and, if asked to, draw it.
 
@@ -55,6 +58,7 @@ def run_inspection(
         input_size: ``(channels, height, width)`` of the image; by default the model's own.
         chart: PNG or SVG file to draw.
         announce: Called with a line that names the chart.
+        overwrite: Replace an earlier chart.
 
     Raises:
         AdderkitError: The model or the image size is wrong, or the chart cannot be written.
@@ -65,7 +69,9 @@ def run_inspection(
 
     if input_size is not None and min(input_size) < 1:
         raise AdderkitError(f"input size is {' '.join(map(str, input_size))}, expected three positive numbers")
-    target = check_chart(chart) if chart is not None else None  # before the count, which may take long
+    target = (
+        check_chart(chart, overwrite=overwrite) if chart is not None else None
+    )  # before the count, which may take long
     found = cost(source.build(weights=source.folder is not None), input_size)
     if target is not None:
         draw_chart(found, target, source.short_name)

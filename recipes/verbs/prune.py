@@ -14,9 +14,11 @@ from ..terminal.options import (
     Checkpoint,
     DataDir,
     Dataset,
+    Device,
     InChans,
     Json,
     NumClasses,
+    Overwrite,
     Pretrained,
     output_option,
     unlabeled_images,
@@ -66,6 +68,8 @@ def prune(
     calibration_images: CalibrationImages = UnlabeledImages.count,
     seed: Seed = PruneConfig.seed,
     output: Annotated[str | None, output_option("DIR", "MODEL-pruned")] = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
@@ -95,6 +99,8 @@ def prune(
         config=config,
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images, seed),
+        overwrite=overwrite,
+        device=device,
     )
     result = run_pruning(job, dry_run=dry_run, announce=announce)
     if json:
@@ -113,12 +119,16 @@ class PruningJob:
         config: How much to prune, and by which importance.
         output: Folder to write; by default ``<model>-pruned`` in the current folder.
         images: Images to measure importance and BatchNorm statistics on.
+        overwrite: Replace a saved model in the folder.
+        device: Device to compute on; by default the GPU, if there is one.
     """
 
     source: "ModelSource"
     config: PruneConfig
     output: str | None = None
     images: UnlabeledImages | None = None
+    overwrite: bool = False
+    device: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -168,28 +178,35 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
         AdderkitError: The model, its weights or the data cannot be loaded, or the channels cannot be removed as asked.
     """
     from ...convert.checkpoint.folder import save
+    from ...convert.checkpoint.report import MODEL_FOLDER
     from ...convert.errors import ModelSourceError
-    from ...convert.files import check_folder_target
-    from ...convert.pruning.prune import prune_
+    from ...convert.output import output_folder
 
     job.source.refuse_target(job.folder)
-    if not dry_run:
-        check_folder_target(f"--output {job.folder}", job.folder)
     if job.config.importance in NEED_IMAGES and job.images is None:
         raise ModelSourceError(
             f"importance {job.config.importance} is measured on unlabeled images: give --dataset, "
             "or --importance batchnorm|magnitude|random"
         )
-    model = job.source.build()
-    images = None
-    if job.images is not None:
-        announce(f"pruning {job.source.name} by {job.config.importance} on {job.images}")
-        images = job.images.load(model)
-    report = prune_(model, job.config, images)
     if dry_run:
-        return PruningResult(report, None)
-    save(model, job.folder, _report(job, model, report))
+        return PruningResult(_prune(job, announce)[1], None)
+    with output_folder(job.folder, MODEL_FOLDER, overwrite=job.overwrite):
+        model, report = _prune(job, announce)
+        save(model, job.folder, _report(job, model, report))
     return PruningResult(report, job.folder)
+
+
+def _prune(job: PruningJob, announce: Callable[[str], None]) -> "tuple[nn.Module, PruningReport]":
+    from ...convert.pruning.prune import prune_
+    from ..distributed.device import compute_device
+
+    with compute_device(job.device) as device:
+        model = job.source.build().to(device)
+        images = None
+        if job.images is not None:
+            announce(f"pruning {job.source.name} by {job.config.importance} on {job.images}")
+            images = job.images.load(model)
+        return model, prune_(model, job.config, images)
 
 
 def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> "Report":

@@ -14,7 +14,9 @@ from ..terminal.options import (
     Checkpoint,
     DataDir,
     Dataset,
+    Device,
     Json,
+    Overwrite,
     Pretrained,
     output_option,
     unlabeled_images,
@@ -46,6 +48,8 @@ def quantize(
     calibration_images: CalibrationImages = UnlabeledImages.count,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the choice of images.")] = UnlabeledImages.seed,
     output: Annotated[str | None, output_option("DIR", "MODEL-intBITS")] = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     dry_run: Annotated[
@@ -65,6 +69,8 @@ def quantize(
         config=QuantizeConfig(bits, requant, first_last),
         output=output,
         images=unlabeled_images(dataset, data_dir, calibration_images, seed),
+        overwrite=overwrite,
+        device=device,
     )
     result = run_quantization(job, dry_run=dry_run, announce=announce)
     if json:
@@ -85,12 +91,16 @@ class QuantizationJob:
         config: Widths and formats of the integer network.
         output: Folder to write; by default ``<model>-int<bits>`` in the current folder.
         images: Images to measure ranges on.
+        overwrite: Replace a saved model in the folder.
+        device: Device to compute on; by default the GPU, if there is one.
     """
 
     source: "ModelSource"
     config: QuantizeConfig
     output: str | None = None
     images: UnlabeledImages | None = None
+    overwrite: bool = False
+    device: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -135,23 +145,33 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
     Raises:
         AdderkitError: The model, its weights or the data cannot be loaded, or integers cannot express the model.
     """
-    from ...convert.checkpoint.folder import save
-    from ...convert.cost.integer import integer_rows
+    from ...convert.checkpoint.report import MODEL_FOLDER
     from ...convert.errors import ModelSourceError
-    from ...convert.files import check_folder_target
-    from ...convert.quantization.quantize import quantize_with_ranges
+    from ...convert.output import output_folder
 
     job.source.refuse_target(job.folder)
-    if not dry_run:
-        check_folder_target(f"--output {job.folder}", job.folder)
     if job.images is None:
         raise ModelSourceError("ranges are measured on unlabeled images: give --dataset")
-    model = job.source.build()
-    images = job.images.load(model)
-    announce(f"quantizing {job.source.name} on {len(images)} unlabeled images of {job.images.dataset}")
-    network, ranges = quantize_with_ranges(model, images, job.config)
+    if dry_run:
+        return _quantize(job, job.images, None, announce)
+    with output_folder(job.folder, MODEL_FOLDER, overwrite=job.overwrite):
+        return _quantize(job, job.images, job.folder, announce)
+
+
+def _quantize(
+    job: QuantizationJob, chosen: UnlabeledImages, folder: Path | None, announce: Callable[[str], None]
+) -> QuantizationResult:
+    from ...convert.checkpoint.folder import save
+    from ...convert.cost.integer import integer_rows
+    from ...convert.quantization.quantize import quantize_with_ranges
+    from ..distributed.device import compute_device
+
+    with compute_device(job.device) as device:
+        model = job.source.build().to(device)
+        images = chosen.load(model)
+        announce(f"quantizing {job.source.name} on {len(images)} unlabeled images of {chosen.dataset}")
+        network, ranges = quantize_with_ranges(model, images, job.config)
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
-    folder = None if dry_run else job.folder
     if folder is not None:
         save(network, folder, _report(job, model, len(images), ranges))
     return QuantizationResult(

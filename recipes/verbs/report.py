@@ -4,18 +4,20 @@ from typing import Annotated
 
 import typer
 
-from ..terminal.options import DataDir, Dataset, Json, output_option
+from ..terminal.options import DataDir, Dataset, Device, Json, Overwrite, output_option
 from ..terminal.output import announce, print_json
 
 
 def report(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Saved folder, such as runs/mine/best.")],
     output: Annotated[str | None, output_option("FILE", "FOLDER-report.html", "HTML file to write.")] = None,
+    overwrite: Overwrite = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="CNN to compare with.", show_default="the converted one")
     ] = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Write an HTML page about a saved model.
@@ -24,7 +26,7 @@ def report(
     """
     from ..reporting.report import ReportJob, run_report
 
-    result = run_report(ReportJob(folder, output, dataset, data_dir, teacher), announce)
+    result = run_report(ReportJob(folder, output, dataset, data_dir, teacher, overwrite, device), announce)
     if json:
         print_json(result.to_dict())
     else:

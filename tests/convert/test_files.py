@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adderkit.convert.errors import AdderkitError, CheckpointError
+from adderkit.convert.errors import CheckpointError
 from adderkit.convert.files import (
     atomic_path,
-    check_folder_target,
     read_json_object,
     recover_folder,
     replace_folder,
@@ -193,16 +192,3 @@ def test_sha256(tmp_path, size):
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.parametrize("target", ["new", "there", "new/deeper"])
-def test_folder_that_can_be_written(target, tmp_path):
-    (tmp_path / "there").mkdir()
-    check_folder_target("--output", tmp_path / target)
-
-
-@pytest.mark.parametrize("target", ["file", "file/in/it"])
-def test_folder_in_the_place_of_a_file(target, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(AdderkitError, match=r"cannot write --output x: .*/file is not a writable directory"):
-        check_folder_target("--output x", tmp_path / target)

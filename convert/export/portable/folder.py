@@ -8,13 +8,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ....adder_layers.integer.plan import IntegerPlan
-from ...errors import ExportError
-from ...files import write_pieces
-from .c_source import c_source
+from ...errors import CheckpointError, ExportError
+from ...files import read_json_object, write_pieces
+from ...output import FolderKind
+from .c_source import HEADER, c_identifier, c_source
 from .inputs import Normalization
 from .memory_images import memory_images
 
 PortableForm = Literal["c", "hex"]
+MANIFEST = "manifest.json"
 
 
 def integer_plan(model: nn.Module, name: str, form: PortableForm) -> IntegerPlan:
@@ -41,6 +43,35 @@ def integer_plan(model: nn.Module, name: str, form: PortableForm) -> IntegerPlan
     return plan
 
 
+def portable_folder(form: PortableForm, name: str) -> FolderKind:
+    """Return the kind of folder that ``write_portable`` writes; it may hold other files, such as those of a firmware.
+
+    Args:
+        form: ``c`` or ``hex``.
+        name: Name of the network.
+    """
+    if form == "hex":
+        return FolderKind("memory images", _has_manifest, lambda folder: any(map(_is_memory_image, folder.iterdir())))
+    prefix = c_identifier(name)
+    header, names = f"{prefix}.h", (f"{prefix}.h", f"{prefix}_weights.h", f"{prefix}.c", f"{prefix}_test.c")
+
+    def is_ours(folder: Path) -> bool:
+        return (folder / header).is_file() and HEADER.encode() in (folder / header).read_bytes()[:200]
+
+    return FolderKind(f"C source of {prefix}", is_ours, lambda folder: any((folder / each).exists() for each in names))
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return {"format", "formula", "steps"} <= read_json_object(folder / MANIFEST).keys()
+    except CheckpointError:
+        return False
+
+
+def _is_memory_image(file: Path) -> bool:
+    return file.name == MANIFEST or file.suffix == ".hex"
+
+
 def write_portable(
     plan: IntegerPlan, name: str, form: PortableForm, folder: Path, images: Tensor, pixels: Normalization
 ) -> list[Path]:
@@ -50,7 +81,7 @@ def write_portable(
         plan: Plan of the network.
         name: Name of the network, used in file names and identifiers.
         form: ``c`` or ``hex``.
-        folder: Folder to write to; other files in it are left alone.
+        folder: Folder to write to; other files in it are left alone, except memory images of an earlier export.
         images: ``[N, H, W, C]`` uint8, written with the network's outputs for them.
         pixels: Normalization of the images.
 
@@ -60,10 +91,11 @@ def write_portable(
     Raises:
         ExportError: The format cannot express the network, or the folder cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ExportError(f"--output {folder} is a file, expected a folder")
     files = _files(plan, name, form, images, pixels)
     try:
+        if form == "hex" and folder.is_dir():
+            for stale in filter(_is_memory_image, folder.iterdir()):
+                stale.unlink()
         for file, pieces in files.items():
             write_pieces(folder / file, pieces)
     except OSError as error:
@@ -77,4 +109,4 @@ def _files(
     if form == "c":
         return c_source(plan, name, images, pixels)
     manifest, files = memory_images(plan, images[0], pixels)
-    return files | {"manifest.json": [json.dumps(manifest, indent=2) + "\n"]}  # last: it lists the other files
+    return files | {MANIFEST: [json.dumps(manifest, indent=2) + "\n"]}  # last: it lists the other files

@@ -198,7 +198,7 @@ def test_card_that_was_edited_is_kept(quick, publish, saved, tmp_path):
         (["--base-model", "a b"], "--base-model 'a b' is not the name of a repository"),
         (["--create-pr", "--revision", "v1"], "give --create-pr or --revision"),
         (["--output", "runs/mine/best"], "is the model itself"),
-        (["--output", "runs"], "is not a copy of ann/net"),
+        (["--output", "runs"], "holds files that are not those of a copy of ann/net"),
     ],
     ids=["license", "base-model", "branch", "itself", "other-folder"],
 )

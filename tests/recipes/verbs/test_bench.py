@@ -96,14 +96,14 @@ def test_profile_has_a_row_for_each_step(json_of, integer_folder):
 def test_tables_for_people(adder_kit, integer_folder):
     status, out, err = adder_kit("bench", integer_folder, "--profile", "-b", 2)
     assert (status, err) == (0, "")
-    assert f"batch of 2, {torch.get_num_threads()} threads, " in out
+    assert f"batch of 2 on cpu, {torch.get_num_threads()} threads, " in out
     for word in ("p20 ms", "p50 ms", "p80 ms", "images/s", "(image)", "giga-terms/s", "profile of one pass"):
         assert word in out
 
 
 def test_shares_add_up(capsys):
     steps = tuple(engine.StepTime(f"layer[{n}]", "adder", n * 1e-3, 10.0 * (n - 1)) for n in (1, 3, 4))
-    for table in bench_tables(BenchResult("net", 1, 1, 5, 7.5, 8.0, 8.5, 1250.0, steps)):
+    for table in bench_tables(BenchResult("net", 1, "cpu", 1, 5, 7.5, 8.0, 8.5, 1250.0, steps)):
         show(table)
     out = capsys.readouterr().out
     assert [share in out for share in ("12.5 %", "37.5 %", "50.0 %")] == [True] * 3

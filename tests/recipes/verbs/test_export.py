@@ -128,8 +128,12 @@ def test_images_of_a_data_set_are_recorded(quantized):
 def test_files_of_others_in_the_folder_stay(quantized, adder_kit, tmp_path):
     (tmp_path / "firmware").mkdir()
     (tmp_path / "firmware" / "main.c").write_text("int main(void);")
+    words = ("export", "net", "--format", "c", "-o", "firmware")
+    assert adder_kit(*words)[0] == 0
     (tmp_path / "firmware" / "net.c").write_text("old")
-    assert adder_kit("export", "net", "--format", "c", "-o", "firmware")[0] == 0
+    assert "--overwrite" in adder_kit(*words)[2]
+    assert (tmp_path / "firmware" / "net.c").read_text() == "old"
+    assert adder_kit(*words, "--overwrite")[0] == 0
     assert (tmp_path / "firmware" / "main.c").read_text() == "int main(void);"
     assert (tmp_path / "firmware" / "net.c").read_text().startswith("/* net: ")
 
@@ -162,8 +166,8 @@ def test_layers_in_floating_point_are_refused(quantized, adder_kit, tmp_path):
         (["--format", "hex", "--opset", "18"], "--opset 18 goes with --format onnx, not with hex"),
         (["--dataset", "digits"], "--dataset digits goes with --format c or hex, not with onnx"),
         (["--format", "c", "--data-dir", "x"], "--data-dir x needs the name of the data set: give --dataset as well"),
-        (["--format", "c", "-o", "taken"], "--output taken is a file, expected a folder"),
-        (["--format", "hex", "-o", "taken/deep"], "cannot write --output taken/deep: Not a directory"),
+        (["--format", "c", "-o", "taken"], "taken is not a writable directory"),
+        (["--format", "hex", "-o", "taken/deep"], "cannot write --output taken/deep: "),
         (["--format", "c", "--dataset", "nothing"], "nothing"),
         (["--format", "c", "--dataset", "fashion-mnist", "--data-dir", "nowhere"], "nowhere"),
     ],
