@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .convert.checkpoint.report import Report
     from .convert.conversion.config import AdderConfig
     from .convert.conversion.plan import plan
+    from .convert.conversion.reparameterize import reparameterize_
     from .convert.conversion.rewrite import convert_, revert_
     from .convert.cost.cost import cost
     from .convert.pruning.config import PruneConfig
@@ -39,6 +40,7 @@ _HOME = {
     "prune_": "convert.pruning.prune",
     "QuantizeConfig": "convert.quantization.config",
     "quantize": "convert.quantization.quantize",
+    "reparameterize_": "convert.conversion.reparameterize",
     "convert_": "convert.conversion.rewrite",
     "revert_": "convert.conversion.rewrite",
     "CalibrationConfig": "convert.calibration.config",
@@ -67,6 +69,7 @@ __all__ = [
     "plan",
     "prune_",
     "quantize",
+    "reparameterize_",
     "revert_",
     "save",
 ]

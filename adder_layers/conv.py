@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import transforms
+from .fusion_guard import refuse_fusion_of
 from .geometry import check_arguments, check_dtypes, pair
 
 
@@ -104,6 +105,14 @@ class AdderConv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to ``[N, C, H, W]`` or ``[C, H, W]``; returns ``[N, O, H', W']`` or ``[O, H', W']``."""
+        if isinstance(input, fx.Proxy):
+            # torch.fx keeps only modules of torch.nn whole: this keeps an adder layer whole, as the convolution was.
+            node: Tensor = input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+            return node
+        return super().forward(input)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.training and self.sharpness != 1:
             # |s·x - s·w| / s is |x - w|, and its input gradient HardTanh(s·w - s·x). The weight's gradient is s times
@@ -122,3 +131,6 @@ class AdderConv2d(nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             return adder_conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
         return adder_conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+refuse_fusion_of(AdderConv2d)

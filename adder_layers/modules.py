@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .conv import AdderConv2d
 
@@ -48,8 +48,11 @@ class NormalizedAdderConv2d(AdderConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the adder convolution and its BatchNorm to ``[N, C, H, W]``; returns ``[N, O, H', W']``."""
-        output: Tensor = self.normalization(super().forward(input))
-        return output
+        output = super().forward(input)
+        if isinstance(input, fx.Proxy):  # the node stands for the whole layer
+            return output
+        normalized: Tensor = self.normalization(output)
+        return normalized
 
     def insert_normalization_(self) -> None:
         """Add the BatchNorm to an ``AdderConv2d`` whose class has just been changed to this one, and move its bias."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
 from ..conversion.plan import ConversionPlan
+from ..conversion.reparameterize import guard_merges_
 from ..conversion.targets import TARGETS
 from ..conversion.transforms import restore_convolution_
 from ..errors import AdderkitError
@@ -105,6 +106,7 @@ def keep_convolutions_(
         chosen[layer] = original
     for layer, original in chosen.items():
         restore_convolution_(layer, original)
+    guard_merges_(student)
     forget_(student, {path for path, module in modules.items() if module in chosen}, TARGETS)
     batches = batches_of(images, config.batch_size)
     with calibration_statistics(student, teacher, batches):

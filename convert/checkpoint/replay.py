@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..conversion.reparameterize import REPARAMETERIZE, apply_reparameterize_, check_reparameterize
 from ..conversion.targets import TARGETS
 from ..conversion.transforms import PLAIN, apply_conversion_, check_conversion
 from ..errors import CheckpointError, NoModuleMatchedError
@@ -34,6 +35,7 @@ class Kind:
 
 _CONVERSION = Kind(check_conversion, apply_conversion_)
 KINDS: dict[str, Kind] = {
+    REPARAMETERIZE: Kind(check_reparameterize, apply_reparameterize_),
     PLAIN: _CONVERSION,
     PRUNE: Kind(check_prune, apply_prune_),
     FAKE_QUANTIZE: Kind(check_fake_quantize, apply_fake_quantize_, must_be_last=True),

@@ -13,6 +13,7 @@ from ..patterns import matching, nearest_names
 from .config import AdderConfig
 from .converters import OTHER_CONVOLUTIONS
 from .decisions import Decision, Verdict, classifier_paths, decide, reason_to_skip, shared_weights, successor_of
+from .reparameterize import advise_to_merge_first
 from .targets import ADDER, target_named
 
 
@@ -143,6 +144,8 @@ def plan(
         rows.append(_row(module, layer, successor.path, verdict))
     result = ConversionPlan(config, tuple(rows), to)
     _check_matches(result, modules)
+    if not result.paths("converted"):
+        advise_to_merge_first(model)
     return result
 
 

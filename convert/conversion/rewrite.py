@@ -16,6 +16,7 @@ from ..record import forget_, record_
 from .config import AdderConfig
 from .converters import plain_class
 from .plan import ConversionPlan, plan
+from .reparameterize import guard_merges_
 from .targets import ADDER, TARGETS, OwnNormalization, converted_layers, target_of
 from .transforms import PLAIN, change_classes_, conversion_transform
 
@@ -108,6 +109,7 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
         if isinstance(layer, OwnNormalization):
             layer.remove_normalization_()
         layer.__class__ = plain
+    guard_merges_(model)
     folded = forget_(model, {path for path, layer in layers.items() if id(layer) in chosen}, TARGETS)
     if folded:
         record_(model, conversion_transform(PLAIN, folded))

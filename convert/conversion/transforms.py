@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import CheckpointError, NoModuleMatchedError
 from ..record import Transform, check_version
 from .converters import ConvConverter, converter_of, fold_weight_, plain_class
+from .reparameterize import guard_merges_
 from .targets import TARGETS, OwnNormalization, Site, target_of
 
 VERSION = 1
@@ -90,6 +91,7 @@ def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalize
             layer.__class__ = TARGETS[kind].classes[Site(same_padding, path in normalized)]
         if isinstance(layer, OwnNormalization):
             layer.insert_normalization_()
+    guard_merges_(model)
     return folded
 
 

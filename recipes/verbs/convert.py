@@ -53,6 +53,9 @@ Exclude = Annotated[
 SkipDepthwise = Annotated[bool, typer.Option(help="Keep depthwise convolutions.")]
 SkipGates = Annotated[bool, typer.Option(help="Keep convolutions on 1x1 maps without normalization, as in gates.")]
 NormOption = Annotated[Norm, typer.Option(help="What to do where no normalization follows a convolution.")]
+Reparameterize = Annotated[
+    bool, typer.Option("--reparameterize", help="Merge branches and BatchNorms first, as timm's reparameterize_model.")
+]
 MinFidelity = Annotated[
     float | None,
     typer.Option(min=0, max=1, metavar="X", help="Return layers with a fidelity below this to convolutions."),
@@ -80,6 +83,7 @@ def convert(
     skip_depthwise: SkipDepthwise = AdderConfig.skip_depthwise,
     skip_gates: SkipGates = AdderConfig.skip_gates,
     norm: NormOption = AdderConfig.norm,
+    reparameterize: Reparameterize = False,
     min_fidelity: MinFidelity = None,
     budget: Budget = None,
     dataset: Dataset = None,
@@ -125,6 +129,7 @@ def convert(
         to=to,
         overwrite=overwrite,
         device=device,
+        reparameterize=reparameterize,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
     print_json(result.to_dict()) if json else _print_result(result)
@@ -151,6 +156,7 @@ class ConversionJob:
         to: Target of the conversion.
         overwrite: Replace a saved model in the folder.
         device: Device to calibrate on; by default the GPU, if there is one.
+        reparameterize: Merge branches and BatchNorms before the conversion.
     """
 
     source: "ModelSource"
@@ -162,6 +168,7 @@ class ConversionJob:
     to: str = ADDER
     overwrite: bool = False
     device: str | None = None
+    reparameterize: bool = False
 
     @property
     def folder(self) -> Path:
@@ -248,6 +255,7 @@ def _convert(model: "nn.Module", job: ConversionJob, announce: Callable[[str], N
 
 
 def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
+    from ...convert.conversion.reparameterize import reparameterize_
     from ...convert.conversion.targets import is_converted
     from ...convert.errors import ModelSourceError
     from ...convert.record import require_float
@@ -256,6 +264,8 @@ def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
     require_float(model, "converted", "convert the CNN that it was made from")
     if is_converted(model):
         raise ModelSourceError(f"{job.source.name} is already converted; convert the CNN that it was made from")
+    if job.reparameterize:
+        reparameterize_(model)
     return model
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adderkit.adder_layers.conv import AdderConv2d
+from adderkit.adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d, NormalizedAdderConv2dSame
 from adderkit.adder_layers.reference import adder_conv2d_reference
 
 
@@ -250,3 +251,32 @@ def test_sharpness_has_room_in_float16(mixed):
     assert sharp.dtype == plain.dtype
     assert torch.equal(sharp, plain)
     assert input.grad.isfinite().all()
+
+
+# torch.fx
+
+
+@pytest.fixture
+def traceable():
+    """A network of every kind of adder layer."""
+    model = nn.Sequential(
+        AdderConv2d(3, 4, 3, padding=1, bias=True),
+        AdderConv2dSame(4, 4, 3, stride=2),
+        NormalizedAdderConv2d(4, 4, 3, padding="same", padding_mode="reflect"),
+        NormalizedAdderConv2dSame(4, 4, 3, stride=2),
+    )
+    model[2].insert_normalization_()
+    model[3].insert_normalization_()
+    return model.eval()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_default_tracer_keeps_layers_whole(traceable, training):
+    traceable.train(training)
+    for layer in traceable:
+        layer.sharpness = 4.0
+    images = torch.randn(2, 3, 9, 9)
+    traced = torch.fx.symbolic_trace(traceable)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2", "3"]
+    assert all(traced.get_submodule(str(index)) is traceable[index] for index in range(4))
+    assert torch.equal(traced(images), traceable(images))
