@@ -1,6 +1,7 @@
 """The adder convolution as a function and a module, with the arguments of ``F.conv2d`` and ``nn.Conv2d``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,11 +106,12 @@ class AdderConv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | fx.Proxy) -> Tensor:
         """Apply the layer to ``[N, C, H, W]`` or ``[C, H, W]``; returns ``[N, O, H', W']`` or ``[O, H', W']``."""
         if isinstance(input, fx.Proxy):
             # torch.fx keeps only modules of torch.nn whole: this keeps an adder layer whole, as the convolution was.
-            node: Tensor = input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+            tracer: Any = input.tracer
+            node: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
             return node
         return super().forward(input)
 

@@ -46,7 +46,7 @@ class NormalizedAdderConv2d(AdderConv2d):
     normalization: nn.BatchNorm2d
     had_bias: bool
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | fx.Proxy) -> Tensor:
         """Apply the adder convolution and its BatchNorm to ``[N, C, H, W]``; returns ``[N, O, H', W']``."""
         output = super().forward(input)
         if isinstance(input, fx.Proxy):  # the node stands for the whole layer

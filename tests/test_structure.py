@@ -25,7 +25,18 @@ FORBIDDEN = {
 
 # The parts of each layer, bottom-up: a file or folder imports only what stands before it.
 ORDER = {
-    "adder_layers": ("_cpu", "geometry", "reference", "backends", "ops", "fusion_guard", "conv", "modules", "integer"),
+    "adder_layers": (
+        "_cpu",
+        "geometry",
+        "reference",
+        "backends",
+        "ops",
+        "transforms",
+        "fusion_guard",
+        "conv",
+        "modules",
+        "integer",
+    ),
     "convert": (
         "errors",
         "models",
