@@ -12,7 +12,7 @@ from yaml.constructor import ConstructorError
 from ...convert.errors import RecipeError
 from .recipe import Recipe
 
-_MAX_BYTES = 1 << 18  # of a recipe file; the shipped ones have 2 kB
+_MAX_BYTES = 1 << 16  # of a recipe file; the shipped ones have 2 kB, and PyYAML takes seconds for a megabyte
 
 
 def load_recipe(name: str) -> Recipe:
@@ -122,7 +122,17 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which silently lets the last of equal keys win, with an error for them instead."""
+    """PyYAML's safe loader, with errors for equal keys, of which the last would win, and for aliases of lists.
+
+    A few hundred bytes of aliases can stand for billions of values.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and isinstance(node, yaml.CollectionNode):
+            raise ConstructorError(None, None, "an alias of a list or mapping", node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

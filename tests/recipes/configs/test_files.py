@@ -157,6 +157,13 @@ def test_a_key_that_is_there_twice():
 
 def test_a_file_that_is_too_large(tmp_path):
     path = tmp_path / "large.yaml"
-    path.write_bytes(b"#" * (1 << 19))
-    with pytest.raises(RecipeError, match="has 524,288 bytes, expected at most 262,144"):
+    path.write_text("lr: 1\n" * 100_000)
+    with pytest.raises(RecipeError, match="has 600,000 bytes, expected at most 65,536"):
         load_recipe(str(path))
+
+
+def test_aliases_that_stand_for_many_values():
+    text = "a: &a [1, 1]\nb: &b [*a, *a]\n"
+    with pytest.raises(RecipeError, match=r"mine.yaml is not valid YAML: an alias of a list or mapping in line 1"):
+        parse_yaml(text, "mine.yaml")
+    assert parse_yaml("lr: &rate 0.1\nmin_lr: *rate", "mine.yaml") == {"lr": 0.1, "min_lr": 0.1}
