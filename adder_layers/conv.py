@@ -99,6 +99,8 @@ class AdderConv2d(nn.Conv2d):
     """
 
     sharpness: float = 1.0
+    # Saved in the metadata of a state dict, where it tells adder weights from a convolution's, which have version 1.
+    _version: int = 2
 
     def reset_parameters(self) -> None:
         """Draw weights from N(0, 1); the bias starts at zero."""

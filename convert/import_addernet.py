@@ -1,12 +1,13 @@
-"""Import checkpoints of AdderNet's published code (huawei-noah/AdderNet).
+"""Import checkpoints of AdderNet's published code (huawei-noah/AdderNet) and of other adder libraries.
 
-In these checkpoints the parameter of an adder layer is called ``adder`` (and ``b``), names begin with ``module.``, the
-classifier is a 1x1 convolution, and a BatchNorm called ``bn2`` normalizes the logits. The names tell which layers are
-adder layers.
+In those of the published code the parameter of an adder layer is called ``adder`` (and ``b``), names begin with
+``module.``, the classifier is a 1x1 convolution, and a BatchNorm called ``bn2`` normalizes the logits. The names tell
+which layers are adder layers. Libraries that call the parameter ``weight`` leave that to the user.
 """
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from .checkpoint.allocation import AllocationLimit, count_elements
-from .checkpoint.foreign_weights import state_dict_from
 from .conversion.config import AdderConfig
 from .conversion.plan import ConversionPlan
 from .conversion.rewrite import convert_
 from .errors import CheckpointError, NoModuleMatchedError
-from .model_source import ModelSource, load_weights_
+from .foreign_weights.loading import load_weights_
+from .foreign_weights.names import without_prefix
+from .foreign_weights.read import read_weights
+from .model_source import ModelSource
 from .models.cifar import CIFAR_MEAN, BasicBlock, CifarNet
+from .patterns import matching, nearest_names
 
 _LOGITS_NORM = "bn2"
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -40,22 +44,27 @@ _IMAGENET_IMAGES: dict[str, Any] = {
 _FOREIGN: dict[str, Any] = {"url": "", "hf_hub_id": None, "tag": "", "license": None, "origin_url": None}
 
 
-def import_checkpoint(path: str | Path, name: str, num_classes: int | None = None) -> tuple[nn.Module, ConversionPlan]:
-    """Build a model with the weights from a checkpoint of AdderNet's published code.
+def import_checkpoint(
+    path: str | Path, name: str, num_classes: int | None = None, adder_layers: Sequence[str] = ()
+) -> tuple[nn.Module, ConversionPlan]:
+    """Build a model with the weights from a checkpoint of AdderNet's published code, or of another adder library.
 
     Args:
         path: File with the state dict: safetensors, or a PyTorch file that holds only tensors.
         name: Name of the same network in timm: ``resnet50``, ``cifar_resnet20``, …
         num_classes: Number of classes; by default that of the checkpoint's classifier.
+        adder_layers: Patterns of the adder layers, for a file that calls their parameters ``weight`` and ``bias``.
 
     Returns:
         The adder network in evaluation mode, and the plan of its conversion.
 
     Raises:
         CheckpointError: The file is damaged, holds no adder layer, or belongs to another network.
+        NoModuleMatchedError: A pattern matches no convolution.
         ModelSourceError: The name is unknown.
     """
-    weights = state_dict_from(path)
+    file = read_weights(path)
+    weights = without_prefix(file.tensors)
     found = _classes(weights)
     if num_classes is not None and found is not None and found != num_classes:
         raise CheckpointError(f"{path} has {found} classes, expected the {num_classes} of --num-classes")
@@ -64,19 +73,35 @@ def import_checkpoint(path: str | Path, name: str, num_classes: int | None = Non
     with AllocationLimit(count_elements(weights), str(path)):
         model = source.build(pretrained_cfg_overlay={**images, **_FOREIGN})
     weights = _renamed(weights, model)
-    adders = sorted(key.removesuffix(".adder") for key in weights if key.endswith(".adder"))
+    adders = {key.removesuffix(".adder") for key in weights if key.endswith(".adder")}
+    adders |= _matched(model, adder_layers)
     if not adders:
         raise CheckpointError(
-            f"{path} holds no parameter called 'adder', expected a checkpoint of AdderNet's published code; "
-            f"to convert weights of a CNN, run: adderkit convert --model {name} --checkpoint {path}"
+            f"{path} holds no parameter called 'adder', expected a checkpoint of AdderNet's published code; name the "
+            "adder layers of another library's file with --adder-layers PATTERN, or, to convert weights of a CNN, "
+            f"run: adderkit convert --model {name} --checkpoint {path}"
         )
-    plan = _convert(model, adders, name, path)
+    plan = _convert(model, sorted(adders), name, path)
     for adder in adders:
         for theirs, ours in (("adder", "weight"), ("b", "bias")):
             if f"{adder}.{theirs}" in weights:
                 weights[f"{adder}.{ours}"] = weights.pop(f"{adder}.{theirs}")
-    load_weights_(model, name, _with_our_classifier(weights, model, path), path)
+    weights = _with_our_classifier(weights, model, path)
+    load_weights_(model, name, dataclasses.replace(file, tensors=weights))
     return model, plan
+
+
+def _matched(model: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """Return the convolutions that patterns match; each has to match one."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    for pattern in patterns:
+        if not any(matching((pattern,), path) for path in paths):
+            near = ", ".join(map(repr, nearest_names(pattern, paths)))
+            raise NoModuleMatchedError(
+                f"--adder-layers {pattern!r} matches none of {len(paths)} convolutions"
+                + (f"; did you mean {near}?" if near else "; expected a path, a glob such as 'layer4.*' or 're:…'")
+            )
+    return {path for path in paths if matching(patterns, path)}
 
 
 def _classes(weights: Mapping[str, Tensor]) -> int | None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
-from torch import Tensor, nn
+from torch import nn
 
 from .checkpoint.folder import CONFIG, LOCAL, WEIGHTS, base_architecture, load, local_path
-from .checkpoint.foreign_weights import state_dict_from
 from .checkpoint.report import Report, read_report
 from .errors import CheckpointError, ModelSourceError
+from .foreign_weights.loading import load_weights_, require_convolutions
+from .foreign_weights.read import read_weights
 from .hub import PREFIX, quiet_hub
 
 
@@ -44,8 +45,8 @@ class ModelSource:
 
     @property
     def checkpoint_folder(self) -> Path | None:
-        """The checkpoint, if it is a folder."""
-        return Path(self.checkpoint) if self.checkpoint is not None and Path(self.checkpoint).is_dir() else None
+        """The checkpoint, if it is a saved folder; ``None`` for a file, or a folder that only holds weights."""
+        return Path(self.checkpoint) if self.checkpoint and (Path(self.checkpoint) / CONFIG).is_file() else None
 
     @property
     def short_name(self) -> str:
@@ -124,7 +125,9 @@ class ModelSource:
         if self.checkpoint is None:
             return self._create(pretrained, arguments)
         model = self._create(False, arguments)
-        load_weights_(model, self.name, state_dict_from(self.checkpoint), self.checkpoint)
+        found = read_weights(self.checkpoint)
+        require_convolutions(found, self.name)
+        load_weights_(model, self.name, found)
         return model
 
     def _create(self, pretrained: bool, arguments: Mapping[str, Any]) -> nn.Module:
@@ -144,33 +147,6 @@ class ModelSource:
                 f"cannot load pretrained weights for {self.name!r} ({type(error).__name__}: {reason}); {remedy}"
             ) from error
         return model.eval()
-
-
-def load_weights_(model: nn.Module, name: str, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load all weights of a model; names and shapes are compared before the first tensor is written.
-
-    Args:
-        model: Model to load them into.
-        name: Name of the model in an error message.
-        weights: Tensors by their names in the model.
-        path: File that the tensors were read from, for the message.
-
-    Raises:
-        CheckpointError: Names or shapes differ from the model's.
-    """
-    own = model.state_dict()
-    # Files of old PyTorch versions lack the counters.
-    state = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")} | dict(weights)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    different = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unexpected or different:
-        found = (("missing", missing), ("unexpected", unexpected), ("of a different shape", different))
-        parts = [f"{len(keys)} {what} (such as {keys[0]})" for what, keys in found if keys]
-        raise CheckpointError(
-            f"{path} does not fit {name}: tensors {', '.join(parts)}; "
-            "check the architecture, --num-classes and --in-chans"
-        )
-    model.load_state_dict(state)
 
 
 def _refuse(arguments: Mapping[str, Any], folder: str) -> None:

@@ -51,6 +51,7 @@ ORDER = {
         "quantization",
         "cost",
         "pruning",
+        "foreign_weights",
         "checkpoint",
         "model_source",
         "import_addernet",

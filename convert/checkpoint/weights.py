@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import read_json_object, sha256
+from ..foreign_weights.read import safetensors_state
 from ..record import transforms_of
-from .foreign_weights import safetensors_state
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

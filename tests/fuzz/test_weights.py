@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from adderkit.convert.checkpoint.foreign_weights import state_dict_from
 from adderkit.convert.errors import CheckpointError
+from adderkit.convert.foreign_weights.read import read_weights
 from adderkit.convert.import_addernet import import_checkpoint
 from adderkit.convert.model_source import ModelSource
 
@@ -45,7 +45,7 @@ def is_state(found):
 @given(data=st.data())
 def test_damaged_safetensors(data, damaged, place, survives):
     (place / "net.safetensors").write_bytes(data.draw(damaged(save(TENSORS, {"adderkit": "{}"}))))
-    assert is_state(survives(lambda: state_dict_from(place / "net.safetensors")))
+    assert is_state(survives(lambda: read_weights(place / "net.safetensors").tensors))
 
 
 @fuzz
@@ -54,7 +54,7 @@ def test_safetensors_of_any_header(header, content, length, place, survives):
     text = json.dumps(header).encode()
     size = (len(text) if length is None else length).to_bytes(8, "little")
     (place / "net.safetensors").write_bytes(size + text + content)
-    assert is_state(survives(lambda: state_dict_from(place / "net.safetensors")))
+    assert is_state(survives(lambda: read_weights(place / "net.safetensors").tensors))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch warns of old forms and odd storages
@@ -63,7 +63,7 @@ def test_safetensors_of_any_header(header, content, length, place, survives):
 @given(data=st.data())
 def test_damaged_pytorch_file(data, zipped, damaged, place, survives):
     (place / "net.pth").write_bytes(data.draw(damaged(torch_file(place / "net.pth", zipped))))
-    assert is_state(survives(lambda: state_dict_from(place / "net.pth")))
+    assert is_state(survives(lambda: read_weights(place / "net.pth").tensors))
 
 
 class Evil:
@@ -95,7 +95,7 @@ def test_damaged_pickle_runs_nothing(data, protocol, inside, damaged, place, sur
                 net.writestr(entry.filename, content if entry.filename.endswith("data.pkl") else plain.read(entry))
     else:
         (place / "net.pth").write_bytes(content)
-    survives(lambda: state_dict_from(place / "net.pth"))
+    survives(lambda: read_weights(place / "net.pth").tensors)
     assert not target.exists()
 
 
