@@ -52,9 +52,7 @@ def read_weights(path: str | Path) -> ForeignWeights:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something other than tensors.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = _file_in(path)
+    path = weights_file(path)
     if path.name.endswith(_INDEX):
         return _read_shards(path)
     kind = format_of(path)
@@ -115,12 +113,15 @@ def saved_folder_of(path: Path) -> Path | None:
     return folder if (folder / _CONFIG).is_file() else None
 
 
-def _file_in(folder: Path) -> Path:
-    """Return the file of weights in a folder of accelerate, transformers or timm.
+def weights_file(path: str | Path) -> Path:
+    """Return the file of weights that a path means: itself, or the one in a folder of accelerate, transformers or timm.
 
     Raises:
-        CheckpointError: There is none, or it is not clear which.
+        CheckpointError: The folder has none, or it is not clear which.
     """
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
     for name in _FILES:
         if (folder / name).is_file():
             return folder / name

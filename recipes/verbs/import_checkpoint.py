@@ -1,6 +1,7 @@
-"""``adderkit import-checkpoint``: read a checkpoint of AdderNet's published code."""
+"""``adderkit import-checkpoint``: read a checkpoint of AdderNet's published code, or of another adder library."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +18,19 @@ def import_checkpoint(
     file: Annotated[str, typer.Argument(metavar="FILE", help="State dict of PyTorch or safetensors.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="timm name of its architecture, such as resnet50.")],
     num_classes: NumClasses = None,
+    adder_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Adder layers in a file that calls their parameter 'weight': paths, globs or re:REGEX.",
+        ),
+    ] = None,
     output: Annotated[str | None, output_option("DIR", "MODEL-adder")] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Import a checkpoint of AdderNet's published code."""
-    result = run_import(file, model, num_classes, output, overwrite=overwrite)
+    """Import a checkpoint of AdderNet's published code, or of another adder library."""
+    result = run_import(file, model, num_classes, adder_layers or (), output, overwrite=overwrite)
     if json:
         print_json(result.to_dict())
     else:
@@ -56,14 +64,21 @@ class ImportResult:
 
 
 def run_import(
-    file: str, model: str, num_classes: int | None, output: str | None, *, overwrite: bool = False
+    file: str,
+    model: str,
+    num_classes: int | None,
+    adder_layers: Sequence[str],
+    output: str | None,
+    *,
+    overwrite: bool = False,
 ) -> ImportResult:
-    """Read a checkpoint of AdderNet's published code and save it as a folder.
+    """Read a checkpoint of an adder network and save it as a folder.
 
     Args:
         file: State dict to read.
         model: timm name of the network.
         num_classes: Number of classes; by default that of the file.
+        adder_layers: Patterns of the adder layers, for a file whose names do not tell.
         output: Folder to write; by default ``<model>-adder``.
         overwrite: Replace a saved model in the folder.
 
@@ -74,6 +89,7 @@ def run_import(
     from ...convert.checkpoint.folder import save
     from ...convert.checkpoint.report import MODEL_FOLDER, Report
     from ...convert.files import sha256
+    from ...convert.foreign_weights.read import weights_file
     from ...convert.model_source import ModelSource
     from ...convert.output import output_folder
     from ..runs.provenance import command_line
@@ -81,8 +97,9 @@ def run_import(
     folder = Path(output or f"{model}-adder")
     ModelSource(model, checkpoint=file).refuse_target(folder)
     with output_folder(folder, MODEL_FOLDER, overwrite=overwrite):
-        built, plan = import_addernet.import_checkpoint(file, model, num_classes)
-        imported = {"file": Path(file).name, "sha256": sha256(Path(file))}
+        path = weights_file(file)
+        built, plan = import_addernet.import_checkpoint(path, model, num_classes, adder_layers)
+        imported = {"file": path.name, "sha256": sha256(path)}
         save(built, folder, Report().after("import-checkpoint", command_line(), plan=plan.to_dict(), imported=imported))
     classes: Any = built.num_classes
     return ImportResult(file, model, plan, classes, folder)

@@ -11,7 +11,7 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.modules import adder_layers
-from adderkit.convert.errors import CheckpointError, ModelSourceError
+from adderkit.convert.errors import CheckpointError, ModelSourceError, NoModuleMatchedError
 from adderkit.convert.import_addernet import import_checkpoint
 from adderkit.convert.model_source import ModelSource
 
@@ -106,6 +106,44 @@ def test_saved_and_loaded(published, tmp_path, adder_kit):
     assert (status, err) == (0, "")
     assert "is cifar_resnet20 with 20 adder layers, 10 classes; saved in imported/" in out
     assert_same(adderkit.load(tmp_path / "imported"), network, images)
+
+
+# Files of other libraries
+
+
+def test_layers_that_are_named(tmp_path):
+    """The imported layer computes the distance to the weights of the file; written out, not by our operator."""
+    torch.manual_seed(0)
+    state = ModelSource("cifar_resnet20", pretrained=False, num_classes=4).build().state_dict()
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "net.pth")
+    patterns = ("features.?.conv1", r"re:features\.[1-9]\.conv2")
+    model, plan = import_checkpoint(tmp_path / "net.pth", "cifar_resnet20", adder_layers=patterns)
+    expected = [f"features.{block}.conv{layer}" for block in range(1, 10) for layer in (1, 2)]
+    assert sorted(plan.paths("convert")) == expected
+    assert set(adder_layers(model)) == set(expected)
+    assert torch.equal(model.state_dict()["features.3.conv2.weight"], state["features.3.conv2.weight"])
+    image = torch.randn(1, 16, 8, 8)
+    weight = state["features.3.conv2.weight"]
+    windows = nn.functional.unfold(image, 3, padding=1)
+    distance = -(windows - weight.flatten(1)[:, :, None]).abs().sum(1).reshape(1, 16, 8, 8)
+    torch.testing.assert_close(model.get_submodule("features.3.conv2")(image), distance, rtol=1e-5, atol=1e-4)
+
+
+def test_pattern_that_matches_nothing(published):
+    with pytest.raises(
+        NoModuleMatchedError, match=r"'features\.1\.conv9' matches none of 22 .* did you mean 'features\.1"
+    ):
+        import_checkpoint(published[2], "cifar_resnet20", adder_layers=("features.1.conv9",))
+
+
+def test_adder_network_that_torch_saved(tmp_path):
+    """PyTorch saves a version with each layer, which tells the adder layers without a pattern."""
+    model = ModelSource("cifar_vgg_small", pretrained=False, num_classes=4).build()
+    adderkit.convert_(model)
+    torch.save({"state_dict": nn.DataParallel(model).state_dict()}, tmp_path / "vgg.pth")
+    imported, _ = import_checkpoint(tmp_path / "vgg.pth", "cifar_vgg_small")
+    assert set(adder_layers(imported)) == set(adder_layers(model))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in imported.state_dict().items())
 
 
 # What is refused
