@@ -26,6 +26,7 @@ from ...convert.record import transforms_of
 from ..reporting.cost_image import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
 from ..runs.provenance import command_without_local_paths, without_local_paths
+from .card_check import check_card
 from .licenses import base_model_of, license_of
 from .published_card import CardFacts, published_card
 from .upload import Target, Upload, upload
@@ -126,6 +127,7 @@ def run_publish(job: PublishJob, announce: Callable[[str], None]) -> PublishResu
     announce(f"building {job.built}/")
     with output_folder(job.built, _copy_of(job.target.repository), overwrite=True):
         files, evaluations = _build(job, model, announce)
+    check_card(job.built / CARD)
     done = None
     if not job.dry_run:
         announce(f"uploading to {job.target.repository}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import yaml
 import adderkit
 from adderkit.convert.checkpoint.report import read_report
 from adderkit.convert.files import sha256
-from adderkit.recipes.hub import publishing
+from adderkit.recipes.hub import publishing, upload
 
 PNG = b"\x89PNG\r\n"
 
@@ -186,6 +187,55 @@ def test_card_that_was_edited_is_kept(quick, publish, saved, tmp_path):
     assert readme.read_text() == "# mine\n"
     publish("--force")
     assert readme.read_text() == ours
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "again"])
+def test_a_killed_build_can_be_repeated(quick, saved, tmp_path, monkeypatch, earlier):
+    """Stopped before each of its files, in a new folder or in one of an earlier build with other facts."""
+    monkeypatch.chdir(tmp_path)
+
+    def build(output, license="mit"):
+        target = upload.Target("ann/net")
+        publishing.run_publish(
+            publishing.PublishJob(str(saved), target, output, license, dry_run=True), lambda line: None
+        )
+        folder = tmp_path / output
+        return {each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+    expected, replace, stopped = build("straight"), pathlib.Path.replace, 0
+    for count in range(20):
+        if earlier:
+            build(f"built{count}", "apache-2.0")
+        left = [count]
+
+        def dying(self, target, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return replace(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pathlib.Path, "replace", dying)
+            try:
+                build(f"built{count}")
+            except Killed:
+                stopped += 1
+        assert build(f"built{count}") == expected
+        if left[0] >= 0:
+            break
+    assert stopped >= 4  # weights, configuration, report and card
+
+
+def test_an_edited_card_is_checked_before_anything_is_sent(quick, publish, refused, saved, tmp_path):
+    publish()
+    readme = tmp_path / "net-published" / "README.md"
+    readme.write_text("---\nmodel-index: nonsense\n---\n# mine\n")
+    assert "model-index is 'nonsense', expected a list of models" in refused()
+    publish("--force")
 
 
 # What is refused
