@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from adderkit.recipes.distributed.worker import follow_launcher
 from adderkit.recipes.terminal.errors import fail, one_line
 from adderkit.recipes.verbs.bench import bench
 from adderkit.recipes.verbs.convert import convert
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     A failure is printed as one line; ``--debug`` shows its traceback instead.
     """
+    follow_launcher()
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:

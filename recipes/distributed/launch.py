@@ -1,19 +1,31 @@
-"""Run of a command line in several processes of one machine, with accelerate's launcher."""
+"""Run of a command line in several processes of this machine, and their end: together, with one line of error.
 
-import logging
+``accelerate launch`` and ``torchrun`` work as well, and several machines need one of them. This launcher does less: it
+starts at once, since it does not import torch; a failure is one line, not a table and tracebacks; and no process
+outlives the launcher, or a process that failed, by more than ``PATIENCE`` seconds.
+"""
+
+import json
 import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
-import torch
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-from ...convert.errors import RecipeError
+from ..configs.files import parse_yaml, read_text
+from .worker import LAUNCHER, PATIENCE
 
 _OPTION = "--num-processes"
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
-def launch(words: list[str], processes: int) -> int:
+def launch(words: Sequence[str], processes: int) -> int:
     """Run ``python -m adderkit WORDS`` in several processes of this machine, one per GPU, or on the CPU without GPUs.
 
     Args:
@@ -21,29 +33,142 @@ def launch(words: list[str], processes: int) -> int:
         processes: Number of processes.
 
     Returns:
-        The exit status: 0, or 1 if a process failed or a signal stopped them. The processes print the reason.
+        The exit status: 0, or 1 after a failure, whose reason is printed.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    group = ProcessGroup([sys.executable, "-m", "adderkit", *without_option(words)], processes, writing)
+    with group.handling_signals():
+        group.start()
+        os.close(writing)
+        group.wait()
+    line = group.failure(_messages(reading))
+    if line is None:
+        return 0
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
+def processes_of_run(folder: str) -> int:
+    """Return the number of processes of a run, which a resumed run has too; 1 where there is no run.
 
     Raises:
-        RecipeError: If there are fewer GPUs than processes.
+        RecipeError: Its ``args.yaml`` is not valid YAML.
     """
-    devices = torch.cuda.device_count()
-    if devices and processes > devices:
-        raise RecipeError(f"{_OPTION} is {processes}, expected at most {devices}, the number of GPUs")
-    if not devices:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    # All given, so that a configuration file of accelerate does not change them; the recipe sets the precision.
-    options = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    arguments = launch_command_parser().parse_args([*options, "--module", "adderkit", *without_option(words)])
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
-    try:
-        launch_command(arguments)
-    except (ChildFailedError, SignalException):
-        return 1
-    return 0
+    path = Path(folder) / "args.yaml"
+    processes = parse_yaml(read_text(path), str(path)).get("processes") if path.is_file() else None
+    return processes if type(processes) is int and processes > 0 else 1
 
 
-def without_option(words: list[str]) -> list[str]:
+class ProcessGroup:
+    """Processes that run the same command and end together.
+
+    Args:
+        command: The command.
+        processes: Number of processes.
+        channel: End of a pipe to which the processes write messages.
+    """
+
+    def __init__(self, command: Sequence[str], processes: int, channel: int) -> None:
+        self.command = list(command)
+        self.processes = processes
+        self.channel = channel
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.ended: list[int] = []  # ranks, in the order in which they ended
+        self.signals = 0
+
+    def start(self) -> None:
+        """Start the processes, each in a session of its own: signals of the terminal reach them through this one."""
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "WORLD_SIZE": str(self.processes),
+            "LOCAL_WORLD_SIZE": str(self.processes),
+            LAUNCHER: f"{os.getpid()}:{self.channel}",
+        }
+        threads = max(1, (os.cpu_count() or 1) // self.processes)
+        for rank in range(self.processes):
+            own = {"OMP_NUM_THREADS": str(threads), **os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self.children.append(
+                subprocess.Popen(self.command, env=own, pass_fds=[self.channel], start_new_session=True)
+            )
+        if self.signals:  # one came while they were being started
+            self._send(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Wait until all processes have ended; after a failure, kill those that do not end by themselves in time."""
+        deadline = None
+        while len(self.ended) < self.processes:
+            for rank, child in enumerate(self.children):
+                if rank not in self.ended and child.poll() is not None:
+                    self.ended.append(rank)
+                    if child.returncode and deadline is None:
+                        deadline = time.monotonic() + PATIENCE
+            if deadline is not None and time.monotonic() > deadline:
+                self._send(signal.SIGKILL)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def failure(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """Return the line that says why the processes failed; ``None`` if they did not.
+
+        The first process to end badly is the cause, and the others are its consequences; but where the processes were
+        asked to end, what the main one says comes first.
+        """
+        failed = [rank for rank in self.ended if self.children[rank].returncode]
+        if not failed:
+            return None
+        errors = {int(each["rank"]): each["error"] for each in messages if "error" in each}
+        resume = "".join(f"; continue with: {each['resume']}" for each in messages if "resume" in each)
+        resume = resume or "; run the same command again"
+        if self.signals:
+            return errors.get(0, f"interrupted{resume}")
+        first = failed[0]
+        status = self.children[first].returncode
+        if first in errors:
+            same = first == 0 or errors.get(0) == errors[first]
+            return errors[first] if same else f"process {first}: {errors[first]}"
+        if status < 0:
+            return f"process {first} was killed by {signal.Signals(-status).name}{resume}"
+        return f"process {first} ended with status {status}{resume}"
+
+    @contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """Pass the first Ctrl-C or SIGTERM on as SIGTERM inside the ``with`` block, and kill at the second."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals += 1
+        self._send(signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+
+def _messages(channel: int) -> list[dict[str, str]]:
+    """Read what the processes wrote; the pipe may still be open in a loader process that is about to end."""
+    written = b""
+    while select.select([channel], [], [], 0)[0]:
+        piece = os.read(channel, 1 << 16)
+        if not piece:
+            break
+        written += piece
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def without_option(words: Sequence[str]) -> list[str]:
     """Return a command line without ``--num-processes N`` or ``--num-processes=N``."""
     kept, skip = [], False
     for word in words:

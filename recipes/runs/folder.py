@@ -9,6 +9,7 @@ save, and a disk that lost part of the last one costs only the work since the sa
 import csv
 import io
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
@@ -27,10 +28,12 @@ from ...convert.files import read_json_object, recover_folder, replace_folder, s
 from ..configs.files import parse_yaml, read_text
 from ..configs.recipe import Recipe
 from .layer_scales import LayerScales, write_scales
+from .lock import LOCK_FILE
 from .state import COLUMNS, Row, RunState, gather_sums, read_state, write_state
 
 _CHECKSUMS = "checksums.json"
 _STATE = "run_state.json"
+_PARTIAL = ".partial"
 
 
 class SaveError(AdderkitError):
@@ -54,23 +57,39 @@ class RunFolder:
         """Begin a new run: write ``args.yaml``.
 
         Raises:
-            RecipeError: The folder holds a run already, or cannot be written.
+            RecipeError: The folder holds a run or something else, or cannot be written.
         """
-        self.require_no_run()
+        self.require_empty()
+        self.write_arguments(arguments)
+
+    def write_arguments(self, arguments: dict[str, Any]) -> None:
+        """Write ``args.yaml``.
+
+        Raises:
+            RecipeError: The folder cannot be written.
+        """
         try:
             write_text(self.path / "args.yaml", yaml.safe_dump(arguments, sort_keys=False))
         except OSError as error:
             raise RecipeError(f"cannot write --output {self.path}: {error.strerror or error}") from error
 
-    def require_no_run(self) -> None:
-        """Refuse a folder that holds a run, as where a launcher repeats its command after a failure.
+    def require_empty(self) -> None:
+        """Refuse a folder that is not empty, apart from what a run leaves that was killed before it began.
 
         Raises:
-            RecipeError: It holds one.
+            RecipeError: It holds a run, as where a launcher repeats its command after a failure, or something else.
         """
         if (self.path / "args.yaml").exists():
             raise RecipeError(
                 f"{self.path} holds a run already; continue it with --resume {self.path}, or give another --output"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise RecipeError(f"--output {self.path} is a file, expected a new or empty folder")
+        others = sorted(each.name for each in self.path.glob("*") if not _is_left_over(each.name))
+        if others:
+            raise RecipeError(
+                f"--output {self.path} holds {', '.join(others[:3])}{', …' if others[3:] else ''}, expected a new or "
+                "empty folder; give another --output"
             )
 
     def arguments(self) -> dict[str, Any]:
@@ -81,7 +100,10 @@ class RunFolder:
         """
         path = self.path / "args.yaml"
         if not path.is_file():
-            raise RecipeError(f"{self.path} holds no run to resume: {path} does not exist")
+            raise RecipeError(
+                f"{self.path} holds no run to resume: {path} does not exist; start one with "
+                f"adderkit finetune MODEL --output {self.path}"
+            )
         return parse_yaml(read_text(path), str(path))
 
     def recover(self, say: Callable[[str], None]) -> None:
@@ -93,7 +115,7 @@ class RunFolder:
         Raises:
             RecipeError: Both saves are damaged.
         """
-        shutil.rmtree(self.path / ".partial", ignore_errors=True)
+        shutil.rmtree(self.path / _PARTIAL, ignore_errors=True)
         recover_folder(self.best)
         found = [(folder, _damage(folder)) for folder in (self.last, self.previous) if folder.exists()]
         for folder, damage in found:
@@ -125,7 +147,9 @@ class RunFolder:
             as_evaluated: Context that is entered on every process while the model, but not the state, is saved: in it
                 the model may have other statistics than training continues with.
         """
-        with self._partial("last", clear=accelerator.is_main_process) as partial:
+        # Only the main process writes here, as others may not see the folder; but with FSDP2, each has its shards.
+        writes = accelerator.is_main_process or accelerator.is_fsdp2
+        with self._partial("last", accelerator.is_main_process) if writes else _scratch() as partial:
             accelerator.wait_for_everyone()
             accelerator.save_state(str(partial / "state"))
             sums = gather_sums(run_state, accelerator)
@@ -142,20 +166,25 @@ class RunFolder:
                 replace_folder(self.last, partial)
             accelerator.wait_for_everyone()
 
-    def load_last(self, accelerator: Accelerator) -> RunState:
+    def load_last(self, accelerator: Accelerator, last: Path | None = None) -> RunState:
         """Restore the state that ``save_last`` wrote; return that of a new run where nothing was saved.
 
+        Args:
+            accelerator: It has prepared the model and everything else with a state.
+            last: The copy of ``last/`` that this process was given, where the folder is on another machine.
+
         Raises:
-            RecipeError: The state is damaged, or another number of processes wrote it.
+            RecipeError: The state is damaged.
         """
-        state = self.last / "state"
-        if not self.last.exists():
+        state = (last or self.last) / "state"
+        if not state.exists():
             return RunState()
         run_state = read_state(state / _STATE, accelerator)
         try:
             accelerator.load_state(str(state))
         except Exception as error:  # whatever torch and safetensors make of files of another program or version
             raise RecipeError(f"cannot restore {state}: {error}; start a new run from {self.best}") from error
+        accelerator.step = 0  # a save is between two windows, whose length may be another now
         return run_state
 
     def save_best(self, model: nn.Module, report: Report, state: dict[str, Tensor] | None = None) -> None:
@@ -178,7 +207,7 @@ class RunFolder:
             name: Name of the folder.
             clear: Make it, and remove it where it is not finished, so that a full disk has room again.
         """
-        partial = self.path / ".partial" / name
+        partial = self.path / _PARTIAL / name
         try:
             if clear:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -204,6 +233,17 @@ class RunFolder:
     def write_layers(self, layers: Sequence[str], scales: Sequence[LayerScales]) -> None:
         """Rewrite ``layers.csv`` from all epochs' samples."""
         write_scales(self.path / "layers.csv", layers, scales)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a temporary folder for what accelerate writes on a process whose files nobody needs."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _is_left_over(name: str) -> bool:
+    return name in (LOCK_FILE, _PARTIAL) or name.startswith(".args.yaml.")
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -37,6 +37,7 @@ class Journal:
         self.plan = plan
         self.folder = folder
         self.layers = list(layers)
+        self.seconds_between_epochs = 0.0  # of the last evaluation and save
         self._log: TextIO | None = None
         self._drawn = time.monotonic()
 

@@ -111,7 +111,9 @@ def batches_per_epoch(images: int, batch_size: int, processes: int, streaming_wo
     if streaming_workers:
         each = math.ceil(images / (processes * streaming_workers))
         return math.ceil(each / batch_size) * streaming_workers
-    return max(1, images // batch_size) // processes if images > batch_size else 1
+    if processes == 1:
+        return max(1, images // batch_size)
+    return images // batch_size // processes  # accelerate would repeat images to give each process a batch
 
 
 def check_batches(batches: int, images: int, batch_size: int, processes: int) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -18,6 +19,7 @@ class ProgressBar:
         enabled: Whether to print; only on the first process.
         log_interval: Steps between lines where there is no terminal; 0 means only the last.
         note: Called with each of these lines, on a terminal too.
+        rest: Returns the seconds of a run after this task, given those of a step.
     """
 
     def __init__(
@@ -27,15 +29,18 @@ class ProgressBar:
         enabled: bool = True,
         log_interval: int = 0,
         note: Callable[[str], None] | None = None,
+        rest: Callable[[float], float] | None = None,
     ) -> None:
         self.title = title
         self.total = total
         self.done = 0
+        self.rest = rest
         self.log_interval = log_interval
         self.note = note
         self.console = Console(stderr=True, quiet=not enabled)
         self.started = time.perf_counter()
         self._shown = 0.0
+        self._timed = 0  # steps since ``started``; a resumed epoch has others before
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -67,20 +72,35 @@ class ProgressBar:
             done: Number of steps done so far.
         """
         self.done = self.done + 1 if done is None else done
+        self._timed += 1
         if self.live:
             self._bar.update(self._task, completed=self.done)
             if self.done == self.total or time.perf_counter() - self._shown > 0.2:
                 self._shown = time.perf_counter()
-                self._bar.update(self._task, status=status())
+                self._bar.update(self._task, status=f"{self._time_left()} {status()}".strip())
         due = self.done == self.total or (self.log_interval and self.done % self.log_interval == 0)
         if due and (self.note is not None or not self.live):
             seconds = time.perf_counter() - self.started
             share = 100 * self.done // max(1, self.total)
-            line = f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s {status()}".rstrip()
+            line = f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s"
+            line = " ".join(filter(None, (line, self._time_left(), status())))
             if self.note is not None:
                 self.note(line)
             if not self.live:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _time_left(self) -> str:
+        """Return the time to the end of the task and of the run, at the rate so far; empty for a task by itself."""
+        if self.rest is None:
+            return ""
+        step = (time.perf_counter() - self.started) / self._timed
+        task = step * (self.total - self.done)
+        return f"eta {_duration(task)}, run {_duration(task + self.rest(step))}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as ``H:MM:SS``, with days where there are any."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager

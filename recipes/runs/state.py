@@ -1,6 +1,7 @@
 """The state of a run: with accelerate's own state, enough to resume as if the run had never stopped."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,12 @@ def write_state(path: Path, state: RunState, sums: list[dict[str, float]]) -> No
 
 
 def read_state(path: Path, accelerator: Accelerator) -> RunState:
-    """Read what ``write_state`` wrote; each process gets its own sums.
+    """Read what ``write_state`` wrote; each process gets its own sums, or the first those of all if others wrote it.
+
+    With another number of processes, a step must have as many batches as before, all processes together.
 
     Raises:
-        RecipeError: The file is damaged, or the run had another number of processes.
+        RecipeError: The file is damaged.
     """
     values = read_json_object(path)
     sums, rows, scales = values.pop("sums", None), values.get("rows"), values.get("layer_scales")
@@ -107,16 +110,18 @@ def read_state(path: Path, accelerator: Accelerator) -> RunState:
         or not isinstance(scales, list)
         or not all(map(is_sample, scales))
         or not isinstance(sums, list)
-        or not all(isinstance(each, dict) and "images" in each for each in sums)
+        or not sums
+        or not all(isinstance(each, dict) and "images" in each and each.keys() == sums[0].keys() for each in sums)
         or not all(_is_number(value) for each in sums for value in each.values())
     ):
         raise RecipeError(f"{path} is damaged: expected a run state with rows of {', '.join(COLUMNS)}")
     processes = accelerator.num_processes
+    window = accelerator.gradient_accumulation_steps
     if len(sums) != processes:
-        raise RecipeError(
-            f"the run had {len(sums)} processes, and there are {processes} now; resume it with "
-            f"--num-processes {len(sums)}, since the batch of a step depends on it"
-        )
+        steps = math.ceil(values["batches_done"] * len(sums) / (processes * window))
+        values["batches_done"] = steps * window
+        sums = [{name: sum(each[name] for each in sums) for name in sums[0]}]
+        sums += [dict.fromkeys(sums[0], 0)] * (processes - 1)
     own = {name: float(value) for name, value in sums[accelerator.process_index].items()}
     images = int(own.pop("images"))
     return RunState(**values, losses=own, images=images)

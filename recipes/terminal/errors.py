@@ -6,8 +6,7 @@ from time import sleep
 from typing import NoReturn
 
 from ...convert.errors import AdderkitError
-
-_PATIENCE = 20.0  # seconds; on a busy machine, a process may take that long to end
+from ..distributed.worker import PATIENCE, tell_launcher
 
 
 def one_line(error: Exception) -> str:
@@ -21,12 +20,15 @@ def one_line(error: Exception) -> str:
 def fail(message: str) -> NoReturn:
     """Print an error and exit with status 1.
 
-    If a run has several processes, the first one of each machine prints at once. The launcher then ends the others,
-    which wait for that, so that an error that all of them have is printed once.
+    adderkit's own launcher prints one line for all its processes. Under another one, the first process of each machine
+    prints at once. The launcher then ends the others, which wait for that, so that an error that all of them have is
+    printed once.
     """
+    if tell_launcher(error=message):
+        sys.exit(1)
     process = int(environ.get("LOCAL_RANK", 0))
     if process:
-        sleep(_PATIENCE)
+        sleep(PATIENCE)
         message = f"process {process}: {message}"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

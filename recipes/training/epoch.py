@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -59,14 +60,15 @@ def train_epoch(run: Run, state: RunState, stop: StopRequest, journal: Journal, 
     batches = len(run.train_loader)
     started, before = time.perf_counter(), state.images
     title = f"epoch {state.epoch}/{recipe.epochs - 1}"
+    rest = partial(_seconds_after, recipe.epochs - 1 - state.epoch, batches, journal.seconds_between_epochs)
     losses: list[Tensor] = []  # of the window's batches, each the values [loss, terms …] times its images
     images = 0
-    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval, journal.note) as bar:
+    with ProgressBar(title, batches, accelerator.is_main_process, recipe.log_interval, journal.note, rest) as bar:
         for index, (batch, targets) in _remaining(run, state, statistics):
             if index % window == 0:
                 losses, images = [], 0
                 statistics.keep()
-                state.lr = _schedule(run, state.epoch, index)
+                state.lr = scheduled_rate(run, state.epoch, index)
             # The last window may have fewer batches; its mean is over those there are.
             in_window = min(window, batches - index // window * window)
             batch, targets = run.mixing(state.epoch, batch, targets)
@@ -86,6 +88,18 @@ def train_epoch(run: Run, state: RunState, stop: StopRequest, journal: Journal, 
                 journal.step(state, run.steps_done(state), skipped=outcome.skipped)
                 _save_and_stop(run, state, save, outcome)
             bar.step(lambda: _status(state), done=index + 1)
+
+
+def _seconds_after(epochs: int, batches: int, between: float, step: float) -> float:
+    """Return the seconds that a run has left after this epoch.
+
+    Args:
+        epochs: Number of later epochs.
+        batches: Batches of an epoch.
+        between: Seconds of evaluation and save after an epoch.
+        step: Seconds for a batch.
+    """
+    return epochs * batches * step + (epochs + 1) * between
 
 
 def _remaining(run: Run, state: RunState, statistics: BatchNormSnapshot) -> Iterator[tuple[int, Any]]:
@@ -114,7 +128,7 @@ def _remaining(run: Run, state: RunState, statistics: BatchNormSnapshot) -> Iter
         yield index, batch
 
 
-def _schedule(run: Run, epoch: int, batch: int) -> float:
+def scheduled_rate(run: Run, epoch: int, batch: int) -> float:
     """Set the learning rate of the step that begins with a batch, and return it."""
     run.schedule.step_update(epoch * run.updates_per_epoch + batch // run.recipe.grad_accum_steps)
     rate: float = run.optimizer.param_groups[0]["lr"]

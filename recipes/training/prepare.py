@@ -20,6 +20,7 @@ from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource
 from ..data.loaders import evaluation_transform, make_loader, training_transform
 from ..data.mixing import Mixing
+from ..distributed.process_statistics import keep_process_statistics
 from ..distributed.sharding import check_sharding, refuse_second_model
 from ..distributed.sync_batchnorm import check_sync_batchnorm
 from ..runs.plan import RunPlan
@@ -137,6 +138,7 @@ def prepare(assembly: Assembly, accelerator: Accelerator) -> Run:
     train_loader = _shard_loader(accelerator, train_loader)
     updates_per_epoch = math.ceil(len(train_loader) / recipe.grad_accum_steps)
     average = make_average(recipe, accelerator, accelerator.unwrap_model(model))
+    keep_process_statistics(accelerator, accelerator.unwrap_model(model))
     model = _compiled(model, recipe)
     return Run(
         recipe=recipe,

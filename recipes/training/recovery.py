@@ -4,8 +4,10 @@ import sys
 from collections.abc import Callable
 
 from accelerate import PartialState
+from torch.distributed import DistError
 
 from ...convert.errors import AdderkitError
+from ..distributed.worker import has_own_launcher, is_launched
 from ..runs.folder import RunFolder, SaveError
 from ..runs.state import Row
 
@@ -29,13 +31,21 @@ def run_with_recovery(begin: Callable[[], list[Row]], folder: RunFolder) -> list
     try:
         return begin()
     except (KeyboardInterrupt, Exception) as error:
-        lost = any(words in str(error) for words in _LOST)
+        lost = isinstance(error, DistError) or any(words in str(error) for words in _LOST)
         if (lost or isinstance(error, KeyboardInterrupt)) and not PartialState().is_main_process:
             sys.exit(1)
-        reason = "another process of the run ended, and printed why" if lost else _reason(error, folder)
+        reason = "another process of the run has ended" if lost else _reason(error, folder)
         if reason is None or not (folder.path / "args.yaml").is_file():
             raise
-        raise AdderkitError(f"{reason}; continue with: adderkit finetune --resume {folder.path}") from error
+        raise AdderkitError(f"{reason}; continue with: {resume_command(folder)}") from error
+
+
+def resume_command(folder: RunFolder) -> str:
+    """Return the command that resumes a run, which starts as many processes as the run had."""
+    command = f"adderkit finetune --resume {folder.path}"
+    if is_launched() and not has_own_launcher():
+        return f"the same launcher, and its command {command}"
+    return command
 
 
 def _reason(error: BaseException, folder: RunFolder) -> str | None:

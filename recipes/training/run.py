@@ -3,12 +3,15 @@
 import dataclasses
 import math
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ...convert.checkpoint.folder import load
@@ -16,21 +19,27 @@ from ...convert.checkpoint.report import Report
 from ...convert.errors import RecipeError
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
+from ..distributed.connect import connect
+from ..distributed.process_statistics import restore_process_statistics
+from ..distributed.shared_folder import from_main, local_copy, require_shared
+from ..distributed.worker import tell_launcher
 from ..objectives.terms import teacher_need
+from ..runs.continuation import changed_settings, differences, keep_step
 from ..runs.folder import RunFolder
 from ..runs.journal import Journal
 from ..runs.layer_scales import watched_layers
+from ..runs.lock import folder_lock
 from ..runs.plan import device_name
 from ..runs.provenance import command_line, weights_origin
 from ..runs.signals import Interrupted, StopRequest, any_process
 from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums, loss_columns, mean_losses
 from .assemble import assemble, first_model, open_data
 from .batchnorm import as_evaluated, refresh_batchnorm
-from .epoch import not_finite, train_epoch
+from .epoch import not_finite, scheduled_rate, train_epoch
 from .evaluate import Metrics, evaluate
 from .models import Job, teacher_of
 from .prepare import Run, make_accelerator, prepare
-from .recovery import LoaderError
+from .recovery import LoaderError, resume_command
 
 
 def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
@@ -48,10 +57,10 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
         AdderkitError: The folder holds a run, something does not fit or is missing, or the loss is no longer finite.
         Interrupted: A signal asked to stop; the run is saved.
     """
-    folder.require_no_run()
+    connect()
+    folder.require_empty()
     accelerator = make_accelerator(recipe, folder.path)
-    # Each process named the folder by its own clock.
-    folder = RunFolder(broadcast_object_list([str(folder.path)])[0])
+    folder = RunFolder(from_main(str(folder.path)))  # each process named it by its own clock
     model = first_model(job, recipe)
     teacher = teacher_of(job) if teacher_need(recipe) else None
     job = Job(
@@ -62,33 +71,86 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     if recipe.data_dir and Path(recipe.data_dir).exists():  # it may be an address
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
     run = _assemble_and_prepare(job, recipe, model, accelerator)
-    if accelerator.is_main_process:
-        folder.start({"id": token_hex(4), "job": dataclasses.asdict(job), "recipe": recipe.to_dict()})
-    accelerator.wait_for_everyone()
-    return _train(run, job, folder, RunState())
+    with _alone(folder):
+        if accelerator.is_main_process:
+            values = {"id": token_hex(4), "job": dataclasses.asdict(job), "recipe": recipe.to_dict()}
+            folder.start({**values, "processes": accelerator.num_processes})
+            tell_launcher(resume=resume_command(folder))
+        accelerator.wait_for_everyone()
+        if accelerator.is_fsdp2:
+            require_shared(folder.path)
+        return _train(run, job, folder, RunState())
 
 
-def resume(folder: RunFolder) -> list[Row]:
+def resume(folder: RunFolder, changes: Mapping[str, Any] | None = None) -> list[Row]:
     """Resume a run from its last save, with the arguments it was begun with; it ends as if it had never stopped.
 
     Args:
-        folder: A folder that ``start`` wrote.
+        folder: A folder that ``start`` wrote; only the main process needs to see it.
+        changes: Settings to change from here on; see ``runs.continuation``.
 
     Returns:
         The rows of ``summary.csv``, those from before included.
 
     Raises:
-        AdderkitError: There is no run in the folder, or no save in it is intact.
+        AdderkitError: There is no run in the folder, no save in it is intact, or a setting cannot be changed.
         Interrupted: A signal asked to stop; the run is saved.
     """
-    if is_main_process():
-        folder.recover(_say)
-    PartialState().wait_for_everyone()
-    job, recipe = _read_arguments(folder)
-    accelerator = make_accelerator(recipe, folder.path)
-    model = load(folder.last) if folder.last.is_dir() else first_model(job, recipe)
-    run = _assemble_and_prepare(job, recipe, model, accelerator)
-    return _train(run, job, folder, folder.load_last(accelerator))
+    main = connect().is_main_process
+    folder = RunFolder(from_main(str(folder.path)))
+    arguments = from_main(folder.arguments() if main else None)
+    with _alone(folder):
+        if main:
+            folder.recover(_say)
+            tell_launcher(resume=resume_command(folder))
+        PartialState().wait_for_everyone()
+        job, before, processes = _read_arguments(folder, arguments)
+        recipe = keep_step(changed_settings(before, changes or {}), processes, PartialState().num_processes)
+        accelerator = make_accelerator(recipe, folder.path)
+        if accelerator.is_fsdp2:
+            require_shared(folder.path)
+        with local_copy(folder.last) as last:
+            model = load(last) if last.is_dir() else first_model(job, recipe)
+            run = _assemble_and_prepare(job, recipe, model, accelerator)
+            state = folder.load_last(accelerator, last)
+            restore_process_statistics(accelerator, run.bare_model, last / "state")
+        changed = _changes(run, state, before, processes)
+        if main and changed:
+            place = {"epoch": state.epoch, "batches": state.batches_done, "command": command_line()}
+            resumed = [*arguments.get("resumed", []), {**place, "changes": changed}]
+            new = {"recipe": recipe.to_dict(), "processes": accelerator.num_processes, "resumed": resumed}
+            folder.write_arguments({**arguments, **new})
+        return _train(run, job, folder, state, _lines(changed))
+
+
+def _changes(run: Run, state: RunState, before: Recipe, processes: int) -> dict[str, list[Any]]:
+    """Return what a resumed run changes: names of settings, each with its value before and now.
+
+    Raises:
+        RecipeError: The run has more epochs behind it than it is to have.
+    """
+    epochs = run.recipe.epochs
+    if state.epoch > epochs:
+        raise RecipeError(f"epochs is {epochs}, expected at least {state.epoch}, as many as the run has finished")
+    changed = differences(before, run.recipe)
+    if run.accelerator.num_processes != processes:
+        changed["processes"] = [processes, run.accelerator.num_processes]
+    if changed and 0 < state.epoch < epochs and state.lr:
+        changed["next learning rate"] = [state.lr, scheduled_rate(run, state.epoch, state.batches_done)]
+    return changed
+
+
+def _lines(changed: Mapping[str, list[Any]]) -> list[str]:
+    """Return a line for each change, with short numbers."""
+    shown = {
+        name: [f"{each:.6g}" if isinstance(each, float) else each for each in two] for name, two in changed.items()
+    }
+    return [f"{name}: {old} -> {new}" for name, (old, new) in shown.items()]
+
+
+def _alone(folder: RunFolder) -> AbstractContextManager[None]:
+    """Hold the lock of a run folder, on the main process, which alone writes to it."""
+    return folder_lock(folder.path, _say) if is_main_process() else nullcontext()
 
 
 def _assemble_and_prepare(job: Job, recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> Run:
@@ -106,24 +168,28 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _read_arguments(folder: RunFolder) -> tuple[Job, Recipe]:
-    arguments = folder.arguments()
-    job, recipe = arguments.get("job"), arguments.get("recipe")
+def _read_arguments(folder: RunFolder, arguments: Mapping[str, Any]) -> tuple[Job, Recipe, int]:
+    """Return the models, the settings and the number of processes of a run."""
+    job, recipe, processes = (arguments.get(name) for name in ("job", "recipe", "processes"))
     damaged = f"{folder.path / 'args.yaml'} is damaged: expected a job and a recipe as finetune wrote them"
-    if not isinstance(recipe, dict):
+    if not isinstance(recipe, dict) or type(processes) is not int or processes < 1:
         raise RecipeError(damaged)
     try:
-        return Job.from_dict(job), Recipe().changed(recipe)
+        return Job.from_dict(job), Recipe().changed(recipe), processes
     except TypeError as error:
         raise RecipeError(damaged) from error
 
 
-def _train(run: Run, job: Job, folder: RunFolder, state: RunState) -> list[Row]:
-    """Train from a state to the end of the last epoch, or until a signal asks to stop."""
+def _train(run: Run, job: Job, folder: RunFolder, state: RunState, notes: Sequence[str] = ()) -> list[Row]:
+    """Train from a state to the end of the last epoch, or until a signal asks to stop; log notes first."""
     state.losses = {name: state.losses.get(name, 0.0) for name in run.loss_names}
     layers = list(watched_layers(run.bare_model))
     with Journal(run.accelerator, run.plan, folder, layers) as journal, StopRequest(run.accelerator) as stop:
         journal.open(state, run.steps_done(state))
+        for note in notes:
+            journal.say(note)
+        if state.epoch >= run.recipe.epochs:
+            journal.say(f"the run has finished its {state.epoch} epochs; --epochs N extends it")
         while state.epoch < run.recipe.epochs:
             save_now = partial(_save_within_epoch, run, job, folder, state)
             try:
@@ -132,7 +198,9 @@ def _train(run: Run, job: Job, folder: RunFolder, state: RunState) -> list[Row]:
                 if run.accelerator.num_processes == 1:  # several would wait for the one that has no images
                     save_now()
                 raise
+            trained = time.perf_counter()
             _finish_epoch(run, job, folder, journal, state)
+            journal.seconds_between_epochs = time.perf_counter() - trained
             if any_process(run.accelerator, stop.requested)[0] and state.epoch < run.recipe.epochs:
                 raise Interrupted
     run.accelerator.end_training()

@@ -18,7 +18,7 @@ from ..terminal.options import (
     Pretrained,
     output_option,
 )
-from ..terminal.output import print_json
+from ..terminal.output import announce, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +48,9 @@ SaveEvery = Annotated[
 Teacher = Annotated[
     str | None, typer.Option(metavar="MODEL", help="CNN to distill from.", show_default="the converted one")
 ]
-Resume = Annotated[str | None, typer.Option(metavar="DIR", help="Run folder to resume; excludes all other options.")]
+Resume = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Run folder to resume; --epochs, --lr and a few more may change.")
+]
 Processes = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Number of processes on this machine, one per GPU.")
 ]
@@ -88,24 +90,25 @@ def finetune(
     """
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to start from, or --resume DIR", param_hint="MODEL")
-    if num_processes is not None and num_processes > 1 and not dry_run:
-        from ..distributed.launch import launch
-
-        sys.exit(launch(sys.argv[1:], num_processes))
     flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
     flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
     given = {key: value for key, value in flags.items() if value is not None}
-    if model is None:
-        others = (dry_run, given, recipe, set_, teacher, checkpoint, output, not pretrained, num_classes, in_chans)
-        if any(others):
-            raise typer.BadParameter("a resumed run keeps its settings; give no other option", param_hint="--resume")
+    if resume is not None:
+        if any((dry_run, recipe, teacher, checkpoint, output, not pretrained, num_classes, in_chans)):
+            raise typer.BadParameter(
+                "a resumed run keeps its model, recipe and folder; give settings to change, such as --epochs, alone",
+                param_hint="--resume",
+            )
+        _launch(num_processes, resume)
         _select_device(context, device)
-        folder, rows = _resume(str(resume))
+        folder, rows = _resume(resume, given, set_ or ())
     else:
         from ...convert.model_source import ModelSource
         from ..training.models import Job
 
-        source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
+        if not dry_run:
+            _launch(num_processes)
+        source = ModelSource(str(model), pretrained, checkpoint, num_classes, in_chans)
         job = Job(source, teacher)
         settings = _settings(source, recipe, given, set_ or ())
         _select_device(context, device)
@@ -121,6 +124,21 @@ def _select_device(context: typer.Context, name: str | None) -> None:
     from ..distributed.device import compute_device
 
     context.with_resource(compute_device(name))
+
+
+def _launch(processes: int | None, resumed: str | None = None) -> None:
+    """Run the command line in several processes and exit, where it asks for them or the resumed run had them."""
+    from ..distributed.launch import launch, processes_of_run
+    from ..distributed.worker import is_launched
+
+    if is_launched():
+        return
+    if processes is None and resumed is not None:
+        processes = processes_of_run(resumed)
+        if processes > 1:
+            announce(f"resuming with {processes} processes, as many as the run had; --num-processes N changes this")
+    if processes is not None and processes > 1:
+        sys.exit(launch(sys.argv[1:], processes))
 
 
 def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":
@@ -140,13 +158,15 @@ def _start(job: "Job", settings: "Recipe", output: str | None) -> "tuple[RunFold
     return folder, run_with_recovery(partial(run.start, job, settings, folder), folder)
 
 
-def _resume(path: str) -> "tuple[RunFolder, list[Row]]":
+def _resume(path: str, given: Mapping[str, Any], changes: Sequence[str]) -> "tuple[RunFolder, list[Row]]":
+    from ..configs.files import parse_settings
     from ..runs.folder import RunFolder
     from ..training import run
     from ..training.recovery import run_with_recovery
 
     folder = RunFolder(path)
-    return folder, run_with_recovery(partial(run.resume, folder), folder)
+    changed = {**given, **parse_settings(changes)}
+    return folder, run_with_recovery(partial(run.resume, folder, changed), folder)
 
 
 def _print_plan(job: "Job", settings: "Recipe", processes: int, json: bool) -> None:

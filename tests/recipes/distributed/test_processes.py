@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from adderkit.convert.errors import RecipeError
 from adderkit.convert.model_source import ModelSource
-from adderkit.recipes.distributed import launch
-from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.distributed.connect import connect
 from adderkit.recipes.terminal import errors as failure
-from adderkit.recipes.training import run as finetune
 from adderkit.recipes.verbs.evaluate import evaluate_model
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -117,10 +116,14 @@ def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):
     assert metrics.loss == pytest.approx(loss, rel=1e-5)
 
 
-def test_resuming_with_other_processes_is_refused(runs):
+def test_one_process_continues_what_two_began(runs, adder_folder, run_processes):
+    """The same steps, of two accumulated batches."""
     _, two = runs
-    with pytest.raises(RecipeError, match=r"had 2 processes, and there are 1 now; .*--num-processes 2"):
-        finetune.resume(RunFolder(two / "batchnorm"))
+    run_processes(SCRIPT, 1, adder_folder, two, "continue")
+    assert distance(two / "handed", two / "step") < 1e-6
+    assert losses(two / "handed")[0] == pytest.approx(losses(two / "step")[0], rel=1e-6)
+    arguments = yaml.safe_load((two / "handed" / "args.yaml").read_text())
+    assert arguments["resumed"][0]["changes"] == {"grad_accum_steps": [1, 2], "processes": [2, 1]}
 
 
 @pytest.mark.parametrize(("process", "spoken"), [("0", "error: no"), ("3", "error: process 3: no")])
@@ -143,15 +146,22 @@ def test_an_error_of_all_is_told_once(tmp_path):
     assert line.startswith(f"error: --data-dir {tmp_path / 'none'} does not exist")
 
 
-@pytest.mark.parametrize("words", [["--num-processes", "2"], ["--num-processes=2"]])
-def test_the_option_is_left_out_for_the_processes(words):
-    assert launch.without_option(["finetune", *words, "net", "--epochs", "2"]) == ["finetune", "net", "--epochs", "2"]
-
-
 def test_more_processes_than_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(RecipeError, match="--num-processes is 2, expected at most 1, the number of GPUs"):
-        launch.launch([], 2)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        RecipeError, match="there are 2 processes on this machine, expected at most 1, the number of GPUs"
+    ):
+        connect()
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    """As srun starts them, without LOCAL_RANK: each would train by itself, all in one folder."""
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="WORLD_SIZE is 2, but accelerate finds 1 processes; start them with"):
+        connect()
 
 
 def test_the_command_line_starts_its_processes(adder_folder, tmp_path):

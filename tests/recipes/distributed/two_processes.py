@@ -69,8 +69,8 @@ def train(kind, adder, place, processes, build=batch_independent, **more):
 AdaptiveRate, build_teacher = assemble.AdaptiveRate, assemble.build_teacher
 
 
-def killed_and_resumed(adder, place, processes):
-    """Cut off in the seventh step on all processes, saved after every third, and resumed."""
+def killed(kind, adder, place, processes):
+    """Cut off in the seventh step on all processes, saved after every third."""
     step = ProgressBar.step
 
     def stopping(self, *args, **kwargs):
@@ -80,23 +80,31 @@ def killed_and_resumed(adder, place, processes):
 
     ProgressBar.step = stopping
     try:
-        train("resumed", adder, place, processes, clip_grad=1.0, save_every=3, **FAR)
+        train(kind, adder, place, processes, clip_grad=1.0, save_every=3, **FAR)
     except KeyboardInterrupt:
         ProgressBar.step = step
+
+
+def resumed(kind, adder, place):
+    """To the end."""
     # The saved model has GroupNorm, which a saved configuration does not tell.
     finetune.load = lambda folder: in_double(batch_independent)(
         Job(ModelSource(adder)), load_recipe("distill").changed({**SETTINGS, **FAR})
     )
-    finetune.resume(RunFolder(Path(place) / "resumed"))
+    assemble.build_teacher = in_double(build_teacher)
+    finetune.resume(RunFolder(Path(place) / kind))
 
 
-def main(environment, adder, place):
-    """All runs of one of the processes."""
+def main(environment, adder, place, what="all"):
+    """All runs of one of the processes; or the rest of one that two processes began."""
     os.environ.update(environment)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     install_cpu_sync_batchnorm()
     Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
+    if what == "continue":
+        resumed("handed", adder, place)
+        return
     train("step", adder, place, processes, clip_grad=1.0, **FAR)
     train("backward", adder, place, processes, **FAR)
     # At a rate that makes much of the clipping.
@@ -106,7 +114,9 @@ def main(environment, adder, place):
         train("unclipped", adder, place, processes, build_student, **steep, clip_grad=0.0)
         train("accumulated", adder, place, 2, clip_grad=1.0, grad_accum_steps=2, **FAR)
     else:
-        killed_and_resumed(adder, place, processes)
+        killed("resumed", adder, place, processes)
+        resumed("resumed", adder, place)
+        killed("handed", adder, place, processes)
         assemble.build_student = build_student
         assemble.build_teacher = build_teacher
         recipe = load_recipe("cnn").changed({**SETTINGS, **FAR, "train_images": 64, "batch_size": 16})

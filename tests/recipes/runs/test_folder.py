@@ -11,6 +11,7 @@ import timm
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 
 import adderkit
 from adderkit.convert.checkpoint.report import Report
@@ -149,7 +150,8 @@ def state_file(**changes):
         (state_file(images_per_second="fast"), "damaged"),
         (state_file(rows=[{**ROWS[0], "loss": 1.0}]), "damaged"),
         (state_file(more=1), "damaged"),
-        (state_file(sums=[SUMS] * 2), "the run had 2 processes, and there are 1 now; .*--num-processes 2"),
+        (state_file(sums=[]), "damaged"),
+        (state_file(sums=[SUMS, {"images": 0.0}]), "damaged"),
     ],
 )
 def test_damaged_state(folder, model, text, message):
@@ -166,6 +168,36 @@ def test_state_is_read_as_written(folder, model):
     state = RunState(2, 17, losses, 96, 1e-3, 3, 1, 12.5, rows, SCALES)
     folder.save_last(model, Accelerator(cpu=True), state, Report())
     assert folder.load_last(Accelerator(cpu=True)) == state
+
+
+def test_one_process_continues_from_the_sums_and_steps_of_two(folder, model):
+    """Three batches of each of two processes, in windows of one, are three windows of two of one process."""
+    folder.save_last(model, Accelerator(cpu=True), STATE, Report())
+    sums = [{"loss": 1.5, "images": 48}, {"loss": 2.0, "images": 48}]
+    (folder.last / "state" / "run_state.json").write_text(state_file(batches_done=3, sums=sums))
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    state = folder.load_last(Accelerator(cpu=True, gradient_accumulation_steps=2))
+    assert (state.batches_done, state.losses, state.images) == (6, {"loss": 3.5}, 96)
+
+
+@pytest.mark.parametrize("there", ["train/cat/1.png", "notes.txt", ".git/config"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, there):
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).touch()
+    before = sorted(tmp_path.rglob("*"))
+    name = there.partition("/")[0]
+    with pytest.raises(RecipeError, match=rf"--output {tmp_path} holds {name}, expected a new or empty folder; give"):
+        RunFolder(tmp_path).start({})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_start_that_was_killed_leaves_is_no_obstacle(tmp_path):
+    (tmp_path / ".partial" / "last").mkdir(parents=True)
+    for name in (".lock", ".args.yaml.x8f3"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).start({"job": {}})
+    assert RunFolder(tmp_path).arguments() == {"job": {}}
 
 
 def saved_twice(folder, model):

@@ -1,10 +1,13 @@
 """Progress goes to standard error, as lines where there is no terminal."""
 
 import re
+from functools import partial
 
 import pytest
 
+from adderkit.recipes.runs import progress
 from adderkit.recipes.runs.progress import ProgressBar, calibration_progress
+from adderkit.recipes.training.epoch import _seconds_after
 
 
 def lines(capsys):
@@ -30,6 +33,18 @@ def test_a_line_every_so_many_steps(capsys):
     assert [re.search(r"\[(\d)/7 \((\d+)%\)\]", line).groups() for line in lines(capsys)] == [
         ("3", "42"), ("6", "85"), ("7", "100"),
     ]  # fmt: skip
+
+
+def test_time_left_of_epoch_and_run(capsys, monkeypatch):
+    """Two seconds a step, resumed after 90 of 100; two more epochs, each followed by 100 seconds of evaluation."""
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: 0.0)
+    rest = partial(_seconds_after, 2, 100, 100.0)
+    with ProgressBar("epoch 7/9", 100, log_interval=91, rest=rest) as bar:
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: 2.0)
+        bar.step(lambda: "loss 1", done=91)
+    (line,) = lines(capsys)
+    # 9 steps are left of this epoch, then 200 steps and three evaluations.
+    assert line == "epoch 7/9 [91/100 (91%)] 2.0s eta 0:00:18, run 0:11:58 loss 1"
 
 
 def test_silent_on_other_processes(capsys):

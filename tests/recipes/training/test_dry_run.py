@@ -73,7 +73,8 @@ def test_steps(quick_recipe, changes, processes, steps):
 
 def test_more_processes_than_batches_leave_nothing(quick_recipe):
     assert batches_per_epoch(100, 32, processes=4) == 0
-    assert batches_per_epoch(20, 32, processes=4) == 1
+    assert batches_per_epoch(20, 32, processes=1) == 1
+    assert batches_per_epoch(20, 32, processes=4) == 0  # not the same images for each
     with pytest.raises(DatasetError, match="100 training images, expected at least 128, 32 for each of 4 processes"):
         dry_run(CNN, quick_recipe(batch_size=32, train_images=100), 4)
 

@@ -171,7 +171,7 @@ def test_processes_beside_the_first_say_nothing_of_a_lost_one(tmp_path, monkeypa
     def lost():
         raise RuntimeError("[pair.cc] Connection closed by peer [127.0.0.1]:4")
 
-    with pytest.raises(AdderkitError, match=r"^another process of the run ended, and printed why; continue with"):
+    with pytest.raises(AdderkitError, match=r"^another process of the run has ended; continue with"):
         run_with_recovery(lost, RunFolder(tmp_path))
     monkeypatch.setattr(going_on, "PartialState", lambda: type("State", (), {"is_main_process": False}))
     with pytest.raises(SystemExit):
