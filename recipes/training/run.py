@@ -142,10 +142,11 @@ def _changes(run: Run, state: RunState, before: Recipe, processes: int) -> dict[
 
 def _lines(changed: Mapping[str, list[Any]]) -> list[str]:
     """Return a line for each change, with short numbers."""
-    shown = {
-        name: [f"{each:.6g}" if isinstance(each, float) else each for each in two] for name, two in changed.items()
-    }
-    return [f"{name}: {old} -> {new}" for name, (old, new) in shown.items()]
+
+    def short(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return [f"{name}: {short(old)} -> {short(new)}" for name, (old, new) in changed.items()]
 
 
 def _alone(folder: RunFolder) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ import psutil
 SETTINGS = {
     "train_images": 128,
     "batch_size": 16,
-    "epochs": 3,
+    "epochs": 6,
     "save_every": 1,
     "log_interval": 1,
     "workers": 0,
@@ -50,10 +50,10 @@ def ranks(launcher):
 
 def wait_for_a_place(process, folder, generator):
     """Wait for a random time from the start, or for a random number of lines in the log and a little more."""
-    if generator.random() < 0.4:
+    if generator.random() < 0.3:
         delay, lines = generator.uniform(0, 20), 0
     else:
-        delay, lines = generator.uniform(0, 1.5), generator.randrange(1, 14)
+        delay, lines = generator.uniform(0, 1.5), generator.randrange(1, 8)
     log = folder / "log.txt"
     before = log.read_text().count("\n") if log.exists() else 0
     end = time.monotonic() + 180
