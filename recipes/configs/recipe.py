@@ -104,6 +104,7 @@ class Recipe:
         requant: Requantization of those integers: ``fixed`` or ``shift``.
         channels_last: Lay out weights and activations with the channels last.
         torchcompile: Backend of ``torch.compile`` for the model, such as ``inductor``; empty for none.
+        grad_checkpointing: Compute activations again in the backward pass instead of keeping them; where the model can.
         seed: Seed of weights, order and augmentation.
         log_interval: Steps between lines of ``log.txt`` (on standard error too where there is no terminal), and between
             values for trackers.
@@ -167,6 +168,7 @@ class Recipe:
     requant: Requant = "fixed"
     channels_last: bool = False
     torchcompile: str = ""
+    grad_checkpointing: bool = False
     seed: int = 0
     log_interval: int = 50
     log_with: str = ""

@@ -2,7 +2,7 @@
 
 ``accelerate launch`` and ``torchrun`` work as well, and several machines need one of them. This launcher does less: it
 starts at once, since it does not import torch; a failure is one line, not a table and tracebacks; and no process
-outlives the launcher, or a process that failed, by more than ``PATIENCE`` seconds.
+outlives the launcher, or a process that failed, for long.
 """
 
 import json
@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 from ..configs.files import parse_yaml, read_text
-from .worker import LAUNCHER, PATIENCE
+from .worker import LAUNCHER
 
 _OPTION = "--num-processes"
+_PATIENCE = 10.0  # seconds that the others have to end by themselves after one has failed
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -103,7 +104,7 @@ class ProcessGroup:
                 if rank not in self.ended and child.poll() is not None:
                     self.ended.append(rank)
                     if child.returncode and deadline is None:
-                        deadline = time.monotonic() + PATIENCE
+                        deadline = time.monotonic() + _PATIENCE
             if deadline is not None and time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
             time.sleep(_SECONDS_BETWEEN_LOOKS)

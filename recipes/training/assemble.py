@@ -5,6 +5,7 @@ A run and a dry run assemble alike; a run then hands the parts to accelerate (``
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -166,6 +167,8 @@ def assemble(
         _check_classes(*data.splits)
         mixing = Mixing(recipe, model, data.splits[0])
     configure_layers(model, objective, recipe, processes)
+    if recipe.grad_checkpointing:
+        _checkpoint_gradients(model)
     optimizer = _make_optimizer(recipe, model, objective, processes)
     plan = RunPlan.of(
         model,
@@ -199,6 +202,17 @@ def configure_layers(model: nn.Module, objective: Objective, recipe: Recipe, pro
         synchronize_batchnorm_(model)
         if objective.trains_teacher:  # a frozen one computes as in evaluation
             synchronize_batchnorm_(objective)
+
+
+def _checkpoint_gradients(model: nn.Module) -> None:
+    timm_model: Any = model
+    try:
+        timm_model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise RecipeError(
+            f"grad_checkpointing is on, and {type(model).__name__} cannot do it ({error}); "
+            "turn it off with --set grad_checkpointing=false"
+        ) from error
 
 
 def _make_optimizer(recipe: Recipe, model: nn.Module, objective: Objective, processes: int) -> torch.optim.Optimizer:

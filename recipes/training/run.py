@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from ...convert.checkpoint.folder import load
 from ...convert.checkpoint.report import Report
@@ -20,8 +21,8 @@ from ...convert.errors import RecipeError
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
 from ..distributed.connect import connect
+from ..distributed.exchange import from_main, local_copy, require_same, require_shared
 from ..distributed.process_statistics import restore_process_statistics
-from ..distributed.shared_folder import from_main, local_copy, require_shared
 from ..distributed.worker import tell_launcher
 from ..objectives.terms import teacher_need
 from ..runs.continuation import changed_settings, differences, keep_step
@@ -135,6 +136,13 @@ def _changes(run: Run, state: RunState, before: Recipe, processes: int) -> dict[
     changed = differences(before, run.recipe)
     if run.accelerator.num_processes != processes:
         changed["processes"] = [processes, run.accelerator.num_processes]
+    dealt = [name for name in ("processes", "workers") if name in changed]
+    if dealt and state.batches_done and isinstance(run.train_loader.dataset, IterableDataset):
+        old, new = changed[dealt[0]]
+        raise RecipeError(
+            f"{dealt[0]} is {new}, expected {old} as before: within an epoch of a streamed data set, it decides which "
+            "images are left; resume without the change"
+        )
     if changed and 0 < state.epoch < epochs and state.lr:
         changed["next learning rate"] = [state.lr, scheduled_rate(run, state.epoch, state.batches_done)]
     return changed
@@ -157,6 +165,7 @@ def _alone(folder: RunFolder) -> AbstractContextManager[None]:
 def _assemble_and_prepare(job: Job, recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> Run:
     """Assemble everything that a step needs, and hand it to accelerate."""
     data = open_data(recipe, model)
+    require_same("images of training and evaluation", [data.images, data.evaluation_images])
     return prepare(assemble(job, recipe, model, data, processes=accelerator.num_processes), accelerator)
 
 

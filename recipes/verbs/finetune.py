@@ -132,6 +132,11 @@ def _launch(processes: int | None, resumed: str | None = None) -> None:
     from ..distributed.worker import is_launched
 
     if is_launched():
+        if processes is not None:
+            raise typer.BadParameter(
+                "another launcher has started this process, and sets their number; leave the option out",
+                param_hint="--num-processes",
+            )
         return
     if processes is None and resumed is not None:
         processes = processes_of_run(resumed)

@@ -21,7 +21,7 @@ rank = int(os.environ["RANK"])
 
 def ended(monkeypatch, capfd, script, processes=2, patience=0.3):
     """Run a script in processes; the exit status and what was printed."""
-    monkeypatch.setattr(launch, "PATIENCE", patience)
+    monkeypatch.setattr(launch, "_PATIENCE", patience)
     popen = subprocess.Popen
     command = [sys.executable, "-c", PREAMBLE + script]
     monkeypatch.setattr(launch.subprocess, "Popen", lambda _, **options: popen(command, **options))

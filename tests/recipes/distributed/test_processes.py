@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file
 
+import adderkit
 from adderkit.convert.errors import RecipeError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.distributed.connect import connect
@@ -47,6 +49,9 @@ def python(*words, cwd=None):
 def runs(tmp_path_factory, adder_folder, run_processes):
     """Folder of runs on one process, and on two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    torch.manual_seed(0)
+    arguments = {"num_classes": 10, "in_chans": 1, "pretrained_cfg_overlay": {"input_size": (1, 16, 16)}}
+    adderkit.save(timm.create_model("resnet10t", drop_path_rate=0.3, **arguments), two / "net")
     run_processes(SCRIPT, 1, adder_folder, one)
     run_processes(SCRIPT, 2, adder_folder, two)
     return one, two
@@ -105,6 +110,14 @@ def test_killed_and_resumed_on_two_processes(runs):
     straight, resumed = saved(two / "step"), saved(two / "resumed")
     assert [name for name, value in straight.items() if not value.equal(resumed[name])] == []
     assert losses(two / "resumed") == losses(two / "step")
+
+
+def test_stopped_in_the_last_step_of_an_epoch_on_two_processes(runs):
+    """A CNN with drop path and checkpointed gradients: each process continues with its own running statistics."""
+    _, two = runs
+    straight, resumed = saved(two / "through"), saved(two / "stopped")
+    assert [name for name, value in straight.items() if not value.equal(resumed[name])] == []
+    assert losses(two / "stopped") == losses(two / "through")
 
 
 def test_statistics_are_those_of_both_processes_when_evaluated_and_saved(runs):

@@ -12,7 +12,8 @@ from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.files import load_recipe
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.runs.progress import ProgressBar
-from adderkit.recipes.training import assemble
+from adderkit.recipes.runs.signals import Interrupted
+from adderkit.recipes.training import assemble, epoch
 from adderkit.recipes.training import run as finetune
 from adderkit.recipes.training.adaptive_rate import rescale_
 from adderkit.recipes.training.models import Job, build_student
@@ -66,7 +67,7 @@ def train(kind, adder, place, processes, build=batch_independent, **more):
     finetune.start(Job(ModelSource(adder)), recipe, RunFolder(Path(place) / kind))
 
 
-AdaptiveRate, build_teacher = assemble.AdaptiveRate, assemble.build_teacher
+AdaptiveRate, build_teacher, load = assemble.AdaptiveRate, assemble.build_teacher, finetune.load
 
 
 def killed(kind, adder, place, processes):
@@ -93,6 +94,27 @@ def resumed(kind, adder, place):
     )
     assemble.build_teacher = in_double(build_teacher)
     finetune.resume(RunFolder(Path(place) / kind))
+
+
+def stopped_in_the_last_step(place):
+    """Of the first of two epochs, by a signal to one process; and the same run without a stop."""
+    recipe = load_recipe("cnn").changed({**SETTINGS, "epochs": 2, "train_images": 64, "batch_size": 16})
+    recipe = recipe.changed({"grad_checkpointing": True})
+    job, folder = Job(ModelSource(str(Path(place) / "net"))), RunFolder(Path(place) / "stopped")
+    finetune.start(job, recipe, RunFolder(Path(place) / "through"))
+    step, rank = epoch._step, int(os.environ["RANK"])
+
+    def stopping(run, state, statistics, losses, images, stop):
+        stop.requested |= rank == 1 and (state.epoch, state.batches_done) == (0, 1)
+        return step(run, state, statistics, losses, images, stop)
+
+    epoch._step = stopping
+    try:
+        finetune.start(job, recipe, folder)
+    except Interrupted:
+        epoch._step = step
+    finetune.load = load
+    finetune.resume(folder)
 
 
 def main(environment, adder, place, what="all"):
@@ -122,6 +144,7 @@ def main(environment, adder, place, what="all"):
         recipe = load_recipe("cnn").changed({**SETTINGS, **FAR, "train_images": 64, "batch_size": 16})
         job = Job(ModelSource("cifar_resnet20", pretrained=False))
         finetune.start(job, recipe, RunFolder(Path(place) / "batchnorm"))
+        stopped_in_the_last_step(place)
 
 
 if __name__ == "process":

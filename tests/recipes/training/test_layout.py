@@ -1,10 +1,11 @@
-"""Settings that change how a model is computed, and not what: compiled, and with the channels last."""
+"""Settings that change how a model is computed, and not what: compiled, checkpointed, and with the channels last."""
 
 import json
 import runpy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -52,7 +53,7 @@ def test_compiled_is_the_same(train, adder_folder, monkeypatch):
 
 
 def test_compiled_is_resumed(train, straight, same_run, tmp_path, stop_at, monkeypatch):
-    job, recipe = straight.arguments("cnn", epochs=2, torchcompile="eager")
+    job, recipe = straight.arguments("cnn", epochs=2, torchcompile="eager", model_ema=True, model_ema_decay=0.5)
     through, folder = RunFolder(tmp_path / "through"), RunFolder(tmp_path / "run")
     rows = finetune.start(job, recipe, through)
     stop_at("epoch 1/1", 1)
@@ -66,6 +67,36 @@ def test_compiled_is_resumed(train, straight, same_run, tmp_path, stop_at, monke
 def test_unknown_compiler(train):
     with pytest.raises(RecipeError, match=r"torchcompile is 'indutcor', expected one of .*inductor"):
         train(torchcompile="indutcor")
+
+
+def test_checkpointed_is_the_same(train, tmp_path):
+    """The same gradients from activations that are computed twice; running statistics alone differ, as in timm."""
+    cfg = {"input_size": (1, 16, 16)}
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=10, in_chans=1, drop_path_rate=0.3, pretrained_cfg_overlay=cfg)
+    adderkit.save(model, tmp_path / "net")
+    passes = []
+    weights = []
+    for on in (False, True):
+        passes.append(0)
+        with pytest.MonkeyPatch.context() as patch:
+            forward = type(model.layer2[0]).forward
+
+            def counted(self, images, forward=forward):
+                passes[-1] += 1
+                return forward(self, images)
+
+            patch.setattr(type(model.layer2[0]), "forward", counted)
+            job = Job(ModelSource(str(tmp_path / "net")))
+            _, folder = train(folder=f"run-{on}", job=job, grad_checkpointing=on, train_images=32, bn_images=0)
+        weights.append(dict(adderkit.load(folder.last).named_parameters()))
+    assert passes[1] > passes[0]
+    assert [name for name, value in weights[0].items() if not value.equal(weights[1][name])] == []
+
+
+def test_a_model_that_cannot_checkpoint(train):
+    with pytest.raises(RecipeError, match=r"grad_checkpointing is on, and CifarResNet cannot do it .*; turn it off"):
+        train(grad_checkpointing=True)
 
 
 @pytest.mark.parametrize("recipe", ["cnn", "distill"])

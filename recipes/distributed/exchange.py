@@ -1,4 +1,4 @@
-"""A folder of the main process, which processes on other machines may or may not see."""
+"""Exchange between processes: values and files of the main one, and checks that all have the same."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +18,25 @@ def from_main(value: Any) -> Any:
     received = [value]
     broadcast_object_list(received)
     return received[0]
+
+
+def require_same(what: str, value: Any) -> None:
+    """Refuse values that differ between processes, as where machines have different copies of a data set.
+
+    Args:
+        what: Name of the value, for the message.
+        value: This process's value; called on all processes.
+
+    Raises:
+        RecipeError: Some process has another value than the first.
+    """
+    values = gather_object([value]) if PartialState().num_processes > 1 else [value]
+    for process, each in enumerate(values):
+        if each != values[0]:
+            raise RecipeError(
+                f"process {process} has {each} {what}, expected {values[0]} as process 0 has; every machine needs the "
+                "same data set"
+            )
 
 
 def is_shared(folder: Path) -> bool:
