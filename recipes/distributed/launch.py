@@ -13,8 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -39,10 +38,10 @@ def launch(words: Sequence[str], processes: int) -> int:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     group = ProcessGroup([sys.executable, "-m", "adderkit", *without_option(words)], processes, writing)
-    with group.handling_signals():
-        group.start()
-        os.close(writing)
-        group.wait()
+    group.handle_signals()
+    group.start()
+    os.close(writing)
+    group.wait()
     line = group.failure(_messages(reading))
     if line is None:
         return 0
@@ -132,15 +131,10 @@ class ProcessGroup:
             return f"process {first} was killed by {signal.Signals(-status).name}{resume}"
         return f"process {first} ended with status {status}{resume}"
 
-    @contextmanager
-    def handling_signals(self) -> Iterator[None]:
-        """Pass the first Ctrl-C or SIGTERM on as SIGTERM inside the ``with`` block, and kill at the second."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def handle_signals(self) -> None:
+        """Pass the first Ctrl-C or SIGTERM on as SIGTERM, and kill at the second; until this process ends."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,15 @@ import os, signal, sys, time
 from adderkit.recipes.distributed.worker import follow_launcher, tell_launcher
 rank = int(os.environ["RANK"])
 """
+
+
+@pytest.fixture(autouse=True)
+def same_handlers():
+    """The launcher keeps its handlers until its process ends; here it does not end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def ended(monkeypatch, capfd, script, processes=2, patience=0.3):
