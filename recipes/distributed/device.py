@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from ...convert.errors import AdderkitError
+from .connect import connect
 
 _OPTION = "--device"
 _CPU = "ACCELERATE_USE_CPU"
@@ -29,7 +28,7 @@ def compute_device(name: str | None) -> Iterator[torch.device]:
         AdderkitError: This machine does not have the device, or several processes would share it.
     """
     if name is None:
-        yield PartialState(cpu=parse_flag_from_env(_CPU)).device
+        yield connect().device
         return
     device = _device(name)
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1

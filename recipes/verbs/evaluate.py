@@ -108,11 +108,9 @@ def evaluate_split(model: "nn.Module", recipe: Recipe) -> "Metrics":
 
     from ..data.datasets import DataConfig
     from ..data.loaders import evaluation_transform, make_loader
-    from ..distributed.connect import connect
     from ..training.evaluate import evaluate
     from ..training.models import open_split
 
-    connect()
     accelerator = Accelerator()
     images = open_split(recipe, model, training=False)
     transform = evaluation_transform(DataConfig.of(model))
