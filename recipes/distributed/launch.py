@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..configs.files import parse_yaml, read_text
-from .worker import LAUNCHER
+from .worker import LAUNCHER, LOST
 
 _OPTION = "--num-processes"
 _PATIENCE = 10.0  # seconds that the others have to end by themselves after one has failed
@@ -111,10 +111,10 @@ class ProcessGroup:
     def failure(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         """Return the line that says why the processes failed; ``None`` if they did not.
 
-        The first process to end badly is the cause, and the others are its consequences; but where the processes were
-        asked to end, what the main one says comes first.
+        The first process to end badly is the cause, unless it only says that it has lost another. Where the processes
+        were asked to end, the line is what the main one says.
         """
-        failed = [rank for rank in self.ended if self.children[rank].returncode]
+        failed = {rank: self.children[rank].returncode for rank in self.ended if self.children[rank].returncode}
         if not failed:
             return None
         errors = {int(each["rank"]): each["error"] for each in messages if "error" in each}
@@ -122,14 +122,14 @@ class ProcessGroup:
         resume = resume or "; run the same command again"
         if self.signals:
             return errors.get(0, f"interrupted{resume}")
-        first = failed[0]
-        status = self.children[first].returncode
+        spoken = {rank for rank, error in errors.items() if not error.startswith(LOST)}
+        first = next((rank for rank, status in failed.items() if status < 0 or rank in spoken), next(iter(failed)))
         if first in errors:
             same = first == 0 or errors.get(0) == errors[first]
             return errors[first] if same else f"process {first}: {errors[first]}"
-        if status < 0:
-            return f"process {first} was killed by {signal.Signals(-status).name}{resume}"
-        return f"process {first} ended with status {status}{resume}"
+        if failed[first] < 0:
+            return f"process {first} was killed by {signal.Signals(-failed[first]).name}{resume}"
+        return f"process {first} ended with status {failed[first]}{resume}"
 
     def handle_signals(self) -> None:
         """Pass the first Ctrl-C or SIGTERM on as SIGTERM, and kill at the second; until this process ends."""

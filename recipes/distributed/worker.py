@@ -7,6 +7,7 @@ import threading
 import time
 
 LAUNCHER = "ADDERKIT_LAUNCHER"  # "PID:FD" of the launcher and of the pipe to it
+LOST = "another process of the run has ended"  # the error of one that was left alone
 PATIENCE = 20.0  # seconds; on a busy machine, a process may take that long to end
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from torch.distributed import DistError
 
 from ...convert.errors import AdderkitError
-from ..distributed.worker import has_own_launcher, is_launched
+from ..distributed.worker import LOST, has_own_launcher, is_launched
 from ..runs.folder import RunFolder, SaveError
 from ..runs.state import Row
 
@@ -34,7 +34,7 @@ def run_with_recovery(begin: Callable[[], list[Row]], folder: RunFolder) -> list
         lost = isinstance(error, DistError) or any(words in str(error) for words in _LOST)
         if (lost or isinstance(error, KeyboardInterrupt)) and not PartialState().is_main_process:
             sys.exit(1)
-        reason = "another process of the run has ended" if lost else _reason(error, folder)
+        reason = LOST if lost else _reason(error, folder)
         if reason is None or not (folder.path / "args.yaml").is_file():
             raise
         raise AdderkitError(f"{reason}; continue with: {resume_command(folder)}") from error

@@ -198,7 +198,7 @@ def run_processes():
             children.append(child)
         try:
             for child in children:
-                child.join(150)
+                child.join(600)
             assert [child.exitcode for child in children] == [0] * count
         finally:
             for child in children:

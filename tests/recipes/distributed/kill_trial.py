@@ -65,10 +65,10 @@ def wait_for_a_place(process, folder, generator):
 
 
 def kill(process, kind, generator):
-    """Send what the kind says; return the processes that are to end."""
+    """Send what the kind says; return what was done, and the processes that are to end."""
     children = ranks(process)
     if kind in ("rank", "SIGTERM to a rank") and not children:
-        kind = "launcher"
+        kind = "launcher"  # which has not started them yet
     if kind == "rank":
         generator.choice(children).kill()
     elif kind == "SIGTERM to a rank":
@@ -80,7 +80,7 @@ def kill(process, kind, generator):
         if kind == "SIGINT twice":
             time.sleep(generator.uniform(0, 1))
             process.send_signal(signal.SIGINT)
-    return children
+    return kind, children
 
 
 def trial(folder, kills, seed, say=print):
@@ -98,7 +98,7 @@ def trial(folder, kills, seed, say=print):
             else:
                 break
             continue
-        children = kill(process, kind, generator)
+        kind, children = kill(process, kind, generator)
         started = time.monotonic()
         try:
             errors = process.communicate(timeout=90)[1]
@@ -112,7 +112,8 @@ def trial(folder, kills, seed, say=print):
             wrong += [f"{number} {kind}: {each.pid} is alive" for each in alive]
         lines = [line for line in errors.splitlines() if re.match("error:|Aborted", line)]
         say(f"{number} {kind}: {seconds:.1f} s, status {process.returncode}, {lines}")
-        told = len(lines) == 1 or kind == "launcher" or process.returncode == 0  # it was as good as done
+        # Nothing is told where the launcher was killed, the run was as good as done, or Ctrl-C met its imports.
+        told = len(lines) == 1 or kind == "launcher" or process.returncode in (0, 130)
         if seconds > SECONDS_TO_END or "Traceback" in errors or not told:
             wrong.append(f"{number} {kind}: {seconds:.1f} s, {errors[-1500:]}")
     process = begin(folder)

@@ -61,6 +61,20 @@ time.sleep(600)
     assert ended(monkeypatch, capfd, script) == (1, "error: process 1: cannot load an image\n")
 
 
+def test_what_a_process_says_that_lost_another_is_not_the_cause(monkeypatch, capfd):
+    """Although it ends first."""
+    script = """
+if rank == 0:
+    tell_launcher(error="another process of the run has ended; continue with: x")
+    sys.exit(1)
+time.sleep(0.3)
+tell_launcher(error="cannot load an image; continue with: x")
+sys.exit(1)
+"""
+    line = "error: process 1: cannot load an image; continue with: x\n"
+    assert ended(monkeypatch, capfd, script, patience=20.0) == (1, line)
+
+
 def test_a_killed_process_is_named_with_the_way_on(monkeypatch, capfd):
     script = """
 tell_launcher(resume="adderkit finetune --resume x") if rank == 0 else time.sleep(0.2)

@@ -110,6 +110,11 @@ def test_wrong_usage(misused, words):
     assert "Usage: adderkit finetune" in misused("finetune", *words)
 
 
+def test_the_number_of_processes_is_that_of_another_launcher(misused, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "another launcher has started this process" in misused("finetune", "net", "--num-processes", "2")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
