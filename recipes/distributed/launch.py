@@ -22,6 +22,7 @@ from .worker import LAUNCHER, LOST
 
 _OPTION = "--num-processes"
 _PATIENCE = 10.0  # seconds that the others have to end by themselves after one has failed
+_PATIENCE_OF_A_STOP = 60.0  # the same where all were asked to stop, and a tracker may have something to send
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -103,7 +104,8 @@ class ProcessGroup:
                 if rank not in self.ended and child.poll() is not None:
                     self.ended.append(rank)
                     if child.returncode and deadline is None:
-                        deadline = time.monotonic() + _PATIENCE
+                        stopped = self.signals and child.returncode > 0
+                        deadline = time.monotonic() + (_PATIENCE_OF_A_STOP if stopped else _PATIENCE)
             if deadline is not None and time.monotonic() > deadline:
                 self._send(signal.SIGKILL)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
