@@ -19,6 +19,7 @@ from ..terminal.options import (
     output_option,
 )
 from ..terminal.output import announce, print_json
+from ..terminal.recipe_options import with_recipe_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +58,9 @@ Processes = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print plan, steps and memory without writing anything.")]
 
 
+@with_recipe_options
 def finetune(
+    settings: Mapping[str, Any],
     context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Converted folder, or a timm model name to train a CNN.")
@@ -92,7 +95,7 @@ def finetune(
         raise typer.BadParameter("give either a model to start from, or --resume DIR", param_hint="MODEL")
     flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
     flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
-    given = {key: value for key, value in flags.items() if value is not None}
+    given = {**settings, **{key: value for key, value in flags.items() if value is not None}}
     if resume is not None:
         if any((dry_run, recipe, teacher, checkpoint, output, not pretrained, num_classes, in_chans)):
             raise typer.BadParameter(
@@ -110,12 +113,12 @@ def finetune(
             _launch(num_processes)
         source = ModelSource(str(model), pretrained, checkpoint, num_classes, in_chans)
         job = Job(source, teacher)
-        settings = _settings(source, recipe, given, set_ or ())
+        changed = _settings(source, recipe, given, set_ or ())
         _select_device(context, device)
         if dry_run:
-            _print_plan(job, settings, num_processes or 1, json)
+            _print_plan(job, changed, num_processes or 1, json)
             return
-        folder, rows = _start(job, settings, output)
+        folder, rows = _start(job, changed, output)
     _print_result(folder, rows, json)
 
 
