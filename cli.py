@@ -5,6 +5,7 @@ Verbs import everything heavy inside their functions, so that ``--help`` is quic
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -38,14 +39,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _verb in _VERBS:
     app.command()(_verb)
 app.add_typer(recipes_app, name="recipes")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"adderkit {version('adderkit')}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; accepted anywhere.")] = False,
 ) -> None:
     """Define the options that every verb accepts."""

@@ -1,5 +1,6 @@
 """The command line: exit status, one line of error, and one JSON object for programs."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -58,6 +59,13 @@ class TestRoot:
     @pytest.mark.parametrize("words", [["transmogrify"], ["recipes", "rm"]])
     def test_unknown_verb(self, misused, words):
         assert "No such command" in misused(*words)
+
+    def test_version(self, adder_kit):
+        assert adder_kit("--version") == (0, f"adderkit {importlib.metadata.version('adderkit')}\n", "")
+
+    @pytest.mark.parametrize("words", [(), ("convert",), ("recipes", "ls")])
+    def test_short_form_of_help(self, adder_kit, words):
+        assert adder_kit(*words, "-h") == adder_kit(*words, "--help")
 
     @pytest.mark.parametrize("verb", ["convert", "finetune", "evaluate", "inspect", "demo"])
     def test_unknown_option(self, misused, verb):
@@ -151,6 +159,10 @@ class TestConvert:
         assert "layer4.2.conv3" in out
         assert list(tmp_path.iterdir()) == []
 
+    def test_model_as_argument_or_option(self, json_of):
+        first, second = (json_of("convert", *words, "--dry-run") for words in (["resnet18"], ["--model", "resnet18"]))
+        assert first == second
+
     def test_patterns(self, json_of):
         words = ["--include", "features.1.*", "--include", "re:features\\.2.*", "--exclude", "*conv2"]
         value = json_of("convert", "--model", "cifar_resnet20", "--dry-run", *words)
@@ -182,14 +194,14 @@ class TestConvert:
         ("words", "message"),
         [
             (["--model", "resnet50", "--to", "conv"], "'conv' is not one of 'adder'"),
-            ([], "Missing option '--model'"),
+            ([], "give one model to convert"),
+            (["resnet50", "--model", "resnet18"], "give one model to convert"),
             (["--model", "resnet50", "--calibration-images", "3"], "--calibration-images"),
             (["--model", "resnet50", "--calibration-steps", "many"], "--calibration-steps"),
             (["--model", "resnet50", "--norm", "maybe"], "'maybe' is not one of 'insert', 'skip', 'error'"),
             (["--model", "resnet50", "--data-dir", "."], "give --dataset as well"),
-            (["resnet50"], "Usage: adderkit convert"),
         ],
-        ids=["target", "no-model", "images", "steps", "norm", "data-dir", "argument"],
+        ids=["target", "no-model", "two-models", "images", "steps", "norm", "data-dir"],
     )
     def test_wrong_usage(self, misused, words, message):
         assert message in misused("convert", *words)

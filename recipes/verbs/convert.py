@@ -43,6 +43,10 @@ else:
 
 _GB = 1 << 30
 
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The same, as an option.")]
 Include = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Modules to convert: path, glob or re:REGEX.", show_default="all"),
@@ -72,7 +76,8 @@ Memory = Annotated[float, typer.Option(min=0.1, metavar="GB", help="Memory that 
 
 
 def convert(
-    model: Annotated[str, typer.Option(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")],
+    argument: ModelArgument = None,
+    model: ModelOption = None,
     to: Annotated[TargetName, typer.Option(help="Layers that convolutions become.")] = ADDER,
     output: Annotated[str | None, output_option("DIR", "MODEL-TARGET")] = None,
     overwrite: Overwrite = False,
@@ -107,6 +112,9 @@ def convert(
     """
     from ...convert.model_source import ModelSource
 
+    name = model if argument is None else argument
+    if name is None or (argument is not None and model is not None):
+        raise typer.BadParameter("give one model to convert, such as resnet50", param_hint="MODEL")
     config = AdderConfig(
         include=tuple(include or AdderConfig.include),
         exclude=tuple(exclude or AdderConfig.exclude),
@@ -120,7 +128,7 @@ def convert(
     calibration = CalibrationConfig(calibration_steps, matching_steps=matching_steps, memory=memory, seed=seed)
     hybrid = HybridPolicy(min_fidelity, None if budget is None else parse_budget(budget))
     job = ConversionJob(
-        source=ModelSource(model, pretrained, checkpoint, num_classes, in_chans),
+        source=ModelSource(name, pretrained, checkpoint, num_classes, in_chans),
         config=config,
         calibration=calibration,
         hybrid=hybrid,
