@@ -18,7 +18,15 @@ class ModelSourceError(AdderkitError):
 
 
 class DatasetError(AdderkitError):
-    """A data set is unknown, missing or damaged."""
+    """A data set is unknown, missing or damaged.
+
+    Args:
+        message: One line; or the text with which torch rebuilds an error of a loader process, a traceback that ends
+            with it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit("DatasetError: ", 1)[-1].rstrip())
 
 
 class RecipeError(AdderkitError):

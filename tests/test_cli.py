@@ -72,7 +72,7 @@ class TestRoot:
         assert "No such option" in misused(verb, "--no-such-option")
 
     def test_an_unexpected_error_is_one_line_that_names_debug(self, fails, monkeypatch, cnn_folder):
-        monkeypatch.setattr(models, "build_student", lambda *_: {}["key"])
+        monkeypatch.setattr(models, "build_student", lambda *_, **__: {}["key"])
         assert "KeyError" in (line := fails("evaluate", cnn_folder, "--dataset", "digits"))
         assert "--debug" in line
 

@@ -44,6 +44,7 @@ ORDER = {
         "output",
         "hub",
         "patterns",
+        "class_names",
         "record",
         "graph",
         "conversion",

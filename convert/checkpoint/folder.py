@@ -20,6 +20,7 @@ from timm.models._hub import save_config_for_hf  # timm's public save_for_hf wri
 from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
+from ..class_names import class_names_of
 from ..conversion.targets import is_converted
 from ..errors import AdderkitError, CheckpointError
 from ..files import atomic_path, read_json_object, sha256, write_json, write_text
@@ -184,12 +185,20 @@ def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / CONFIG
-            save_config_for_hf(model, str(path), {"pretrained_cfg": {"architecture": architecture}}, saved)
-            return read_json_object(path)
+            known: dict[str, Any] = {"pretrained_cfg": {"architecture": architecture}}
+            save_config_for_hf(model, str(path), known | _label_names(model), saved)
+            config = read_json_object(path)
+            config["pretrained_cfg"].pop("label_names", None)  # timm reads those beside it
+            return config
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"cannot save {base} in timm's format: {error}") from error
     finally:
         timm_model._model_args = saved_arguments
+
+
+def _label_names(model: nn.Module) -> dict[str, list[str]]:
+    names = class_names_of(model)
+    return {} if names is None else {"label_names": list(names)}
 
 
 def _check_folder(folder: Path) -> None:

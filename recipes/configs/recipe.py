@@ -46,6 +46,8 @@ class Recipe:
         data_dir: Folder, or address, of the data set's files.
         train_split: Name of the training split.
         val_split: Name of the evaluation split.
+        class_map: File with the class index of each class name: ``.txt`` with a name per line, or ``.json``; empty for
+            the model's own names or the data set's order.
         train_images: Size of a fixed random subset of the training split to train on; 0 means all of it.
         img_size: Side of the images in pixels; by default that of the model.
         crop_padding: Pixels of padding before a random crop to the image's own size; 0 means timm's random resized
@@ -119,6 +121,7 @@ class Recipe:
     data_dir: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
+    class_map: str = ""
     train_images: int = 0
     img_size: int | None = None
     crop_padding: int = 0

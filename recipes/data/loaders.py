@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision import transforms
 
 from ..configs.recipe import Augmentation
-from .datasets import DataConfig, ImageSource, open_dataset, subset
+from .datasets import DataConfig, ImageSource, class_names, open_dataset, subset, with_labels
+from .labels import compare_unlabeled, no_label
 from .reproducible import EpochImages, EpochOrder, EpochStream
 from .workers import ignore_first_signal, loader_workers
 
@@ -145,6 +146,8 @@ def unlabeled_images(
 ) -> Tensor:
     """Return random images of a split, prepared as for evaluation; for calibration, which needs no labels.
 
+    A model without class names records those of the data set, see ``compare_unlabeled``.
+
     Args:
         spec: Data set name, as for ``open_dataset``.
         data_dir: Folder with the data set's files, or ``None``.
@@ -157,7 +160,9 @@ def unlabeled_images(
         Images ``[count, C, H, W]``, fewer if the split has fewer.
     """
     config = DataConfig.of(model)
-    dataset = open_dataset(spec, data_dir, split, config.input_size[0])
+    dataset = open_dataset(spec, data_dir, split, config.input_size[0], training=True)
+    compare_unlabeled(class_names(dataset), model, f"{spec}, split {split!r},")
+    dataset = with_labels(dataset, no_label)
     return torch.cat(list(plain_batches(dataset, config, count, seed, 128)))
 
 

@@ -62,7 +62,7 @@ class EpochStream(IterableDataset[Any]):
     Each epoch is read with a copy of timm's reader, whose shuffling would otherwise continue from the previous epoch.
 
     Args:
-        dataset: timm's ``IterableImageDataset``, whose reader distributes shards among processes and loader workers.
+        dataset: ``StreamedImages``, whose reader distributes shards among processes and loader workers.
         transform: Function applied to each image; may be random.
         seed: Seed of the run.
     """
@@ -92,7 +92,7 @@ class EpochStream(IterableDataset[Any]):
         reader = copy.copy(self.dataset.reader)
         key = (self.seed, self.epoch, reader.dist_rank, worker.id if worker else 0)
         reader.worker_seed = random.Random(str(key)).getrandbits(32)  # loader workers use torch's worker seed
-        for index, (image, target) in enumerate(reader):
+        for index, (image, target) in enumerate(self.dataset.read(reader)):
             _seed_cpu(*key, index)
             yield self.transform(image), target
 

@@ -16,10 +16,10 @@ from torch.utils.data import IterableDataset
 
 from ...adder_layers.modules import adder_layers
 from ...convert.conversion.targets import converted_layers
-from ...convert.errors import DatasetError, RecipeError
+from ...convert.errors import RecipeError
 from ...convert.record import require_float_weights
 from ..configs.recipe import Recipe
-from ..data.datasets import ImageSource, class_names
+from ..data.datasets import ImageSource
 from ..data.mixing import Mixing
 from ..data.workers import loader_workers
 from ..distributed.sync_batchnorm import synchronize_batchnorm_
@@ -31,7 +31,6 @@ from .models import (
     Job,
     build_student,
     build_teacher,
-    check_class_count,
     check_norms,
     draw_adder_weights,
     open_split,
@@ -162,9 +161,6 @@ def assemble(
     objective = _make_objective(job, recipe, model, weights=weights)
     mixing = None
     if data.splits is not None:
-        for split in data.splits:
-            check_class_count(split, recipe, model)
-        _check_classes(*data.splits)
         mixing = Mixing(recipe, model, data.splits[0])
     configure_layers(model, objective, recipe, processes)
     if recipe.grad_checkpointing:
@@ -264,11 +260,3 @@ def _check_compiler(recipe: Recipe) -> None:
         known = torch.compiler.list_backends(exclude_tags=())
         if recipe.torchcompile not in known:
             raise RecipeError(f"torchcompile is {recipe.torchcompile!r}, expected one of {', '.join(known)}")
-
-
-def _check_classes(train_set: ImageSource, eval_set: ImageSource) -> None:
-    """Class folders are numbered split by split: other names mean other labels."""
-    names, others = class_names(train_set), class_names(eval_set)
-    if names is not None and others is not None and names != others:
-        differing = sorted(set(names) ^ set(others))[:4]
-        raise DatasetError(f"the training and evaluation splits differ in their classes: {', '.join(differing)}")

@@ -10,13 +10,13 @@ from timm.models import get_pretrained_cfg, split_model_name_tag
 from ...convert.errors import DatasetError
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
-from ..data.datasets import DataConfig, check_name, open_dataset, subset
+from ..data.datasets import DataConfig, check_name, open_dataset
 from ..distributed.sync_batchnorm import each_process_alone
 from ..runs.plan import RunPlan
 from ..runs.trackers import tracker_names
 from .assemble import Data, assemble, first_model
 from .memory import Memory, estimate_memory
-from .models import Job
+from .models import Job, label_split
 
 # Images for training and evaluation, and classes, of the one data set whose size everybody knows.
 _IMAGENET = (1_281_167, 50_000, 1000)
@@ -101,6 +101,11 @@ def dry_run(job: Job, recipe: Recipe, processes: int) -> DryRun:
         num_classes = classes or _default_classes(job.source.name)
         job = dataclasses.replace(job, source=dataclasses.replace(job.source, num_classes=num_classes))
     model = first_model(job, recipe, weights=False)
+    if data.splits is not None:
+        training, evaluation = data.splits
+        data = Data.of(
+            label_split(training, recipe, model, training=True), label_split(evaluation, recipe, model, training=False)
+        )
     assembly = assemble(job, recipe, model, data, processes=processes, weights=False)
     assembly.make_schedule(assembly.plan.steps_per_epoch or 1)
     with each_process_alone(model), each_process_alone(assembly.objective):
@@ -120,7 +125,7 @@ def _find_data(recipe: Recipe) -> tuple[Data, str | None, int | None]:
         except DatasetError as error:
             reason = str(error)
         else:
-            return Data.of(subset(training, recipe.train_images, recipe.seed), evaluation), None, None
+            return Data.of(training, evaluation), None, None
     name = recipe.data_dir if recipe.dataset == "folder" else recipe.dataset
     if Path(name or "").name.lower() in _IMAGENET_NAMES:
         images, evaluation_images, classes = _IMAGENET

@@ -1,18 +1,20 @@
 """Build what a job names: the model to train, its teacher and the data, checked against each other."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.models import get_model_input_config
 from torch import nn
 
 from ...adder_layers.modules import adder_layers
+from ...convert.class_names import class_names_of, record_class_names_
 from ...convert.conversion.targets import is_converted
-from ...convert.errors import DatasetError, ModelSourceError, RecipeError
+from ...convert.errors import ModelSourceError, RecipeError
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
-from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset
+from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset, with_labels
+from ..data.labels import match_labels, read_class_map
 from ..objectives.teacher import DistillationTeacher, FrozenTeacher
 from ..objectives.terms import active_terms
 
@@ -46,13 +48,14 @@ class Job:
         return job
 
 
-def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Module:
-    """The model to train, with as many classes as the data set has.
+def build_student(job: Job, recipe: Recipe, *, weights: bool = True, training: bool = True) -> nn.Module:
+    """The model to train or to evaluate, with as many classes as the data set has.
 
     Args:
         job: What was named.
         recipe: Data set and image size.
         weights: Whether its weights are wanted; without them nothing is fetched.
+        training: Whether it will be trained; pretrained weights that are only evaluated keep their classifier.
 
     Raises:
         ModelSourceError: See ``ModelSource.build``; or a saved model's classes do not fit the data set.
@@ -63,14 +66,17 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
         _set_image_size(model, recipe.img_size)
         return model
     arguments: dict[str, Any] = {}
+    names: Sequence[str] | None = None
+    from_hub = source.pretrained and source.checkpoint is None
+    keep = from_hub and not training
     saved = source.checkpoint_folder is not None  # it has its own model arguments
     if known is not None and not saved:
-        arguments["num_classes"] = source.num_classes or len(known.classes)
+        names = known.classes
+        arguments["num_classes"] = source.num_classes or (None if keep else len(names))
         arguments["in_chans"] = source.in_chans or known.input_size[0]
-    elif source.num_classes is None and not saved:
+    elif source.num_classes is None and not saved and not keep:
         names = class_names(open_dataset(recipe.dataset, recipe.data_dir, recipe.train_split))
-        arguments["num_classes"] = len(names) if names else None
-    from_hub = source.pretrained and source.checkpoint is None
+        arguments["num_classes"] = _count_classes(names, recipe)
     if known is not None and not saved and not from_hub:
         size = (recipe.img_size, recipe.img_size) if recipe.img_size else known.input_size[1:]
         # Whole, as training sees them: ImageNet's center crop of 0.875 would enlarge what is evaluated.
@@ -82,6 +88,8 @@ def build_student(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Modul
             arguments["img_size"] = size
     model = source.build(weights=weights, **arguments)
     _set_image_size(model, recipe.img_size)
+    if training and source.checkpoint is None and names is not None and not recipe.class_map:
+        _name_classes(model, names)
     return model
 
 
@@ -114,6 +122,13 @@ def build_teacher(
     classes, own = (getattr(each, "num_classes", None) for each in (model, student))
     if classes != own:
         raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
+    names, own_names = class_names_of(model), class_names_of(student)
+    if names is not None and own_names is not None and names != own_names:
+        index = next(index for index, name in enumerate(names) if name != own_names[index])
+        raise ModelSourceError(
+            f"class {index} of the teacher {name} is {names[index]!r}, expected {own_names[index]!r} as in the model; "
+            "name a teacher that was trained on the same classes in the same order"
+        )
     try:
         return (DistillationTeacher if trains else FrozenTeacher)(model, DataConfig.of(student))
     except ValueError as error:
@@ -141,30 +156,37 @@ def teacher_of(job: Job) -> str | None:
 
 
 def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
-    """Open the training or evaluation split, and compare its classes with the model's.
+    """Open the training or evaluation split, its labels being the model's class indices.
 
     Raises:
         DatasetError: The data set is missing, or has other classes than the model.
     """
     channels = get_model_input_config(model)["input_size"][0]
     split = recipe.train_split if training else recipe.val_split
-    dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels)
-    check_class_count(dataset, recipe, model)
-    return subset(dataset, recipe.train_images, recipe.seed) if training else dataset
+    dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels, training=training)
+    return label_split(dataset, recipe, model, training=training)
 
 
-def check_class_count(dataset: ImageSource, recipe: Recipe, model: nn.Module) -> None:
-    """Refuse a data set that has other classes than the model, where it knows them.
+def label_split(dataset: ImageSource, recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
+    """Translate the labels of an opened split to the model's class indices, and cut the training split.
+
+    Args:
+        dataset: Split as ``open_dataset`` returns it.
+        recipe: Data set and class map; size of the training split.
+        model: Model; to be trained, one without class names records those of the training split.
+        training: Whether this is the training split.
 
     Raises:
-        DatasetError: It has more or fewer.
+        DatasetError: The data set has other classes than the model.
     """
-    names, classes = class_names(dataset), getattr(model, "num_classes", None)
-    if names is not None and classes is not None and len(names) != classes:
-        raise DatasetError(
-            f"data set {recipe.dataset!r} has {len(names)} classes, expected {classes} as the model has; "
-            "train the model on it first, or name another data set"
-        )
+    split = recipe.train_split if training else recipe.val_split
+    class_map = read_class_map(recipe.class_map, recipe.data_dir) if recipe.class_map else None
+    name = f"data set {recipe.dataset!r}, split {split!r},"
+    labels = match_labels(class_names(dataset), model, name, class_map, training=training)
+    if training and labels.names is not None and class_names_of(model) is None:
+        record_class_names_(model, labels.names)
+    dataset = with_labels(dataset, labels)
+    return subset(dataset, recipe.train_images, recipe.seed) if training else dataset
 
 
 def default_recipe(source: ModelSource) -> str:
@@ -195,6 +217,19 @@ def draw_adder_weights(model: nn.Module) -> None:
         raise RecipeError("adder_init is normal, but the model has no adder layer; convert it first, or set it to keep")
     for layer in layers.values():
         nn.init.normal_(layer.weight)
+
+
+def _count_classes(names: Sequence[str] | None, recipe: Recipe) -> int | None:
+    """Return the number of classes of the class map or else of the data set; ``None`` if it is unknown."""
+    if recipe.class_map:
+        return max(read_class_map(recipe.class_map, recipe.data_dir).values()) + 1
+    return len(names) if names else None
+
+
+def _name_classes(model: Any, names: Sequence[str]) -> None:
+    """Record the classes that a new model will be trained on, unless it has names or another number of classes."""
+    if class_names_of(model) is None and model.num_classes == len(names):
+        record_class_names_(model, names)
 
 
 def _set_image_size(model: nn.Module, size: int | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from accelerate import PartialState
 from torch.distributed import DistError
 
-from ...convert.errors import AdderkitError
+from ...convert.errors import AdderkitError, DatasetError
 from ..distributed.worker import LOST, has_own_launcher, is_launched
 from ..runs.folder import RunFolder, SaveError
 from ..runs.state import Row
@@ -67,6 +67,8 @@ def _reason(error: BaseException, folder: RunFolder) -> str | None:
 
 def loader_reason(error: BaseException) -> str:
     """Return why there are no more images, and the remedy."""
+    if isinstance(error, DatasetError):
+        return str(error)
     lines = str(error).strip().splitlines() or [""]
     if "DataLoader worker" in lines[0] and "Caught" not in lines[0]:
         return (

@@ -92,7 +92,7 @@ def evaluate_model(
         check_recordable(folder, source.checkpoint)
     recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
     with compute_device(device):
-        metrics = evaluate_split(models.build_student(models.Job(source), recipe), recipe)
+        metrics = evaluate_split(models.build_student(models.Job(source), recipe, training=False), recipe)
     if record:
         record_evaluation(folder, recipe.dataset, split, metrics)
     return metrics
