@@ -1,6 +1,7 @@
 """Class names of a model, under timm's key ``label_names``."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,4 +54,6 @@ def readable_names(names: Sequence[str]) -> list[str]:
         return list(names)
     info = ImageNetInfo("imagenet-22k")
     known = set(info.label_names())
-    return [info.label_name_to_description(name) if name in known else name for name in names]
+    words = [info.label_name_to_description(name) if name in known else name for name in names]
+    number = Counter(words)  # there are two kinds of cranes
+    return [word if number[word] == 1 else f"{word} ({name})" for word, name in zip(words, names, strict=True)]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from ...convert.class_names import class_names_of, readable_names
 from ...convert.errors import AdderkitError
 from ...convert.graph.modes import device_of, eval_mode, move_like
 from ..configs.recipe import Recipe
@@ -118,7 +119,9 @@ def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | No
 
 
 def _class_names(dataset: ImageSource, model: Any) -> Sequence[str]:
-    return class_names(dataset) or [f"class {index}" for index in range(model.num_classes)]
+    """Return names to show: of the data set, else of the model, else numbers."""
+    names = class_names(dataset) or class_names_of(model)
+    return [f"class {index}" for index in range(model.num_classes)] if names is None else readable_names(names)
 
 
 def _batches(dataset: ImageSource, model: nn.Module) -> Iterator[tuple[Tensor, Sequence[bytes], list[int]]]:

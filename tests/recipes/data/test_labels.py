@@ -184,7 +184,7 @@ def test_names_travel(tmp_path, image_folder):
     timm_model = timm.create_model(f"local-dir:{tmp_path / 'cnn'}", pretrained=True)
     assert timm_model.pretrained_cfg["label_names"] == ["cat", "dog"]
     images = torch.randn(8, 3, 12, 12)
-    adderkit.prune_(model, images, adderkit.PruneConfig(ratio=0.3))
+    adderkit.prune_(model, adderkit.PruneConfig(ratio=0.3), images)
     adderkit.convert_(model)
     network = adderkit.quantize(model, images)
     for number, each in enumerate((model, network)):
@@ -193,7 +193,8 @@ def test_names_travel(tmp_path, image_folder):
 
 
 def test_names_of_a_classifier_that_was_replaced_are_forgotten(tmp_path):
-    model = model_of("cat", "dog")
+    model = timm.create_model(NET)
+    record_class_names_(model, [str(number) for number in range(10)])
     model.reset_classifier(3)
     assert "label_names" not in (adderkit.save(model, tmp_path / "x") / "config.json").read_text()
 
@@ -224,4 +225,5 @@ def test_a_teacher_of_other_classes(tmp_path):
 
 def test_readable_names():
     assert readable_names(["n01440764", "n99999999"]) == ["tench, Tinca tinca", "n99999999"]
+    assert readable_names(["n02012849", "n03126707"]) == ["crane (n02012849)", "crane (n03126707)"]
     assert readable_names(["n01440764", "cat"]) == ["n01440764", "cat"]
