@@ -16,12 +16,14 @@ class UnlabeledImages:
         data_dir: Folder with its files.
         count: Number of images.
         seed: Seed of the choice.
+        split: Name of the training split.
     """
 
     dataset: str
     data_dir: str | None = None
     count: int = 512
     seed: int = 0
+    split: str = "train"
 
     def load(self, model: "nn.Module") -> "Tensor":
         """Return a random sample of the images, prepared as the model expects: ``[N, C, H, W]``.
@@ -33,7 +35,7 @@ class UnlabeledImages:
         """
         from .loaders import unlabeled_images
 
-        return unlabeled_images(self.dataset, self.data_dir, model, self.count, seed=self.seed)
+        return unlabeled_images(self.dataset, self.data_dir, model, self.count, self.split, self.seed)
 
     def __str__(self) -> str:
         return f"{self.count} unlabeled images of {self.dataset}"

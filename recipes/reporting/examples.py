@@ -76,19 +76,17 @@ class Examples:
     no_teacher: str | None = None
 
 
-def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None) -> Examples:
-    """Compare a model with its teacher on random images of the validation split, the same ones every time.
+def find_examples(model: nn.Module, job: Job, recipe: Recipe) -> Examples:
+    """Compare a model with its teacher on random images of the evaluation split, the same ones every time.
 
     Args:
         model: Student model; it is not changed. Its device computes.
         job: Folder of the model, and optionally a teacher.
-        dataset: Name of the data set.
-        data_dir: Folder of the data set.
+        recipe: Data set and split.
 
     Raises:
         AdderkitError: The data set cannot be loaded or has other classes, or the given teacher cannot be loaded.
     """
-    recipe = Recipe(dataset=dataset, data_dir=data_dir)
     teacher, why = _teacher(job, recipe, model)
     split = open_split(recipe, model, training=False)
     names = _class_names(split, model)
@@ -99,10 +97,10 @@ def find_examples(model: nn.Module, job: Job, dataset: str, data_dir: str | None
         for each in zip(pictures, targets, student, other, strict=True):
             seen.append(_example(len(seen) + 1, *each, names))
     if teacher is None:
-        return Examples(dataset, len(seen), tuple(seen[:_SHOWN]), no_teacher=why)
+        return Examples(recipe.dataset, len(seen), tuple(seen[:_SHOWN]), no_teacher=why)
     differing = [each for each in seen if each.student[0].label != each.teacher[0].label]
     shown = tuple([each for each in differing if each.number > _SHOWN][:_SHOWN])
-    return Examples(dataset, len(seen), tuple(seen[:_SHOWN]), shown, len(seen) - len(differing))
+    return Examples(recipe.dataset, len(seen), tuple(seen[:_SHOWN]), shown, len(seen) - len(differing))
 
 
 def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | None, str | None]:

@@ -24,6 +24,7 @@ from ...convert.errors import AdderkitError
 from ...convert.model_source import ModelSource
 from ...convert.record import transforms_of
 from ..configs.files import read_text
+from ..configs.recipe import Recipe
 from ..runs.provenance import command_without_local_paths, part_of, without_local_paths
 from ..training.models import Job, teacher_of
 from .evaluations import Evaluation, evaluations_of
@@ -101,8 +102,7 @@ class ReportFacts:
 
 def gather(
     job: Job,
-    dataset: str | None = None,
-    data_dir: str | None = None,
+    data: Recipe | None = None,
     *,
     device: torch.device,
     announce: Callable[[str], None],
@@ -111,8 +111,7 @@ def gather(
 
     Args:
         job: Saved folder and, optionally, the teacher to compare with.
-        dataset: Name of the data set whose images are predicted; ``None`` for no predictions.
-        data_dir: Folder of the data set.
+        data: Data set and split whose images are predicted; ``None`` for no predictions.
         device: Device to predict on.
         announce: Called with a line before each slow step.
 
@@ -122,9 +121,9 @@ def gather(
     source = job.source.folder or Path(job.source.name)
     model, saved = load(source), SavedModel.load(source)
     report, examples = saved.report, None
-    if dataset is not None:
-        announce(f"predicting images of {dataset}")
-        examples = find_examples(model.to(device), job, dataset, data_dir)
+    if data is not None:
+        announce(f"predicting images of {data.dataset}")
+        examples = find_examples(model.to(device), job, data)
     return ReportFacts(
         name=_name(source.resolve()),
         base=base_architecture(model),

@@ -9,6 +9,7 @@ from ...convert.errors import AdderkitError
 from ...convert.files import write_text
 from ...convert.model_source import ModelSource
 from ...convert.output import check_output_file
+from ..configs.recipe import Recipe
 from ..distributed.device import compute_device
 from ..training.models import Job
 from .facts import ReportFacts, gather
@@ -23,8 +24,7 @@ class ReportJob:
         folder: Folder of the saved model.
         output: HTML file to write; by default ``<folder>-report.html`` beside the folder, whose own files may be
             protected by checksums.
-        dataset: Data set whose images are predicted; ``None`` for no predictions.
-        data_dir: Folder of the data set.
+        data: Data set and split whose images are predicted; ``None`` for no predictions.
         teacher: Model to compare with; by default the teacher that the folder records.
         overwrite: Replace an earlier page.
         device: Device to predict on; by default the GPU, if there is one.
@@ -32,8 +32,7 @@ class ReportJob:
 
     folder: str
     output: str | None = None
-    dataset: str | None = None
-    data_dir: str | None = None
+    data: Recipe | None = None
     teacher: str | None = None
     overwrite: bool = False
     device: str | None = None
@@ -98,7 +97,7 @@ def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
     _check_places(job)
     with compute_device(job.device) as device:
         models = Job(ModelSource(job.folder), job.teacher)
-        facts = gather(models, job.dataset, job.data_dir, device=device, announce=announce)
+        facts = gather(models, job.data, device=device, announce=announce)
     try:
         write_text(job.target, page(facts))
     except OSError as error:

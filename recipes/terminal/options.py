@@ -13,6 +13,11 @@ Dataset = Annotated[
     typer.Option(metavar="NAME", help="Data set: digits, fashion-mnist, folder, hfds/…, wds/… or torch/…."),
 ]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder with the files of the data set.")]
+TrainSplit = Annotated[str, typer.Option(metavar="NAME", help="Training split.")]
+ValSplit = Annotated[str, typer.Option(metavar="NAME", help="Evaluation split.")]
+ClassMap = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Class index of each class name: .txt or .json.", show_default="none")
+]
 Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Device: cpu, cuda or cuda:N.", show_default="the GPU, if there is one"),
@@ -33,10 +38,12 @@ def output_option(metavar: str, default: str, help: str = "Folder to write.") ->
     return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=default)
 
 
-def unlabeled_images(dataset: str | None, data_dir: str | None, count: int, seed: int) -> UnlabeledImages | None:
-    """Return the images that ``--dataset``, ``--data-dir`` and ``--calibration-images`` name, if any."""
+def unlabeled_images(
+    dataset: str | None, data_dir: str | None, split: str, count: int, seed: int
+) -> UnlabeledImages | None:
+    """Return the images that ``--dataset`` and the options about it name, if any."""
     if dataset is not None:
-        return UnlabeledImages(dataset, data_dir, count, seed)
+        return UnlabeledImages(dataset, data_dir, count, seed, split)
     if data_dir is not None:
         raise typer.BadParameter("give --dataset as well", param_hint="--data-dir")
     return None

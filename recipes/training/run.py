@@ -71,6 +71,8 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     )
     if recipe.data_dir and Path(recipe.data_dir).exists():  # it may be an address
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
+    if recipe.class_map and Path(recipe.class_map).exists():  # it may be beside the images
+        recipe = recipe.changed({"class_map": str(Path(recipe.class_map).resolve())})
     run = _assemble_and_prepare(job, recipe, model, accelerator)
     with _alone(folder):
         if accelerator.is_main_process:

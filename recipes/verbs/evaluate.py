@@ -9,6 +9,7 @@ from ..configs.recipe import Recipe
 from ..terminal.options import (
     BatchSize,
     Checkpoint,
+    ClassMap,
     DataDir,
     Dataset,
     Device,
@@ -31,7 +32,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split to evaluate on.")] = Recipe.val_split,
+    split: Annotated[
+        str, typer.Option("--split", "--val-split", metavar="NAME", help="Split to evaluate on.")
+    ] = Recipe.val_split,
+    class_map: ClassMap = None,
     batch_size: BatchSize = Recipe.batch_size,
     workers: Workers = Recipe.workers,
     device: Device = None,
@@ -50,7 +54,9 @@ def evaluate(
     from ..terminal.tables import metrics_table, show
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
-    metrics = evaluate_model(source, dataset, data_dir, split, batch_size, workers, record=record, device=device)
+    metrics = evaluate_model(
+        source, dataset, data_dir, split, batch_size, workers, class_map=class_map, record=record, device=device
+    )
     if json:
         print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
     else:
@@ -65,6 +71,7 @@ def evaluate_model(
     batch_size: int,
     workers: int,
     *,
+    class_map: str | None = None,
     record: bool = False,
     device: str | None = None,
 ) -> "Metrics":
@@ -77,6 +84,7 @@ def evaluate_model(
         split: Name of the split.
         batch_size: Images per forward pass.
         workers: Number of data loader processes.
+        class_map: File with the class index of each class name.
         record: Add the measurement to the saved folder's ``adder_report.json``; its other files stay as they are.
         device: Device to compute on; by default the GPU, if there is one.
 
@@ -90,7 +98,14 @@ def evaluate_model(
     folder = source.folder or Path(source.name)
     if record:
         check_recordable(folder, source.checkpoint)
-    recipe = Recipe(dataset=dataset or "", data_dir=data_dir, val_split=split, batch_size=batch_size, workers=workers)
+    recipe = Recipe(
+        dataset=dataset or "",
+        data_dir=data_dir,
+        val_split=split,
+        class_map=class_map or "",
+        batch_size=batch_size,
+        workers=workers,
+    )
     with compute_device(device):
         metrics = evaluate_split(models.build_student(models.Job(source), recipe, training=False), recipe)
     if record:

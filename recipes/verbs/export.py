@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...convert.export.opsets import DEFAULT_OPSET
-from ..terminal.options import DataDir, Dataset, Json, Overwrite, output_option
+from ..configs.recipe import Recipe
+from ..terminal.options import DataDir, Dataset, Json, Overwrite, ValSplit, output_option
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def export(
     ] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    val_split: ValSplit = Recipe.val_split,
     json: Json = False,
 ) -> None:
     """Export a model for other programs.
@@ -44,7 +46,7 @@ def export(
     """
     from ...convert.model_source import ModelSource
 
-    result = run_export(ExportJob(ModelSource(model), form, output, opset, dataset, data_dir, overwrite))
+    result = run_export(ExportJob(ModelSource(model), form, output, opset, dataset, data_dir, val_split, overwrite))
     if json:
         print_json(result.to_dict())
     else:
@@ -63,6 +65,7 @@ class ExportJob:
         opset: Version of ONNX's operators, for ``onnx`` only; by default ``DEFAULT_OPSET``.
         dataset: Data set whose images ``c`` and ``hex`` record.
         data_dir: Folder with its files.
+        val_split: Split that the images are taken from.
         overwrite: Replace an earlier export.
     """
 
@@ -72,6 +75,7 @@ class ExportJob:
     opset: int | None = None
     dataset: str | None = None
     data_dir: str | None = None
+    val_split: str = Recipe.val_split
     overwrite: bool = False
 
     @property
@@ -213,24 +217,24 @@ def _export_portable(model: "nn.Module", job: ExportJob, form: "PortableForm") -
     from ..data.datasets import DataConfig
 
     plan = integer_plan(model, job.source.name, form)
-    images = recorded_images(plan, model, _RECORDED[form], job.dataset, job.data_dir)
+    data = None
+    if job.dataset is not None:
+        data = Recipe(dataset=job.dataset, data_dir=job.data_dir, val_split=job.val_split)
+    images = recorded_images(plan, model, _RECORDED[form], data)
     config = DataConfig.of(model)
     files = write_portable(plan, job.name, form, job.target, images, Normalization(config.mean, config.std))
     layers = sum(isinstance(step, Adder) for step in plan.steps)
     return PortableResult(job.name, form, layers, job.target, tuple(files), memory(plan))
 
 
-def recorded_images(
-    plan: "IntegerPlan", model: "nn.Module", count: int, dataset: str | None, data_dir: str | None
-) -> "Tensor":
-    """Return validation images of a data set, the same ones every time, or random bytes.
+def recorded_images(plan: "IntegerPlan", model: "nn.Module", count: int, data: Recipe | None) -> "Tensor":
+    """Return evaluation images of a data set, the same ones every time, or random bytes.
 
     Args:
         plan: Plan of the network.
         model: The network, whose configuration says how images are prepared.
         count: Number of images.
-        dataset: Name of the data set; ``None`` for random bytes.
-        data_dir: Folder with its files.
+        data: Data set and split; ``None`` for random bytes.
 
     Returns:
         ``[count, H, W, C]`` uint8.
@@ -242,16 +246,15 @@ def recorded_images(
     from torch.utils.data import IterableDataset
 
     from ...adder_layers.integer.reference import quantize
-    from ..configs.recipe import Recipe
     from ..data.datasets import DataConfig, subset
     from ..data.loaders import evaluation_transform, make_loader
     from ..training.models import open_split
 
     image = plan.activations[0]
-    if dataset is None:
+    if data is None:
         shape = (count, image.height, image.width, image.channels)
         return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    split = open_split(Recipe(dataset=dataset, data_dir=data_dir), model, training=False)
+    split = open_split(data, model, training=False)
     if not isinstance(split, IterableDataset):
         split = subset(split, count, 0)
     loader = make_loader(split, evaluation_transform(DataConfig.of(model)), count, 0, training=False)

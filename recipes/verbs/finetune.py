@@ -9,6 +9,7 @@ import typer
 
 from ..terminal.options import (
     Checkpoint,
+    ClassMap,
     DataDir,
     Dataset,
     Device,
@@ -49,6 +50,12 @@ SaveEvery = Annotated[
 Teacher = Annotated[
     str | None, typer.Option(metavar="MODEL", help="CNN to distill from.", show_default="the converted one")
 ]
+TrainSplit = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Training split.", show_default="the recipe's: train")
+]
+ValSplit = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Evaluation split.", show_default="the recipe's: validation")
+]
 Resume = Annotated[
     str | None, typer.Option(metavar="DIR", help="Run folder to resume; --epochs, --lr and a few more may change.")
 ]
@@ -69,6 +76,9 @@ def finetune(
     set_: Changes = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
+    class_map: ClassMap = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of epochs.")] = None,
     batch_size: BatchSize = None,
     lr: Annotated[float | None, typer.Option(metavar="LR", help="Peak learning rate.")] = None,
@@ -94,6 +104,7 @@ def finetune(
     if (model is None) == (resume is None):
         raise typer.BadParameter("give either a model to start from, or --resume DIR", param_hint="MODEL")
     flags: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "epochs": epochs, "batch_size": batch_size}
+    flags |= {"train_split": train_split, "val_split": val_split, "class_map": class_map}
     flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
     given = {**settings, **{key: value for key, value in flags.items() if value is not None}}
     if resume is not None:

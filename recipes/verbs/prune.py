@@ -20,6 +20,7 @@ from ..terminal.options import (
     NumClasses,
     Overwrite,
     Pretrained,
+    TrainSplit,
     output_option,
     unlabeled_images,
 )
@@ -65,6 +66,7 @@ def prune(
     ignore: Ignore = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    train_split: TrainSplit = UnlabeledImages.split,
     calibration_images: CalibrationImages = UnlabeledImages.count,
     seed: Seed = PruneConfig.seed,
     output: Annotated[str | None, output_option("DIR", "MODEL-pruned")] = None,
@@ -98,7 +100,7 @@ def prune(
         source=ModelSource(model, pretrained, checkpoint, num_classes, in_chans),
         config=config,
         output=output,
-        images=unlabeled_images(dataset, data_dir, calibration_images, seed),
+        images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
         overwrite=overwrite,
         device=device,
     )

@@ -18,6 +18,7 @@ from ..terminal.options import (
     Json,
     Overwrite,
     Pretrained,
+    TrainSplit,
     output_option,
     unlabeled_images,
 )
@@ -42,6 +43,7 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    train_split: TrainSplit = UnlabeledImages.split,
     bits: BitsOption = QuantizeConfig.bits,
     requant: Rescaling = QuantizeConfig.requant,
     first_last: Ends = QuantizeConfig.first_last,
@@ -68,7 +70,7 @@ def quantize(
         source=ModelSource(model, pretrained, checkpoint),
         config=QuantizeConfig(bits, requant, first_last),
         output=output,
-        images=unlabeled_images(dataset, data_dir, calibration_images, seed),
+        images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
         overwrite=overwrite,
         device=device,
     )

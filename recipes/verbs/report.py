@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..terminal.options import DataDir, Dataset, Device, Json, Overwrite, output_option
+from ..configs.recipe import Recipe
+from ..terminal.options import ClassMap, DataDir, Dataset, Device, Json, Overwrite, ValSplit, output_option
 from ..terminal.output import announce, print_json
 
 
@@ -14,6 +15,8 @@ def report(
     overwrite: Overwrite = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
+    val_split: ValSplit = Recipe.val_split,
+    class_map: ClassMap = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="CNN to compare with.", show_default="the converted one")
     ] = None,
@@ -26,7 +29,10 @@ def report(
     """
     from ..reporting.report import ReportJob, run_report
 
-    result = run_report(ReportJob(folder, output, dataset, data_dir, teacher, overwrite, device), announce)
+    data = None
+    if dataset is not None:
+        data = Recipe(dataset=dataset, data_dir=data_dir, val_split=val_split, class_map=class_map or "")
+    result = run_report(ReportJob(folder, output, data, teacher, overwrite, device), announce)
     if json:
         print_json(result.to_dict())
     else:

@@ -12,6 +12,7 @@ import adderkit
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.errors import DatasetError, ModelSourceError
 from adderkit.convert.model_source import ModelSource
+from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig, open_dataset, subset
 from adderkit.recipes.data.loaders import Transformed, evaluation_transform, unlabeled_images
 from adderkit.recipes.reporting.examples import find_examples
@@ -35,7 +36,7 @@ def found(folders):
     model = adderkit.load(student)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    examples = find_examples(model, Job(ModelSource(str(student)), str(teacher)), "digits", None)
+    examples = find_examples(model, Job(ModelSource(str(student)), str(teacher)), Recipe(dataset="digits"))
     assert model.training
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     return examples
@@ -81,7 +82,9 @@ def test_pictures_are_small_and_bare(image_folder, tmp_path):
     for path in root.rglob("*.png"):
         Image.open(path).save(path, icc_profile=b"where it was taken")
     assert "icc_profile" in Image.open(path).info
-    found = find_examples(adderkit.load(folder), Job(ModelSource(str(folder))), "folder", str(root))
+    found = find_examples(
+        adderkit.load(folder), Job(ModelSource(str(folder))), Recipe(dataset="folder", data_dir=str(root))
+    )
     assert (found.images, found.agreeing) == (8, None)
     assert "records no teacher; give one with --teacher" in found.no_teacher
     for each in found.first:
@@ -98,16 +101,20 @@ def test_teacher_that_is_gone(adder_folder, tmp_path, caplog):
     report = folder / "adder_report.json"
     report.write_text(report.read_text().replace('"teacher": "/', '"teacher": "/nowhere/'))
     model = adderkit.load(folder)
-    found = find_examples(model, Job(ModelSource(str(folder))), "digits", None)
+    found = find_examples(model, Job(ModelSource(str(folder))), Recipe(dataset="digits"))
     assert found.no_teacher.startswith("the teacher that the model records cannot be loaded")
     assert "/nowhere" not in found.no_teacher
     assert "cannot build the teacher: " in caplog.text
     assert "/nowhere" in caplog.text
     assert (found.agreeing, found.differing, found.first[0].teacher) == (None, (), ())
     with pytest.raises(ModelSourceError, match="cannot build the teacher: timm has no model 'gone'"):
-        find_examples(model, Job(ModelSource(str(folder)), "gone"), "digits", None)
+        find_examples(model, Job(ModelSource(str(folder)), "gone"), Recipe(dataset="digits"))
 
 
 def test_another_data_set(adder_folder, image_folder):
     with pytest.raises(DatasetError, match="has 2 classes, expected 10"):
-        find_examples(adderkit.load(adder_folder), Job(ModelSource(str(adder_folder))), "folder", str(image_folder()))
+        find_examples(
+            adderkit.load(adder_folder),
+            Job(ModelSource(str(adder_folder))),
+            Recipe(dataset="folder", data_dir=str(image_folder())),
+        )

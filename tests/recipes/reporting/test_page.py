@@ -14,6 +14,7 @@ import adderkit
 from adderkit.convert.checkpoint.report import read_report
 from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.quantize import quantize
+from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.reporting.facts import gather
 from adderkit.recipes.reporting.page import page
 from adderkit.recipes.training.models import Job
@@ -215,7 +216,7 @@ def test_curves_of_the_run(report, saved):
 
 
 def test_predictions_side_by_side(report, saved):
-    facts, found = report(saved, dataset="digits")
+    facts, found = report(saved, data=Recipe(dataset="digits"))
     check_safe(found)
     shown = [*facts.examples.first, *facts.examples.differing]
     assert [base64.b64decode(value.split(",")[1]) for value in found.values("src")] == [each.picture for each in shown]

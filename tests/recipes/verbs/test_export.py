@@ -20,6 +20,7 @@ from adderkit.convert.checkpoint.folder import save
 from adderkit.convert.model_source import ModelSource
 from adderkit.convert.quantization.config import QuantizeConfig
 from adderkit.convert.quantization.quantize import quantize
+from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.verbs.export import recorded_images
 
 _path = Path(__file__).parents[2] / "adder_layers" / "integer" / "random_plans.py"
@@ -89,7 +90,7 @@ def test_quantized_resnet20(config, adder_kit, tmp_path):
 
     network = adderkit.load(tmp_path / "net")
     first = network.plan.activations[0]
-    recorded = recorded_images(network.plan, network, 4, None, None)
+    recorded = recorded_images(network.plan, network, 4, None)
     real = (recorded.float() - first.zero_point.float()) * first.scale
     expected = re.findall(r"-?\d+", (tmp_path / "net-c" / "net_test.c").read_text().split("expected[IMAGES]")[1])
     logits = torch.tensor([int(number) for number in expected[: 4 * 10]]).view(4, 10) * network.plan.steps[-1].scale
@@ -109,20 +110,20 @@ def test_hex_has_what_its_manifest_names(quantized, adder_kit, tmp_path):
     assert result["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert result["adder_layers"] == 6
     words = (folder / "logits.hex").read_text().split()
-    image = recorded_images(quantized.plan, quantized, 1, None, None)
+    image = recorded_images(quantized.plan, quantized, 1, None)
     expected = reference.run(quantized.plan, image)[0]
     assert [int(word, 16) for word in words] == [int(logit) % 2**32 for logit in expected]
 
 
 def test_images_of_a_data_set_are_recorded(quantized):
     """The network's bytes of real images, on the grid of its plan."""
-    images = recorded_images(quantized.plan, quantized, 4, "digits", None)
+    images = recorded_images(quantized.plan, quantized, 4, Recipe(dataset="digits"))
     assert images.shape == (4, 8, 8, 3)
     zero_point = quantized.plan.activations[0].zero_point.double()
     real = 0.125 * (images.double() - zero_point)  # digits are 0 to 1: from -2 to 2 once they are normalized
     assert real.min() < -1.8
     assert -2.07 < real.min() <= real.max() < 2.07
-    assert torch.equal(images, recorded_images(quantized.plan, quantized, 4, "digits", None))
+    assert torch.equal(images, recorded_images(quantized.plan, quantized, 4, Recipe(dataset="digits")))
 
 
 def test_files_of_others_in_the_folder_stay(quantized, adder_kit, tmp_path):
