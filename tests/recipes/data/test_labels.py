@@ -183,7 +183,7 @@ def test_names_travel(tmp_path, image_folder):
     assert "label_names" not in config["pretrained_cfg"]
     timm_model = timm.create_model(f"local-dir:{tmp_path / 'cnn'}", pretrained=True)
     assert timm_model.pretrained_cfg["label_names"] == ["cat", "dog"]
-    images = torch.randn(8, 3, 12, 12)
+    images = torch.randn(16, 3, 12, 12)
     adderkit.prune_(model, adderkit.PruneConfig(ratio=0.3), images)
     adderkit.convert_(model)
     network = adderkit.quantize(model, images)
