@@ -55,6 +55,8 @@ class StreamedImages(IterableDataset[tuple[Any, int]]):
             DatasetError: An image or a shard is damaged, or a label is not one of a class.
         """
         require_whole_images()
+        if self.name.lower().startswith("hfids/"):
+            _leave_undecoded(reader)
         images = iter(reader)
         number = 0
         while True:
@@ -127,6 +129,15 @@ def open_stream(spec: str, root: str | None, split: str, mode: str, *, training:
         spec, root=root, split=split, is_training=training, download=False, input_img_mode=decoded
     )
     return StreamedImages(dataset.reader, mode, spec)
+
+
+def _leave_undecoded(reader: Any) -> None:
+    """Make a reader of ``hfids/…`` yield files: the package datasets would turn images as their camera was held."""
+    from datasets import Image
+
+    if reader.ds is None:
+        reader._lazy_init()
+    reader.ds = reader.ds.cast_column(reader.input_key, Image(decode=False))
 
 
 def _raise(error: Exception) -> NoReturn:

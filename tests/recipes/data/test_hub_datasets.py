@@ -1,5 +1,8 @@
 """Data sets by Hugging Face's ``datasets`` from a folder: mapped from disk (``hfds/…``) and streamed (``hfids/…``)."""
 
+import io
+
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -95,6 +98,28 @@ def test_evaluation_sees_each_image_of_a_stream_once(pictures, tmp_path):
 def test_classes_are_known_by_name(pictures, tmp_path):
     for reader in ("hfds", "hfids"):
         assert data.class_names(open_dataset(f"{reader}/{pictures}", str(tmp_path), "train")) == CLASSES
+
+
+@pytest.mark.parametrize("reader", ["hfds", "hfids"])
+def test_images_are_read_as_from_folders(reader, tmp_path):
+    """16 bits keep the high byte, the camera's orientation is not applied, and damage is named."""
+    deep, turned = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((4, 8), 40000, np.uint16)).save(deep, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4), "red").save(turned, "PNG", exif=exif)
+    files = [deep.getvalue(), turned.getvalue(), deep.getvalue()[:60]]
+    table = {"image": [{"bytes": each, "path": None} for each in files], "label": [2, 0, 1]}
+    datasets.Dataset.from_dict(table, features=FEATURES).to_parquet(tmp_path / "odd" / "train-00000-of-00001.parquet")
+    (tmp_path / "odd" / "README.md").write_text(CARD.replace("44", "3").replace("data_dir", ""))
+    dataset = open_dataset(f"{reader}/{tmp_path / 'odd'}", str(tmp_path / "cache"), "train", training=False)
+    images = iter(dataset) if reader == "hfids" else (dataset[index] for index in range(3))
+    assert [(np.asarray(image)[0, 0].tolist(), image.size, label) for image, label in (next(images), next(images))] == [
+        ([156] * 3, (8, 4), 2),
+        ([255, 0, 0], (8, 4), 0),
+    ]
+    with pytest.raises(DatasetError, match=r"cannot read image 2.*: .*truncated.*; repair or remove it"):
+        next(images)
 
 
 @pytest.mark.parametrize("reader", ["hfds", "hfids"])
