@@ -32,6 +32,7 @@ from .models import (
     build_student,
     build_teacher,
     check_norms,
+    check_single_images,
     draw_adder_weights,
     open_split,
     teacher_of,
@@ -157,6 +158,7 @@ def assemble(
         AdderkitError: Something is missing, unknown or does not fit.
     """
     check_norms(model)
+    check_single_images(model, recipe, data.images, processes)
     _check_compiler(recipe)
     objective = _make_objective(job, recipe, model, weights=weights)
     mixing = None

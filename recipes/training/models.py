@@ -1,16 +1,21 @@
 """Build what a job names: the model to train, its teacher and the data, checked against each other."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from timm.models import get_model_input_config
-from torch import nn
+from torch import Tensor, nn
 
 from ...adder_layers.modules import adder_layers
+from ...convert.calibration.batchnorm import named_batch_norms
 from ...convert.class_names import class_names_of, record_class_names_
 from ...convert.conversion.targets import is_converted
 from ...convert.errors import ModelSourceError, RecipeError
+from ...convert.graph.modes import eval_mode, model_dtype
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, small_dataset, subset, with_labels
@@ -204,6 +209,39 @@ def check_norms(model: nn.Module) -> None:
                 f"{path} is a {type(module).__name__}, expected a BatchNorm that can follow: adder weights move far, "
                 "and frozen statistics go stale until training diverges; build the model without frozen normalization"
             )
+
+
+def check_single_images(model: nn.Module, recipe: Recipe, images: int | None, processes: int) -> None:
+    """Refuse batches of one image if a BatchNorm would then see one value per channel, whose variance is 0.
+
+    Args:
+        model: Model to train.
+        recipe: Its batch size.
+        images: Number of training images, if it is known.
+        processes: Number of processes, whose batches ``sync_bn`` joins.
+
+    Raises:
+        RecipeError: There is such a BatchNorm.
+    """
+    size = min(recipe.batch_size, images or recipe.batch_size)
+    if size * (processes if recipe.sync_bn else 1) > 1:
+        return
+    copied = copy.deepcopy(model).to("meta")
+    seen: list[str] = []
+
+    def note(path: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            seen.append(path)
+
+    for path, norm in named_batch_norms(copied).items():
+        norm.register_forward_pre_hook(partial(note, path))
+    with eval_mode(copied), torch.no_grad():
+        copied(torch.zeros(1, *DataConfig.of(model).input_size, device="meta", dtype=model_dtype(model)))
+    if seen:
+        raise RecipeError(
+            f"batches have a single image, of which the BatchNorm {seen[0]} sees one value per channel, expected at "
+            f"least 2 images: set batch_size (now {recipe.batch_size}) to 2 or more"
+        )
 
 
 def draw_adder_weights(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 from timm.layers import FrozenBatchNormAct2d
 from torchvision.ops import FrozenBatchNorm2d
@@ -17,11 +18,13 @@ from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
 from adderkit.recipes.data.datasets import DataConfig
 from adderkit.recipes.data.loaders import evaluation_transform
+from adderkit.recipes.training import models
 from adderkit.recipes.training.models import (
     Job,
     build_student,
     build_teacher,
     check_norms,
+    check_single_images,
     default_recipe,
     open_split,
     teacher_of,
@@ -169,3 +172,28 @@ def test_frozen_batchnorm_is_no_matter_in_a_cnn(cnn_folder):
     model.features[4].bn1 = FrozenBatchNorm2d(16)
     check_norms(model)
     assert not is_converted(model)
+
+
+class TestSingleImages:
+    def test_batchnorm_on_logits_is_refused(self):
+        """The networks of the AdderNet papers have a BatchNorm after their last 1x1 convolution."""
+        model = timm.create_model("cifar_resnet20")
+        with pytest.raises(RecipeError, match="the BatchNorm fc_norm sees one value per channel, expected at least 2"):
+            check_single_images(model, Recipe(batch_size=1), 50, 1)
+        with pytest.raises(RecipeError, match=r"batch_size \(now 8\)"):
+            check_single_images(model, Recipe(batch_size=8), 1, 1)
+        check_single_images(model, Recipe(batch_size=2), 50, 1)
+        check_single_images(model, Recipe(batch_size=1, sync_bn=True), 50, 2)
+
+    def test_maps_of_several_values_are_fine(self):
+        model = timm.create_model("resnet10t", num_classes=3)
+        check_single_images(model, Recipe(batch_size=1), 50, 1)
+        model.train()(torch.randn(1, 3, 64, 64))
+
+
+def test_evaluation_keeps_the_classifier_of_pretrained_weights(monkeypatch, image_folder):
+    """A new one for two classes would be random."""
+    monkeypatch.setattr(ModelSource, "_create", lambda self, pretrained, arguments: arguments)
+    monkeypatch.setattr(models, "_set_image_size", lambda *_: None)
+    recipe = Recipe(dataset="folder", data_dir=str(image_folder()))
+    assert build_student(Job(ModelSource("resnet18")), recipe, training=False) == {}
