@@ -58,6 +58,7 @@ class NormalizedAdderConv2d(AdderConv2d):
         """Add the BatchNorm to an ``AdderConv2d`` whose class has just been changed to this one, and move its bias."""
         factory: dict[str, Any] = {"device": self.weight.device, "dtype": self.weight.dtype}
         normalization = nn.BatchNorm2d(self.out_channels, **factory).train(self.training)
+        normalization.requires_grad_(self.weight.requires_grad)  # a frozen layer stays frozen
         self.had_bias = self.bias is not None
         if self.bias is not None:
             normalization.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)

@@ -39,6 +39,7 @@ ORDER = {
     ),
     "convert": (
         "errors",
+        "wrappers",
         "models",
         "files",
         "output",

@@ -17,8 +17,8 @@ Written by `python -m benchmarks.coverage.timm_sweep --report docs/coverage.md` 
 
 Plans are made on `meta` tensors at each model's own input size, with the default configuration. A run builds the model
 with random weights, converts it, and checks it on two random images of the smallest size that it accepts: forward,
-save, load (bit-equal), revert (bit-equal to the original). Nothing is calibrated, so the results show that conversion
-works, not how accurate it is.
+inputs of all adder layers bounded when BatchNorm uses the statistics of the images, save, load (bit-equal), revert
+(bit-equal to the original). Nothing is calibrated, so the results show that conversion works, not how accurate it is.
 
 | item | number |
 |---|---|

@@ -16,9 +16,11 @@ from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.modules import adder_layers
 from ..conversion.targets import require_support
 from ..errors import AdderkitError
+from ..graph.computed_weights import computed_weight
 from ..graph.layers import trace_layers
-from ..graph.modes import batches_of, device_of, eval_mode
+from ..graph.modes import batches_of, device_of, eval_mode, move_like
 from ..record import require_float
+from ..wrappers import unwrapped
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
@@ -111,6 +113,7 @@ def calibrate_(
         >>> min(report.layers, key=lambda layer: layer.correlation).path
         'layer4.1.conv2'
     """
+    student, teacher = unwrapped(student), unwrapped(teacher)
     require_float(student, "calibrated", "calibrate the network that it was made from")
     require_support(student, "calibration", "fine-tune the model instead")
     adders = adder_layers(student)
@@ -118,6 +121,7 @@ def calibrate_(
     total = sum(map(len, batches))
     _check_arguments(adders, teacher, total)
     _check_devices(student, teacher)
+    _check_hooks(student, adders, batches[0][:1])
     report = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(config.seed)
     own = student.state_dict()
@@ -146,6 +150,31 @@ def _check_devices(student: nn.Module, teacher: nn.Module) -> None:
     own, other = device_of(student), device_of(teacher)
     if own != other:
         raise AdderkitError(f"the student is on {own} and the teacher on {other}, expected one device for both")
+
+
+@torch.no_grad()
+def _check_hooks(student: nn.Module, adders: dict[str, AdderConv2d], image: Tensor) -> None:
+    """Refuse layers whose weight something sets in each forward pass: it would overwrite the fit."""
+    for path, layer in adders.items():
+        if "weight" not in layer._parameters or computed_weight(layer):
+            raise AdderkitError(f"{path!r} cannot be fitted: {computed_weight(layer) or 'its weight is no parameter'}")
+    hooked = {path: layer for path, layer in adders.items() if layer._forward_pre_hooks}
+    if not hooked:
+        return
+    kept = {path: layer.weight.clone() for path, layer in hooked.items()}
+    try:
+        for layer in hooked.values():
+            layer.weight.add_(1)
+        with eval_mode(student):
+            student(move_like(image, student))
+        changed = next((path for path, layer in hooked.items() if not torch.equal(layer.weight, kept[path] + 1)), None)
+    finally:
+        for path, layer in hooked.items():
+            layer.weight.copy_(kept[path])
+    if changed is not None:
+        raise AdderkitError(
+            f"a forward pre-hook of {changed!r} sets its weight, which would overwrite the fit: remove the hook first"
+        )
 
 
 def _check_arguments(adders: dict[str, AdderConv2d], teacher: nn.Module, images: int) -> None:

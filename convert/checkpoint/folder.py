@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
 from ..class_names import class_names_of
-from ..conversion.targets import is_converted
+from ..conversion.targets import converted_layers, is_converted
 from ..errors import AdderkitError, CheckpointError
 from ..files import atomic_path, read_json_object, sha256, write_json, write_text
+from ..graph.computed_weights import computed_weight
 from ..hub import PREFIX, fetch
 from ..record import transforms_of
+from ..wrappers import timm_models_in, unwrapped
 from .allocation import AllocationLimit, count_elements
 from .model_card import model_card
 from .report import REPORT, Report, read_report, write_report
@@ -70,8 +72,9 @@ def save(
         >>> adderkit.save(model, "resnet50-adder")
         PosixPath('resnet50-adder')
     """
-    folder = Path(folder)
+    folder, model = Path(folder), unwrapped(model, sharded=state is not None)
     base = base_architecture(model)
+    _check_rebuildable(model)
     converted = is_converted(model) or bool(transforms_of(model))  # a fold is not undone by a revert
     config = _config(model, base, converted)
     # A single key: safetensors writes several in arbitrary order, so that files of equal models would differ.
@@ -157,9 +160,11 @@ def base_architecture(model: nn.Module) -> str:
     arguments: Mapping[str, Any] = getattr(model, "_model_args", None) or {}
     name = arguments.get("base") or (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not isinstance(name, str) or not is_model(name):
+        held = timm_models_in(model)
+        inside = f", or pass the timm model in it, .{held[0]}" if held else ""
         raise CheckpointError(
             f"cannot save a {type(model).__name__}, expected a model built by timm.create_model, which can be rebuilt "
-            "by its name; register your own class with timm.models.register_model"
+            f"by its name; register your own class with timm.models.register_model{inside}"
         )
     return name
 
@@ -171,6 +176,21 @@ def has_edited_card(folder: Path) -> bool:
         return card.is_file() and sha256(card) != read_report(folder).card_sha256
     except CheckpointError:  # the report is damaged
         return True
+
+
+def _check_rebuildable(model: nn.Module) -> None:
+    """Refuse a model with layers that its record does not explain, or tensors that its base does not have."""
+    recorded = {path for transform in transforms_of(model) for path in transform.get("modules", ())}
+    unknown = next((path for path in converted_layers(model) if path not in recorded), None)
+    if unknown is not None:
+        raise CheckpointError(
+            f"{unknown!r} is converted, but not by a conversion of this model, so that it could not be rebuilt: "
+            "convert the timm model itself, not a module in it or around it"
+        )
+    for path, module in model.named_modules():
+        computed = computed_weight(module)
+        if computed:
+            raise CheckpointError(f"{path!r} cannot be rebuilt by timm: {computed}")
 
 
 def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:

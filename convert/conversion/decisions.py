@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from ..errors import AdderkitError
+from ..graph.computed_weights import not_its_own
 from ..graph.layers import Layer
 from ..graph.observe import is_normalization, normalizes_each_channel
 from ..patterns import matching
@@ -51,6 +52,12 @@ def reason_to_skip(module: nn.Module, layer: Layer, config: AdderConfig) -> str 
     pattern = matching(config.exclude, layer.path)
     if pattern is not None:
         return f"excluded by {pattern!r}"
+    if isinstance(module, nn.Conv2d) and target_of(module) is None:
+        reason = not_its_own(module, layer.path)
+        if reason:
+            return reason
+        if layer.weight_reader:
+            return f"its weight is also read by {layer.weight_reader}() outside of the layer"
     if isinstance(module, nn.Conv2d) and converter_of(type(module)) is None:
         return f"{type(module).__name__} does more than a convolution"
     if type(module) in OTHER_CONVOLUTIONS:

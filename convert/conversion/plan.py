@@ -1,7 +1,9 @@
 """Plan of a conversion: a row for each convolution with the decision and its reason."""
 
 import dataclasses
+import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +12,14 @@ from torch import Tensor, nn
 from ..errors import NoModuleMatchedError
 from ..graph.layers import WEIGHT_LAYERS, Layer, trace_layers
 from ..patterns import matching, nearest_names
+from ..wrappers import unwrapped
 from .config import AdderConfig
 from .converters import OTHER_CONVOLUTIONS
 from .decisions import Decision, Verdict, classifier_paths, decide, reason_to_skip, shared_weights, successor_of
 from .reparameterize import advise_to_merge_first
 from .targets import ADDER, target_named
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,7 @@ def plan(
         AdderkitError: The model cannot run on the example input, the target is unknown, or a normalization is missing
             and ``config.norm`` is ``error``.
     """
-    target = target_named(to)
+    target, model = target_named(to), unwrapped(model)
     layers = trace_layers(model, example_input, (*WEIGHT_LAYERS, *OTHER_CONVOLUTIONS), symbolic=True)
     modules = dict(model.named_modules())
     convolutions = [layer for layer in layers if not isinstance(modules[layer.path], nn.Linear)]
@@ -174,7 +179,12 @@ def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> Non
     """Warn about patterns that match no convolution, and refuse a plan with nothing to do."""
     paths = [row.path for row in result.rows]
     if not paths:
-        raise NoModuleMatchedError("the model runs no Conv2d, so there is nothing to convert")
+        raise NoModuleMatchedError(f"the model runs no Conv2d, which adder layers replace; {_layers_of(modules)}")
+    idle = [path for path, module in modules.items() if type(module) is nn.Conv2d and path not in paths]
+    if idle:
+        do = "does not run" if len(idle) == 1 else f"and {len(idle) - 1} other convolutions do not run"
+        stay = "stays a convolution" if len(idle) == 1 else "stay convolutions"
+        _logger.warning("%r %s in evaluation mode, and %s", idle[0], do, stay)
     for kind, patterns in (("include", result.config.include), ("exclude", result.config.exclude)):
         for pattern in patterns:
             if not any(matching((pattern,), path) for path in paths):
@@ -187,6 +197,13 @@ def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> Non
     if not result.paths("convert") and not result.paths("converted"):
         reasons = sorted({row.reason for row in result.rows})
         raise NoModuleMatchedError(f"none of {len(paths)} convolutions can be converted: {'; '.join(reasons[:4])}")
+
+
+def _layers_of(modules: dict[str, nn.Module]) -> str:
+    """Return what layers a model has instead, those that convolve first."""
+    kinds = Counter(type(module).__name__ for module in modules.values() if not any(module.children()))
+    first = sorted(kinds, key=lambda kind: ("Conv" not in kind, "Linear" not in kind, -kinds[kind]))
+    return "it has " + (", ".join(f"{kinds[kind]} {kind}" for kind in first[:3]) or "no layers")
 
 
 def _hint(pattern: str, paths: list[str], modules: dict[str, nn.Module]) -> str:

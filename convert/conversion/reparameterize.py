@@ -21,6 +21,7 @@ from ..errors import AdderkitError
 from ..graph.layers import input_size, meta_copy
 from ..graph.modes import eval_mode, model_dtype, move_like
 from ..record import check_version, record_, require_float
+from ..wrappers import unwrapped
 from .targets import converted_layers
 
 _logger = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def reparameterize_(model: nn.Module, example_input: Tensor | None = None) -> li
     Raises:
         AdderkitError: The model is converted or quantized, has nothing to merge, or would compute something else.
     """
+    model = unwrapped(model, "re-parameterized")
     require_float(model, "re-parameterized", "re-parameterize the CNN that it was made from")
     converted = converted_layers(model)
     if converted:

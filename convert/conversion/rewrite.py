@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import NoModuleMatchedError
 from ..patterns import matching
 from ..record import forget_, record_
+from ..wrappers import unwrapped
 from .config import AdderConfig
 from .converters import plain_class
 from .plan import ConversionPlan, plan
@@ -55,7 +56,7 @@ def convert_(
         AdderkitError: The model cannot run on the example input, the plan is not for this model, or the target is
             unknown.
     """
-    chosen = plan_or_config
+    model, chosen = unwrapped(model, "converted"), plan_or_config
     if isinstance(chosen, AdderConfig):
         chosen = plan(model, chosen, filter_fn, example_input, to=to or ADDER)
     elif filter_fn is not None or example_input is not None or to is not None:
@@ -91,6 +92,7 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
     Raises:
         NoModuleMatchedError: No converted layer matches.
     """
+    model = unwrapped(model, "reverted")
     layers = {
         path: layer
         for path, layer in model.named_modules(remove_duplicate=False)

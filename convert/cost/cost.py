@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
 from ..quantization.fake_quantize import FakeQuantized
+from ..wrappers import unwrapped
 from .count import float_cost
 from .integer import integer_cost
 from .report import Cost
@@ -33,6 +34,7 @@ def cost(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) 
         >>> found.multiplications, found.honest_before.multiplications
         >>> [layer.path for layer in found.layers if layer.kind == "adder"]
     """
+    model = unwrapped(model)
     if isinstance(model, IntegerNetwork):
         return integer_cost(model)
     if isinstance(model, FakeQuantized):

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import AdderkitError
+from ..wrappers import timm_models_in
 from .fx_uses import symbolic_uses
 from .modes import eval_mode, model_dtype, move_like
 from .observe import observe
@@ -38,6 +40,7 @@ class Layer:
         consumers: Paths of the modules that take the unchanged output.
         functions: Names of the functions and operators that take the unchanged output; ``output`` if the model
             returns it.
+        weight_reader: Name of a function outside of the layer that takes a parameter of it; empty if none does.
     """
 
     path: str
@@ -46,6 +49,7 @@ class Layer:
     calls: int
     consumers: tuple[str, ...]
     functions: tuple[str, ...] = ()
+    weight_reader: str = ""
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -55,9 +59,11 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
         AdderkitError: If the model has no timm configuration.
     """
     if not getattr(model, "pretrained_cfg", None):
+        held = timm_models_in(model)
+        inside = f", or pass the timm model in it, .{held[0]}" if held else ""
         raise AdderkitError(
             f"{type(model).__name__} does not specify its input size (it has no timm pretrained_cfg); "
-            "give an example_input of shape [N, C, H, W]"
+            f"give an example_input of shape [N, C, H, W]{inside}"
         )
     size: tuple[int, int, int] = get_model_input_config(model)["input_size"]
     return size
@@ -78,12 +84,12 @@ def trace_layers(
         One layer for each distinct module that ran.
 
     Raises:
-        AdderkitError: If the model is compiled, or cannot run on the input.
+        AdderkitError: If the model has layers without weights yet, or cannot run on the input.
     """
-    if isinstance(model, torch.jit.ScriptModule) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
         raise AdderkitError(
-            f"{type(model).__name__} is a compiled model, whose layers are not accessible; "
-            "pass the module that it was compiled from (for torch.compile: model._orig_mod)"
+            f"{lazy!r} has no shape yet, as the model has lazy layers: run it once on a batch of images first"
         )
     if example_input is None:
         example_input = torch.zeros(1, *input_size(model))
@@ -111,7 +117,15 @@ def _observe_real_pass(model: nn.Module, example_input: Tensor, kinds: Kinds) ->
 
 def _observed(model: nn.Module, example_input: Tensor, kinds: Kinds) -> list[Layer]:
     return [
-        Layer(path, seen.input_shape, seen.output_shape, seen.calls, tuple(seen.consumers), tuple(seen.functions))
+        Layer(
+            path,
+            seen.input_shape,
+            seen.output_shape,
+            seen.calls,
+            tuple(seen.consumers),
+            tuple(seen.functions),
+            seen.weight_reader,
+        )
         for path, seen in observe(model, example_input, kinds).items()
     ]
 

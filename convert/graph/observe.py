@@ -25,6 +25,7 @@ class Seen:
         calls: Number of calls.
         consumers: Paths of the modules that take the unchanged output, in order.
         functions: Names of the functions that take the unchanged output; ``output`` if the model returns it.
+        weight_reader: Name of a function outside of the layer that takes a parameter of it; empty if none does.
     """
 
     input_shape: tuple[int, ...]
@@ -32,6 +33,7 @@ class Seen:
     calls: int = 0
     consumers: list[str] = dataclasses.field(default_factory=list)
     functions: list[str] = dataclasses.field(default_factory=list)
+    weight_reader: str = ""
 
 
 def is_normalization(module: nn.Module) -> bool:
@@ -79,6 +81,8 @@ def observe(model: nn.Module, example_input: Tensor, kinds: tuple[type[nn.Module
         output = model(example_input)
     for source in watch.sources([output]):
         watch.note(source, "functions", "output")
+    for path, seen in watch.seen.items():
+        seen.weight_reader = watch.readers.get(path, "")
     return watch.seen
 
 
@@ -92,6 +96,13 @@ class _Watch(TorchFunctionMode):
         self.seen: dict[str, Seen] = {}
         # Tensors are kept alive so that their ids stay unique; the version tells whether one was changed in place.
         self.produced: dict[int, tuple[Tensor, int, str]] = {}
+        self.owners = {
+            id(parameter): path
+            for path, module in self.modules.items()
+            if isinstance(module, kinds)
+            for parameter in module.parameters(recurse=False)
+        }
+        self.readers: dict[str, str] = {}
         self.depth = 0  # number of units that are running: functions inside a unit are not observed
 
     def before(self, path: str, inputs: tuple[Any, ...]) -> None:
@@ -127,6 +138,9 @@ class _Watch(TorchFunctionMode):
         if name == "__setitem__" or (made and not passes):
             for source in sources:
                 self.note(source, "functions", function_name(name))
+        for tensor in _tensors((args, kwargs)) if made else ():  # a query of shape or dtype makes none
+            if id(tensor) in self.owners:
+                self.readers.setdefault(self.owners[id(tensor)], function_name(name))
         return result
 
     def sources(self, values: Any) -> list[str]:

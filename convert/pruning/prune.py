@@ -17,6 +17,7 @@ from ..graph.layers import Layer, input_size, meta_copy, trace_layers
 from ..graph.modes import batches_of
 from ..patterns import matching, nearest_names
 from ..record import record_, require_float
+from ..wrappers import unwrapped
 from .channel_groups import ChannelGroup, channel_groups, kept_parts
 from .config import NEED_IMAGES, PruneConfig, parse_target
 from .importance import (
@@ -127,6 +128,7 @@ def prune_(
         >>> report.after["adds"] <= 0.5 * report.before["adds"]
         True
     """
+    model = unwrapped(model, "pruned")
     require_float(model, "pruned", "prune the network that it was made from")
     require_support(model, "pruning", "prune the CNN before converting it")
     batches = batches_of(images, batch_size) if images is not None else []

@@ -15,6 +15,7 @@ from ..conversion.targets import require_support
 from ..errors import AdderkitError
 from ..graph.modes import batches_of, eval_mode, move_like
 from ..record import record_, require_float_weights, set_transforms_, transforms_of
+from ..wrappers import unwrapped
 from .config import QuantizeConfig
 from .fake_quantize import FAKE_QUANTIZE, FakeQuantized, fake_quantize_
 from .fold import fold
@@ -80,6 +81,7 @@ def quantize_with_ranges(
     Raises:
         AdderkitError: Integers cannot express the model, or there are too few images.
     """
+    model = unwrapped(model)
     require_float_weights(model, "quantized again", "quantize the network that it was made from")
     batches = batches_of(images, 64)
     count = sum(map(len, batches))

@@ -212,7 +212,8 @@ class ConversionResult:
         if self.calibration is None:
             return (
                 f"{converted} became {self.plan.target} layers in {self.folder}/, not calibrated: its accuracy is near "
-                "chance until you convert again with --dataset to calibrate it, or fine-tune it"
+                "chance, and its outputs may be very large, since BatchNorm has the statistics of the CNN, until you "
+                "convert again with --dataset to calibrate it, or fine-tune it"
             )
         hybrid = f"; {returned} returned to convolutions" if returned else ""
         images = self.calibration.images

@@ -209,13 +209,6 @@ def test_input_that_does_not_fit(tiny, snapshot):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("compile", [torch.compile, torch.jit.script])
-def test_compiled_model_names_the_remedy(compile):
-    model = compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    with pytest.raises(AdderkitError, match=r"is a compiled model.*pass the module that it was compiled from"):
-        trace_layers(model, torch.zeros(1, 3, 8, 8))
-
-
 def test_user_hooks_are_not_called(tiny, images):
     model, calls = tiny(), []
     for module in model.modules():
