@@ -1,8 +1,10 @@
 """Images by a spec: class folders made here, timm's readers, and subsets."""
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from adderkit.convert.errors import DatasetError
 from adderkit.recipes.data.datasets import DataConfig, class_names, open_dataset, subset
@@ -100,3 +102,29 @@ def test_subset_is_a_data_set():
 
 def test_class_names_of_a_data_set_that_knows_none():
     assert class_names(torch.utils.data.TensorDataset(torch.zeros(1))) is None
+
+
+class TestTorchvision:
+    def test_class_folders_are_read_strictly(self, image_folder):
+        root = image_folder(count=2)
+        Image.fromarray(np.full((2, 2), 40000, np.uint16)).save(root / "train" / "cat" / "0.png")
+        (root / "train" / "dog" / "1.png").write_bytes(b"x")
+        dataset = open_dataset("torch/folder", str(root), "train")
+        assert class_names(dataset) == ["cat", "dog"]
+        assert [dataset[0][0].getpixel((0, 0)), dataset[0][1], dataset[2][1]] == [(156, 156, 156), 0, 1]
+        with pytest.raises(DatasetError, match=r"cannot read .*/dog/1.png: it is not in an image format"):
+            dataset[3]
+
+    def test_a_hidden_folder_is_no_class(self, image_folder):
+        root = image_folder(classes=("cat", ".ipynb_checkpoints"))
+        with pytest.raises(DatasetError, match=r"takes .*/.ipynb_checkpoints for a class; .*--dataset folder"):
+            open_dataset("torch/folder", str(root), "train")
+
+    def test_a_missing_split_is_not_the_whole_folder(self, image_folder):
+        with pytest.raises(DatasetError, match="has no split 'validation'"):
+            open_dataset("torch/image_folder", str(image_folder(splits=("train",))), "validation")
+
+
+def test_images_have_one_or_three_channels(image_folder):
+    with pytest.raises(DatasetError, match="takes 4 channels, expected 1 or 3"):
+        open_dataset("folder", str(image_folder()), "train", 4)

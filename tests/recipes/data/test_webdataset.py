@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,7 +13,8 @@ from PIL import Image
 from adderkit.convert.errors import DatasetError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.data import datasets as data
-from adderkit.recipes.data.datasets import open_dataset
+from adderkit.recipes.data.datasets import open_dataset, with_labels
+from adderkit.recipes.data.labels import Labels
 from adderkit.recipes.data.loaders import make_loader
 from adderkit.recipes.runs.folder import RunFolder
 from adderkit.recipes.training import run as finetune
@@ -150,3 +152,34 @@ def test_a_part_of_a_stream_cannot_be_chosen(adder_kit, shards):
                                   "--dataset", "wds/tiny", "--data-dir", shards, "--set", "train_images=8")  # fmt: skip
     assert status == 1
     assert "cannot be chosen from a streamed data set" in errors
+
+
+class TestDamage:
+    """webdataset logs and skips what cannot be read, and training repeats others in its place."""
+
+    @pytest.fixture
+    def copied(self, shards, tmp_path):
+        return shutil.copytree(shards, tmp_path / "damaged")
+
+    @pytest.mark.parametrize("split", ["train", "validation"])
+    def test_an_image_is_named(self, copied, split):
+        shard = copied / f"tiny-{split}-01.tar"
+        contents = bytearray(shard.read_bytes())
+        start = contents.index(b"IDAT")
+        contents[start : start + 8] = bytes(8)
+        shard.write_bytes(contents)
+        with pytest.raises(DatasetError, match=rf"cannot read 0011 of {shard}: .*; repair or remove it"):
+            list(open_dataset("wds/tiny", str(copied), split))
+
+    def test_a_truncated_shard(self, copied):
+        shard = copied / "tiny-validation-00.tar"
+        shard.write_bytes(shard.read_bytes()[:3000])
+        with pytest.raises(DatasetError, match=rf"a shard cannot be read: .*{shard}; download it again"):
+            list(open_dataset("wds/tiny", str(copied), "validation"))
+
+    def test_a_label_out_of_range(self, shards):
+        dataset = with_labels(open_dataset("wds/tiny", str(shards), "validation"), Labels(2))
+        with pytest.raises(
+            DatasetError, match="cannot read image 2 of wds/tiny: its label is 2, expected a class index"
+        ):
+            list(dataset)
