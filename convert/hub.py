@@ -5,14 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import get_token, snapshot_download
+from huggingface_hub import constants, get_session, get_token, snapshot_download
 from huggingface_hub import logging as hub_logging
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
 
 from .errors import CheckpointError, PublishError
 
 PREFIX = "hf-hub:"
+_PATIENCE = 5.0  # seconds
 
 
 def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path:
@@ -31,7 +32,7 @@ def fetch(name: str, files: Sequence[str], cache_dir: str | None = None) -> Path
     """
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
-        with quiet_hub():
+        with reachable_hub():
             return Path(
                 snapshot_download(
                     repository, revision=revision or None, allow_patterns=list(files), cache_dir=cache_dir
@@ -71,6 +72,36 @@ def check_repository(name: str, option: str) -> None:
         raise PublishError(f"{option} {name!r} is not the name of a repository: {error}") from error
     if name.count("/") != 1:
         raise PublishError(f"{option} is {name!r}, expected user/name or organization/name")
+
+
+@contextmanager
+def reachable_hub() -> Iterator[None]:
+    """Use only what is cached inside the context if the Hub cannot be reached, instead of retrying for half a minute.
+
+    Raises:
+        ConnectionError: The Hub cannot be reached, and a file is not cached.
+    """
+    with quiet_hub():
+        problem = None if constants.HF_HUB_OFFLINE else _connection_problem()
+        if problem is None:
+            yield
+            return
+        constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+            raise ConnectionError(f"cannot reach {constants.ENDPOINT}: {reason(problem)}") from error
+        finally:
+            constants.HF_HUB_OFFLINE = False
+
+
+def _connection_problem() -> Exception | None:
+    """Return the error of a single short request to the Hub; ``None`` if it answers, whatever the answer is."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception as error:  # the Hub's client raises errors of many kinds
+        return error
+    return None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from .checkpoint.report import Report, read_report
 from .errors import CheckpointError, ModelSourceError
 from .foreign_weights.loading import load_weights_, require_convolutions
 from .foreign_weights.read import read_weights
-from .hub import PREFIX, quiet_hub
+from .hub import PREFIX, quiet_hub, reachable_hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class ModelSource:
         if pretrained and not self.has_pretrained_weights:
             raise ModelSourceError(f"timm has no pretrained weights for {self.name!r}; {remedy}")
         try:
-            with quiet_hub():
+            with reachable_hub() if pretrained else quiet_hub():
                 model: nn.Module = create_model(self.name, pretrained=pretrained, **arguments)
         except CheckpointError:
             raise

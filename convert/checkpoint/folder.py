@@ -29,6 +29,7 @@ from ..hub import PREFIX, fetch
 from ..record import transforms_of
 from ..wrappers import timm_models_in, unwrapped
 from .allocation import AllocationLimit, count_elements
+from .image_config import check_image_config
 from .model_card import model_card
 from .report import REPORT, Report, read_report, write_report
 from .weights import CONFIG as CONFIG
@@ -233,3 +234,4 @@ def _check_folder(folder: Path) -> None:
         )
     if not isinstance(arguments, dict):
         raise CheckpointError(f"model_args is {arguments!r:.80} in {folder / CONFIG}, expected an object")
+    check_image_config(config, folder / CONFIG)

@@ -63,7 +63,7 @@ def test_help_names_every_setting(adder_kit):
     [
         (("--weigth-decay", 1), "Possible options: --weight-decay"),
         (("--opt",), "requires an argument"),
-        (("--warmup-epochs", "few"), "'few' is not a valid int"),
+        (("--warmup-epochs", "few"), "Invalid value for '--warmup-epochs'"),
         (("--amp-dtype", "fp8"), "'fp8' is not one of 'float16', 'bfloat16'"),
     ],
 )
