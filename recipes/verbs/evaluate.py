@@ -50,6 +50,8 @@ def evaluate(
 
     Prints top-1 and top-5 accuracy, loss and images per second.
     """
+    from accelerate import PartialState
+
     from ...convert.model_source import ModelSource
     from ..terminal.tables import metrics_table, show
 
@@ -57,6 +59,8 @@ def evaluate(
     metrics = evaluate_model(
         source, dataset, data_dir, split, batch_size, workers, class_map=class_map, record=record, device=device
     )
+    if not PartialState().is_main_process:
+        return
     if json:
         print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
     else:
@@ -91,6 +95,8 @@ def evaluate_model(
     Raises:
         AdderkitError: The model or the data set cannot be loaded, they do not fit, or nothing can be recorded.
     """
+    from accelerate import PartialState
+
     from ..distributed.device import compute_device
     from ..reporting.evaluations import check_recordable, record_evaluation
     from ..training import models
@@ -108,7 +114,7 @@ def evaluate_model(
     )
     with compute_device(device):
         metrics = evaluate_split(models.build_student(models.Job(source), recipe, training=False), recipe)
-    if record:
+    if record and PartialState().is_main_process:
         record_evaluation(folder, recipe.dataset, split, metrics)
     return metrics
 
