@@ -5,6 +5,7 @@ Layers are fitted one by one (``layerwise.py``), then all together so that the o
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .blockwise import match_blocks_
 from .config import CalibrationConfig
 from .layerwise import HELD_OUT, Progress, fit_layers_, positions_per_image
 from .state import CalibrationState, FittedLayer
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,7 @@ def calibrate_(
     _check_arguments(adders, teacher, total)
     _check_devices(student, teacher)
     _check_hooks(student, adders, batches[0][:1])
+    _warn_of_another_teacher(student, teacher)
     report = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(config.seed)
     own = student.state_dict()
@@ -174,6 +178,24 @@ def _check_hooks(student: nn.Module, adders: dict[str, AdderConv2d], image: Tens
     if changed is not None:
         raise AdderkitError(
             f"a forward pre-hook of {changed!r} sets its weight, which would overwrite the fit: remove the hook first"
+        )
+
+
+def _warn_of_another_teacher(student: nn.Module, teacher: nn.Module) -> None:
+    """Log a warning if no layer that was left as it is has the teacher's weight: it is probably another network."""
+    originals = dict(teacher.named_modules())
+    kept = {
+        path: torch.equal(layer.weight.cpu(), original.weight.cpu())
+        for path, layer in student.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+        and isinstance(original := originals.get(path), type(layer))
+        and not isinstance(layer, AdderConv2d)
+    }
+    if kept and not any(kept.values()):
+        _logger.warning(
+            "the teacher has other weights in every layer that was not converted, such as %r: pass a copy of the model "
+            "from before the conversion, unless this is meant",
+            next(iter(kept)),
         )
 
 

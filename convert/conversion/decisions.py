@@ -100,8 +100,9 @@ def classifier_paths(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
     """Return the paths in what timm calls the classifier, or else the path of the last weight layer that runs."""
     timm_model: Any = model
     head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
-    if isinstance(head, nn.Module):
-        inside = set(head.modules())
+    heads = [part for part in (head if isinstance(head, list | tuple) else [head]) if isinstance(part, nn.Module)]
+    if heads:
+        inside = {module for part in heads for module in part.modules()}
         return {path for path, module in model.named_modules() if module in inside}
     return {layers[-1].path} if layers else set()
 

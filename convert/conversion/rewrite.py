@@ -63,6 +63,7 @@ def convert_(
         raise ValueError("filter_fn, example_input and to go with a configuration, but a plan was given")
     converted = converted_layers(model)
     paths = [path for path in chosen.paths("convert") if path not in converted]
+    _check_shapes(model, chosen)
     if paths:
         inserted = {row.path for row in chosen.rows if row.inserted}
         normalized = [path for path in paths if path in inserted]
@@ -70,6 +71,22 @@ def convert_(
         transform = conversion_transform(chosen.target, paths, normalized=normalized, folded=folded)
         record_(model, {**transform, "config": chosen.config.to_dict()})
     return chosen
+
+
+def _check_shapes(model: nn.Module, chosen: ConversionPlan) -> None:
+    """Refuse a plan whose rows describe other convolutions than the model has under the same paths."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    for row in chosen.rows:
+        module = modules.get(row.path)
+        if not isinstance(module, nn.Conv2d):
+            continue  # refused in its turn if it is to be converted
+        found = (tuple(module.kernel_size), module.groups, module.in_channels, module.out_channels)
+        if found != (row.kernel, row.groups, row.in_channels, row.out_channels):
+            raise NoModuleMatchedError(
+                f"{row.path!r} has {module.in_channels} to {module.out_channels} channels and a kernel of "
+                f"{tuple(module.kernel_size)}, expected {row.in_channels} to {row.out_channels} and {row.kernel}: this "
+                "plan is not for this model"
+            )
 
 
 def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:

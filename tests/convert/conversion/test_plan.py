@@ -394,3 +394,12 @@ def test_model_is_left_untouched(tiny, images, snapshot, training):
     plan(model, example_input=images)
     assert snapshot(model) == before
     assert calls == []
+
+
+def test_several_classifiers_are_kept():
+    class TwoHeads(nn.Sequential):
+        def get_classifier(self):
+            return self[2], self[3]
+
+    model = TwoHeads(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    assert [row.reason for row in plan(model, example_input=IMAGE).rows[2:]] == ["classifier", "classifier"]

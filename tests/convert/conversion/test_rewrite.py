@@ -291,3 +291,11 @@ def test_revert_without_a_match(tiny, snapshot):
     with pytest.raises(NoModuleMatchedError, match="'stem' matches none of 3 converted layers"):
         revert_(model, ("stem",))
     assert snapshot(model) == before
+
+
+def test_plan_for_other_shapes_is_refused(tiny, snapshot):
+    narrow, wide = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, out, 3), nn.Conv2d(out, 4, 3)) for out in (4, 6))
+    made, before = plan(narrow, example_input=IMAGE), snapshot(wide)
+    with pytest.raises(NoModuleMatchedError, match=r"'1' has 4 to 6 channels .*expected 4 to 4 .*not for this model"):
+        convert_(wide, made)
+    assert snapshot(wide) == before

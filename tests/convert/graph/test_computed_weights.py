@@ -1,5 +1,6 @@
 """Layers whose weight something else computes stay convolutions, with the reason and the remedy."""
 
+import copy
 import re
 import types
 
@@ -199,3 +200,13 @@ def test_a_frozen_layer_stays_frozen_with_its_normalization():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).requires_grad_(False)
     adderkit.convert_(model, example_input=IMAGE)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_network_as_teacher_is_noticed(tiny, caplog):
+    model = tiny()
+    teacher = copy.deepcopy(model)
+    adderkit.convert_(model, example_input=IMAGE)
+    adderkit.calibrate_(model, teacher, torch.randn(16, 3, 8, 8), CALIBRATION)
+    assert not caplog.records
+    adderkit.calibrate_(model, tiny(), torch.randn(16, 3, 8, 8), CALIBRATION)
+    assert "the teacher has other weights in every layer that was not converted, such as 'stem'" in caplog.text
