@@ -108,17 +108,19 @@ def test_images_are_read_as_from_folders(reader, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4), "red").save(turned, "PNG", exif=exif)
-    files = [deep.getvalue(), turned.getvalue(), deep.getvalue()[:60]]
+    files = [deep.getvalue(), turned.getvalue(), b"no image"]
     table = {"image": [{"bytes": each, "path": None} for each in files], "label": [2, 0, 1]}
     datasets.Dataset.from_dict(table, features=FEATURES).to_parquet(tmp_path / "odd" / "train-00000-of-00001.parquet")
-    (tmp_path / "odd" / "README.md").write_text(CARD.replace("44", "3").replace("data_dir", ""))
+    (tmp_path / "odd" / "README.md").write_text(
+        CARD.replace("44", "3").replace("  - {name: validation, num_examples: 22}\n", "")
+    )
     dataset = open_dataset(f"{reader}/{tmp_path / 'odd'}", str(tmp_path / "cache"), "train", training=False)
     images = iter(dataset) if reader == "hfids" else (dataset[index] for index in range(3))
     assert [(np.asarray(image)[0, 0].tolist(), image.size, label) for image, label in (next(images), next(images))] == [
         ([156] * 3, (8, 4), 2),
         ([255, 0, 0], (8, 4), 0),
     ]
-    with pytest.raises(DatasetError, match=r"cannot read image 2.*: .*truncated.*; repair or remove it"):
+    with pytest.raises(DatasetError, match=r"cannot read image 2.*: it is not in an image format"):
         next(images)
 
 
