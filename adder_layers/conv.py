@@ -117,6 +117,12 @@ class AdderConv2d(nn.Conv2d):
             return node
         return super().forward(input)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load weights, which saved folders and AdderNet's published code call ``adder``."""
+        if f"{prefix}adder" in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}adder")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.training and self.sharpness != 1:
             # |s·x - s·w| / s is |x - w|, and its input gradient HardTanh(s·w - s·x). The weight's gradient is s times

@@ -13,7 +13,7 @@ from .checkpoint.folder import CONFIG, LOCAL, WEIGHTS, base_architecture, load, 
 from .checkpoint.report import Report, read_report
 from .errors import CheckpointError, ModelSourceError
 from .foreign_weights.loading import load_weights_, require_convolutions
-from .foreign_weights.read import read_weights
+from .foreign_weights.read import read_weights, saved_folder_of
 from .hub import PREFIX, quiet_hub, reachable_hub
 
 
@@ -169,6 +169,10 @@ def _check_name(name: str) -> None:
         raise ModelSourceError("'adder' is reserved for saved adder networks, expected a CNN or a saved folder")
     if is_model(architecture):
         return
+    if Path(name).is_file():
+        folder = saved_folder_of(Path(name))
+        remedy = f"give the folder {folder}" if folder else "give its architecture, and the file with --checkpoint"
+        raise ModelSourceError(f"{name} is a file, expected a timm model or a saved folder: {remedy}")
     if "/" in name or name.startswith(".") or Path(name).exists():
         raise ModelSourceError(f"{name} is neither a timm model nor a folder with a {CONFIG}")
     near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)

@@ -34,7 +34,7 @@ from .model_card import model_card
 from .report import REPORT, Report, read_report, write_report
 from .weights import CONFIG as CONFIG
 from .weights import WEIGHTS as WEIGHTS
-from .weights import check_shapes, check_transforms, checked_weights
+from .weights import check_shapes, check_transforms, checked_weights, to_file_names, to_model_names
 
 CARD = "README.md"
 LOCAL = "local-dir:"
@@ -81,7 +81,8 @@ def save(
     # A single key: safetensors writes several in arbitrary order, so that files of equal models would differ.
     metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "transforms": transforms_of(model)})}
     tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in (state or model.state_dict()).items()
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in to_file_names(model, state or model.state_dict()).items()
     }
     card = model_card(base, is_converted(model), folder.resolve().name, isinstance(model, IntegerNetwork))
     report = dataclasses.replace(
@@ -138,6 +139,7 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
             model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
             check_transforms(folder, model)
+            state = to_model_names(model, state)
             check_shapes(folder, model, state)
             model.load_state_dict(state)
     except AdderkitError:

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..hub import PREFIX, fetch
 from ..models.cifar import drop_other_head
 from .replay import replay
-from .weights import CONFIG, WEIGHTS, check_transforms, checked_weights
+from .weights import CONFIG, WEIGHTS, check_transforms, checked_weights, to_model_names
 
 
 def build_saved(
@@ -59,7 +59,7 @@ def build_saved(
             return _load_integers(model, folder)
         given = {}
         if folder is not None:
-            given = {"source": "", "state_dict": checked_weights(folder)}
+            given = {"source": "", "state_dict": to_model_names(model, checked_weights(folder))}
             check_transforms(folder, model)
         load_pretrained(
             model,

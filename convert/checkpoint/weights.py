@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..conversion.targets import target_of
 from ..errors import CheckpointError
 from ..files import read_json_object, sha256
 from ..foreign_weights.read import safetensors_state
@@ -34,6 +35,31 @@ def checked_weights(folder: Path) -> dict[str, Tensor]:
             "copy both again, or save the model again with adderkit.save"
         )
     return state
+
+
+def to_file_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with the weights of converted layers named by their target, such as ``conv1.adder``.
+
+    So nothing that reads the file by itself, such as ``checkpoint_path`` of timm, can load them into convolutions,
+    whose weights have the same names and shapes. AdderNet's published code has the same name.
+    """
+    names = {ours: theirs for theirs, ours in _file_names(model).items()}
+    return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def to_model_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a file under the names of a model; files that timm saved have those already."""
+    names = _file_names(model)
+    return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _file_names(model: nn.Module) -> dict[str, str]:
+    """Return the names of the converted layers' weights in the model by those in a file."""
+    return {
+        f"{path}.{target.name}": f"{path}.weight"
+        for path, module in model.named_modules(remove_duplicate=False)
+        if (target := target_of(module)) is not None
+    }
 
 
 def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> None:

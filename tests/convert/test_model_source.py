@@ -60,6 +60,12 @@ def test_path_without_a_configuration(name):
         ModelSource(name).build()
 
 
+def test_file_in_the_place_of_a_model(folder, weights):
+    path, _ = folder
+    with pytest.raises(ModelSourceError, match=rf"is a file, expected a timm model .*: give the folder {path}$"):
+        ModelSource(str(path / "model.safetensors")).build()
+
+
 def test_arguments_that_do_not_fit():
     with pytest.raises(ModelSourceError, match=f"cannot build {NAME}: .*nonsense"):
         ModelSource(NAME, pretrained=False).build(nonsense=1)

@@ -128,6 +128,35 @@ def test_weights_that_something_computes(model, tmp_path, change, remedy):
 # Weights of other networks than CNNs
 
 
+def test_timm_does_not_load_weights_of_a_saved_adder_network_into_a_cnn(adder_model, tmp_path):
+    folder = adderkit.save(adder_model, tmp_path / "adder")
+    path = str(folder / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r'Missing key.*conv1\.weight"[\s\S]*Unexpected key.*conv1\.adder"'):
+        timm.create_model(NAME, num_classes=4, checkpoint_path=path)
+
+
+def test_weights_of_a_saved_adder_network_load_into_another(adder_model, tmp_path):
+    """By timm and by torch alone; the names in the file are those of AdderNet's published code."""
+    folder = adderkit.save(adder_model, tmp_path / "adder")
+    state = load_file(folder / "model.safetensors")
+    assert torch.equal(state["features.1.conv1.adder"], adder_model.state_dict()["features.1.conv1.weight"])
+    assert "features.1.conv1.weight" not in state
+    other = timm.create_model(f"local-dir:{folder}", checkpoint_path=str(folder / "model.safetensors"))
+    assert equal(other, adder_model)
+    blank = copy.deepcopy(adder_model)
+    nn.init.zeros_(blank.get_submodule("features.1.conv1").weight)
+    blank.load_state_dict(state)
+    assert equal(blank, adder_model)
+
+
+def test_file_of_a_saved_adder_network_without_its_metadata_and_folder(adder_model, tmp_path):
+    save_file(
+        load_file(adderkit.save(adder_model, tmp_path / "adder") / "model.safetensors"), tmp_path / "w.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"weights of adder layers \(features\.1\.conv1\.adder\)"):
+        build(tmp_path / "w.safetensors")
+
+
 def test_weights_of_an_adder_folder_name_the_folder(adder_model, tmp_path):
     folder = adderkit.save(adder_model, tmp_path / "adder")
     with pytest.raises(

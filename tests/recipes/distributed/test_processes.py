@@ -76,8 +76,8 @@ def test_two_processes_are_one_with_the_same_batch(runs, adder_folder):
     one, two = runs
     assert distance(two / "step", one / "step") < 1e-6  # all in fp64, so that rounding stays small
     assert losses(two / "step")[0] == pytest.approx(losses(one / "step")[0], rel=1e-6)
-    start = load_file(adder_folder / "model.safetensors")["features.4.conv1.weight"]
-    assert (saved(one / "step")["features.4.conv1.weight"] - start).abs().max() > 0.05  # they have moved
+    start = load_file(adder_folder / "model.safetensors")["features.4.conv1.adder"]
+    assert (saved(one / "step")["features.4.conv1.adder"] - start).abs().max() > 0.05  # they have moved
 
 
 def test_two_processes_are_one_with_synchronized_batchnorm(runs):
