@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adderkit
+from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.checkpoint.folder import base_architecture
 from adderkit.convert.checkpoint.report import Report, read_report
 from adderkit.convert.conversion.targets import is_converted
@@ -166,7 +167,8 @@ def test_config_of_a_cnn(resnet20, tmp_path):
 def test_weights_and_their_metadata(saved, adder_model):
     with safe_open(saved / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
-        assert set(file.keys()) == set(adder_model.state_dict())
+        names = {f"{path}.weight": f"{path}.adder" for path in adder_layers(adder_model)}
+        assert set(file.keys()) == {names.get(name, name) for name in adder_model.state_dict()}
     assert list(metadata) == ["adderkit"]  # several keys come in any order: equal models, different files
     assert json.loads(metadata["adderkit"]) == {"version": 1, "transforms": transforms_of(adder_model)}
 
