@@ -12,7 +12,8 @@ Pair = tuple[int, int]  # (height, width)
 def available() -> list[str]: ...
 def integer_available() -> list[str]: ...
 
-# input, output, grad and result are float32 of any strides; input and result have the same ones.
+# input, output, grad and result are float32 of any strides; input and result have the same ones. The result holds only
+# if True is returned: input and weight are finite, and below 2^115, so that sums cannot overflow.
 def forward(
     isa: str,
     input: Array,
@@ -24,7 +25,7 @@ def forward(
     dilation: Pair,
     groups: int,
     threads: int,
-) -> None: ...
+) -> bool: ...
 def input_grad(
     isa: str,
     grad: Array,
@@ -37,7 +38,7 @@ def input_grad(
     dilation: Pair,
     groups: int,
     threads: int,
-) -> None: ...
+) -> bool: ...
 
 class Kind(enum.Enum):
     adder = ...

@@ -1,7 +1,8 @@
 """The CPU backend: fp32 kernels in C++ for the best instruction set that this machine runs.
 
 ``ADDERKIT_CPU`` forces a lower one (``avx512``, ``avx2``, ``baseline``), or ``torch`` for the backend in plain torch,
-which also serves where the extension was not built.
+which also serves where the extension was not built, and where operands are not finite
+or so large that sums might overflow.
 """
 
 import functools
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # public, but not in __all__
 
 from ..geometry import Window
+from . import blocked
 
 try:
     from .. import _cpu
@@ -77,7 +79,7 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
     wide, kernel = input.float(), weight.float().contiguous()
     result = output if output.dtype == torch.float32 else torch.empty_like(output, dtype=torch.float32)
     # A tenth of the time that nanobind would take for a tensor's capsule, and parameters need not be detached.
-    _cpu.forward(
+    moderate = _cpu.forward(
         _required(),
         to_dlpack(wide),
         to_dlpack(kernel),
@@ -88,7 +90,9 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
         groups=groups,
         threads=torch.get_num_threads(),
     )
-    if result is not output:
+    if not moderate:
+        blocked.forward(input, weight, output, window, groups)
+    elif result is not output:
         output.copy_(result)
 
 
@@ -97,7 +101,7 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
     result.zero_()  # the kernel leaves pixels that no window reads as they are
     # The kernel reads input and result through one set of strides.
     wide = torch.empty_like(result).copy_(input) if input.stride() != result.stride() else input.float()
-    _cpu.input_grad(
+    moderate = _cpu.input_grad(
         _required(),
         to_dlpack(grad.float()),
         to_dlpack(wide),
@@ -109,6 +113,8 @@ def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, wind
         groups=groups,
         threads=torch.get_num_threads(),
     )
+    if not moderate:
+        blocked.input_grad(grad, input, weight, result, window, groups)
 
 
 def _required() -> str:

@@ -6,6 +6,7 @@ image.
 """
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -208,12 +209,21 @@ def _check_size(window: Window, source: Activation, target: Activation, name: st
 
 def _check_windows_hold_pixels(window: Window, source: Activation, target: Activation, name: str) -> None:
     axes = zip((target.height, target.width), (source.height, source.width), *window, strict=True)
-    if not all(
-        any(0 <= begin * stride - padding + tap * dilation < length for tap in range(kernel))
-        for outputs, length, kernel, stride, padding, dilation in axes
-        for begin in range(outputs)
-    ):
+    if not all(_windows_hold_pixels(*axis) for axis in axes):
         raise ValueError(f"{name} has windows that hold no pixel, expected padding and size as torch allows them")
+
+
+def _windows_hold_pixels(outputs: int, length: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Return whether each window along an axis has a tap inside, in a time that does not grow with the kernel."""
+    if (outputs - 1) * stride - padding >= length:
+        return False
+    # Windows that begin inside hold that pixel. Of the others, the first has most taps in the padding; where pixels
+    # are fewer than the dilation, taps may also jump over all of them. That repeats with the remainders.
+    before = min(outputs, -(-padding // stride))
+    if before and -(-padding // dilation) >= kernel:
+        return False
+    period = 1 if length >= dilation else dilation // math.gcd(dilation, stride)
+    return all((begin * stride - padding) % dilation < length for begin in range(min(before, period)))
 
 
 def _check_requantization(

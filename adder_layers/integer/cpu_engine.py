@@ -21,7 +21,7 @@ class StepTime:
         path: Path of the layer in the model.
         kind: Kind of the step; that of the first entry is ``read``, for copying or quantizing the images.
         seconds: Time for all images together.
-        giga_terms_per_second: Rate of differences or products; 0 for steps without any.
+        giga_terms_per_second: Rate of differences or products; 0 for steps without any, and for an empty batch.
     """
 
     path: str
@@ -117,7 +117,8 @@ class CpuEngine:
         self._run(image.contiguous(), seconds)
         rows = [StepTime("", "read", float(seconds[0]), 0.0)]
         for step, path, time in zip(self.plan.steps, self.plan.paths, seconds[1:].tolist(), strict=True):
-            rows.append(StepTime(path, step.kind, time, len(image) * terms(step, self.plan) / time / 1e9))
+            rate = len(image) * terms(step, self.plan) / time / 1e9 if time else 0.0  # an empty batch takes none
+            rows.append(StepTime(path, step.kind, time, rate))
         return rows
 
     def _check_bytes(self, image: Tensor) -> None:

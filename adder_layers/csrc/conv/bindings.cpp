@@ -27,6 +27,8 @@ using Input = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
 using Weight = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<4>, nb::device::cpu>;
 
+constexpr double kLargestPlanes = 1LL << 48;  // elements; products of sizes below it do not overflow
+
 const InstructionSets<Kernels>& instruction_sets() {
     static const InstructionSets<Kernels> found = [] {
         InstructionSets<Kernels> sets;
@@ -72,6 +74,10 @@ Problem problem(const Input& input, const Weight& weight, const Tensor& output, 
                 p.out_h == output_size(p.height, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h) &&
                 p.out_w == output_size(p.width, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w),
             "the output does not have the shape of this convolution's output");
+    const double rows = double(p.out_h) + double(p.kernel_h - 1) * p.dilation_h;
+    const double columns = double(p.out_w) + double(p.kernel_w - 1) * p.dilation_w;
+    require(rows * columns * (double(p.channels) * p.taps() + p.filters) < kLargestPlanes,
+            "padding and dilation spread an image over more memory than any machine has");
     return p;
 }
 
@@ -94,7 +100,7 @@ void bind_conv(nb::module_& module) {
             const Problem p = problem(input, weight, output, stride, padding, dilation, groups);
             const Kernels& kernels = instruction_sets().pick(isa);
             nb::gil_scoped_release release;
-            forward(p, kernels, input.data(), weight.data(), output.data(), threads);
+            return forward(p, kernels, input.data(), weight.data(), output.data(), threads);
         },
         "isa"_a, "input"_a.noconvert(), "weight"_a.noconvert(), "output"_a.noconvert(), nb::kw_only(), "stride"_a,
         "padding"_a, "dilation"_a, "groups"_a, "threads"_a);
@@ -106,7 +112,7 @@ void bind_conv(nb::module_& module) {
             require(same_layout(input, result), "the result does not have the input's shape and strides");
             const Kernels& kernels = instruction_sets().pick(isa);
             nb::gil_scoped_release release;
-            input_grad(p, kernels, grad.data(), input.data(), weight.data(), result.data(), threads);
+            return input_grad(p, kernels, grad.data(), input.data(), weight.data(), result.data(), threads);
         },
         "isa"_a, "grad"_a.noconvert(), "input"_a.noconvert(), "weight"_a.noconvert(), "result"_a.noconvert(),
         nb::kw_only(), "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "threads"_a);

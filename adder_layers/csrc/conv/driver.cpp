@@ -105,7 +105,7 @@ void write_grad(const Problem& p, const Planes& planes, const Phase& phase, cons
 
 }  // namespace
 
-void forward(const Problem& p, const Kernels& kernels, const float* x, const float* weight, float* y, int threads) {
+bool forward(const Problem& p, const Kernels& kernels, const float* x, const float* weight, float* y, int threads) {
     const Planes planes = make_planes(p, kPlaneBytes);
     const Index phases = planes.count(), plane = planes.plane(), terms = p.terms();
     const Index group_filters = p.group_filters(), packed_row = terms + chunks(terms);
@@ -115,7 +115,8 @@ void forward(const Problem& p, const Kernels& kernels, const float* x, const flo
     for (Index k = 0; k < terms; ++k)
         offsets[k] = (k / p.taps() * phases + planes.tap_phase[k % p.taps()]) * plane + planes.tap_offset[k % p.taps()];
     const Index tiles = (group_filters + kernels.filters - 1) / kernels.filters;
-#pragma omp parallel num_threads(threads)
+    bool moderate = kernels.moderate(weight, p.filters * terms);
+#pragma omp parallel num_threads(threads) reduction(&& : moderate)
     {
 #pragma omp for schedule(static)
         for (Index task = 0; task < p.groups * tiles; ++task) {
@@ -132,6 +133,9 @@ void forward(const Problem& p, const Kernels& kernels, const float* x, const flo
 #pragma omp for schedule(static)
             for (Index line = 0; line < images * planes.rows; ++line)
                 fill_input_row(p, planes, x, first, line / planes.rows, line % planes.rows, input.get());
+#pragma omp for schedule(static) nowait
+            for (Index c = 0; c < p.channels; ++c)
+                moderate &= kernels.moderate(input.get() + c * phases * plane, phases * plane);
 #pragma omp for schedule(dynamic, tasks.grab)
             for (Index task = 0; task < tasks.count; ++task) {
                 const Index g = task / (tasks.blocks * tasks.parts), part = task % tasks.parts;
@@ -148,9 +152,10 @@ void forward(const Problem& p, const Kernels& kernels, const float* x, const flo
             }
         }
     }
+    return moderate;
 }
 
-void input_grad(const Problem& p, const Kernels& kernels, const float* grad, const float* x, const float* weight,
+bool input_grad(const Problem& p, const Kernels& kernels, const float* grad, const float* x, const float* weight,
                 float* result, int threads) {
     const Planes planes = make_planes(p, kPlaneBytes);
     const Index phases = planes.count(), plane = planes.plane(), margin = planes.largest_offset;
@@ -163,7 +168,8 @@ void input_grad(const Problem& p, const Kernels& kernels, const float* grad, con
     for (Index f = 0, start = 0; f < phases; start += p.channels * group_filters * Index(planes.phases[f++].taps.size()))
         phase_start.push_back(start);
     const Index tiles = (group_channels + kernels.channels - 1) / kernels.channels;
-#pragma omp parallel num_threads(threads)
+    bool moderate = kernels.moderate(weight, p.filters * p.terms());
+#pragma omp parallel num_threads(threads) reduction(&& : moderate)
     {
 #pragma omp for schedule(static)
         for (Index task = 0; task < phases * p.groups * tiles; ++task) {
@@ -183,6 +189,9 @@ void input_grad(const Problem& p, const Kernels& kernels, const float* grad, con
                 fill_input_row(p, planes, x, first, line / planes.rows, line % planes.rows, input.get());
                 fill_grad_row(p, planes, grad, first, line / planes.rows, line % planes.rows, slopes.get() + margin);
             }
+#pragma omp for schedule(static) nowait
+            for (Index c = 0; c < p.channels; ++c)
+                moderate &= kernels.moderate(input.get() + c * phases * plane, phases * plane);
 #pragma omp for schedule(dynamic, tasks.grab)
             for (Index task = 0; task < tasks.count; ++task) {
                 const Index g = task / (tasks.blocks * tasks.parts), part = task % tasks.parts;
@@ -204,6 +213,7 @@ void input_grad(const Problem& p, const Kernels& kernels, const float* grad, con
             }
         }
     }
+    return moderate;
 }
 
 }  // namespace adderkit

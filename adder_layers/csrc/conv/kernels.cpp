@@ -25,6 +25,7 @@ constexpr int kLanes = 4, kFilters = 4, kChannels = 2, kChannelVectors = 2;
 #endif
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float))));
+typedef std::uint32_t Bits __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float))));
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
@@ -53,7 +54,7 @@ inline Vector add_fused(Vector a, Vector b, Vector) { return a + b; }
 // max(v, w) and v - w for one w. Compilers load a w that is used by two vectors once, by an instruction that occupies an
 // arithmetic port of AVX-512; as an operand in memory it is free.
 
-// The result for a NaN does not matter: the sums of x and of w propagate it.
+// The result for a NaN does not matter: the driver does without these kernels then.
 inline Vector larger(Vector v, const float& w) {
 #if defined(__AVX512F__)
     Vector result;
@@ -115,6 +116,23 @@ inline Vector hard_tanh(Vector v) {
 #endif
 }
 
+// A magnitude of 2^115 or more, infinite or NaN carries into the sign.
+constexpr std::uint32_t kMagnitude = 0x7fffffff, kCarry = 0x80000000 - ((115 + 127) << 23);
+
+bool moderate(const float* values, Index count) {
+    Bits found = {};
+    Index i = 0;
+    for (; i + kLanes <= count; i += kLanes) found |= ((Bits)load(values + i) & kMagnitude) + kCarry;
+    for (; i < count; ++i) {
+        std::uint32_t bits;
+        __builtin_memcpy(&bits, values + i, sizeof bits);
+        found[0] |= (bits & kMagnitude) + kCarry;
+    }
+    std::uint32_t any = 0;
+    for (int lane = 0; lane < kLanes; ++lane) any |= found[lane];
+    return any >> 31 == 0;
+}
+
 void sum_windows(const float* x, const Index* offsets, Index terms, Index positions, float* sums) {
     constexpr int vectors = 4;
     for (Index first = 0; first < terms; first += kChunk, sums += kBlock) {
@@ -149,7 +167,7 @@ void forward_tile(const float* x, const Index* offsets, const float* weight, Ind
                 float* target = out + r * kBlock + v * kLanes;
                 Vector total = splat(weight[r]) + load(sums + v * kLanes) - 2.0f * sum[r][v];
                 if (first > 0) total += load(target);
-                // Rounding may leave a distance below zero; this comparison is false for NaN.
+                // Rounding may leave a distance below zero.
                 store(target, end == terms ? (Vector)(total > 0.0f ? splat(0.0f) : total) : total);
             }
     }
@@ -185,10 +203,8 @@ void grad_tile(const float* x, Index x_stride, const float* grad, Index grad_str
                 }
         }
     }
-    // A NaN of the input is propagated; one of a weight has already made the output, and therefore `grad`, NaN.
     ADDERKIT_UNROLL for (int r = 0; r < Rows; ++r)
-        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
-            store(out + r * kBlock + v * kLanes, value[r][v] != value[r][v] ? value[r][v] : sum[r][v]);
+        ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) store(out + r * kBlock + v * kLanes, sum[r][v]);
 }
 
 template <int Rows>
@@ -213,6 +229,7 @@ Kernels ADDERKIT_KERNELS() {
     Kernels table = {};
     table.filters = kFilters;
     table.channels = kChannels;
+    table.moderate = moderate;
     table.window_sums = sum_windows;
     fill<kFilters>(table);
     return table;

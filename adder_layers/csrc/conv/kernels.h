@@ -11,11 +11,15 @@ constexpr int kMaxRows = 8;
 constexpr Index kBlock = 256;  // most positions of a call; rows of its results are this far apart
 constexpr Index kChunk = 256;  // terms of a partial sum, so that rounding errors stay those of short sums
 
-// Functions by number of rows, from 1 to a full tile. Positions are written in whole vectors, up to kBlock.
+// Functions by number of rows, from 1 to a full tile. Positions are written in whole vectors, up to kBlock. Results are
+// those of the formula for moderate x and w; a NaN of w - x is lost in the input gradient, and inf - inf is NaN in the
+// forward pass, where the formula has |inf|.
 struct Kernels {
     Index filters;   // rows of a full tile of the forward pass
     Index channels;  // rows of a full tile of the input gradient
 
+    // Whether all values are finite, and so far from overflow that sums of a chunk are, too.
+    bool (*moderate)(const float* values, Index count);
     // sums[chunk][position] = sum of x[offsets[k] + position] over the terms k of each chunk.
     void (*window_sums)(const float* x, const Index* offsets, Index terms, Index positions, float* sums);
     // out[row][position] = -sum_k |x[offsets[k] + position] - w[row][k]|. weight is [terms][rows], with the sums of the

@@ -136,14 +136,28 @@ def test_not_a_number_comes_through(forced):
     assert leaf.grad[0, 0, 2, 2].isnan()
 
 
-@pytest.mark.parametrize("threads", [2, 5])
-def test_threads_do_not_change_the_bits(threads, forced, results):
-    tensors = torch.randn(4, 8, 20, 20), torch.randn(9, 8, 3, 3)
-    output, input_grad, _ = results(adder_conv2d, *tensors)
-    torch.set_num_threads(threads)
-    again, grad_again, _ = results(adder_conv2d, *tensors)
-    assert torch.equal(again, output)
-    assert torch.equal(grad_again, input_grad)
+THREADED = {
+    "3x3": ((4, 8, 20, 20), (9, 8, 3, 3), {"padding": 1}),
+    "one-image-of-many-channels": ((1, 300, 4, 4), (70, 300, 3, 3), {"padding": 1}),
+    "1x1": ((3, 64, 8, 8), (64, 64, 1, 1), {}),
+    "groups-stride": ((5, 16, 15, 14), (24, 4, 3, 3), {"groups": 4, "stride": 2}),
+    "depthwise": ((4, 32, 14, 14), (32, 1, 3, 3), {"groups": 32, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("name", THREADED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())
+def test_threads_do_not_change_the_bits(name, dtype, memory_format, forced, results):
+    """More threads than cores, too. The weight's gradient is torch's and may differ."""
+    input_shape, weight_shape, options = THREADED[name]
+    tensors = torch.randn(input_shape).to(dtype, memory_format=memory_format), torch.randn(weight_shape).to(dtype)
+    output, input_grad, _ = results(adder_conv2d, *tensors, **options)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        again, grad_again, _ = results(adder_conv2d, *tensors, **options)
+        assert torch.equal(again, output)
+        assert torch.equal(grad_again, input_grad)
 
 
 def test_no_buffer_of_unfolded_windows():
@@ -187,6 +201,13 @@ def test_the_extension_refuses_a_result_of_another_layout():
     result = torch.empty_like(INPUT, memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="shape and strides"):
         cpu._cpu.input_grad("baseline", OUTPUT, INPUT, WEIGHT, result, **SETTINGS)
+
+
+def test_the_extension_refuses_an_image_spread_over_more_memory_than_there_is():
+    input, weight, output = torch.zeros(1, 9, 2, 2), torch.zeros(1, 9, 2, 2), torch.zeros(1, 1, 2, 2)
+    spread = {"padding": (2**29, 2**29), "dilation": (2**30, 2**30)}
+    with pytest.raises(ValueError, match="more memory than any machine has"):
+        cpu._cpu.forward("baseline", input, weight, output, **SETTINGS | spread)
 
 
 @pytest.mark.parametrize("changes", [{"stride": (0, 1)}, {"padding": (-1, 0)}, {"groups": 3}, {"dilation": (1, 2)}])

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adderkit.adder_layers.integer import reference
-from adderkit.adder_layers.integer.check import TOTAL_LIMIT, check_plan, extremes
+from adderkit.adder_layers.integer.check import TOTAL_LIMIT, _windows_hold_pixels, check_plan, extremes
 from adderkit.adder_layers.integer.plan import Adder, Convolution, IntegerPlan, Linear, Requantization
 from tests.adder_layers.integer.random_plans import LAYERS, POINT, Builder, Layer, residual_network, single, square
 
@@ -179,6 +181,28 @@ def test_pooling_windows_beyond_the_input_are_refused():
     builder.max_pool(square(2, 2), (3, 2))
     with pytest.raises(ValueError, match=r"step 0 .* has windows that hold no pixel"):
         check_plan(builder.plan())
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    outputs=st.integers(1, 9),
+    length=st.integers(1, 8),
+    kernel=st.integers(1, 7),
+    stride=st.integers(1, 5),
+    padding=st.integers(0, 9),
+    dilation=st.integers(1, 9),
+)
+def test_windows_hold_pixels_where_one_of_their_taps_is_inside(outputs, length, kernel, stride, padding, dilation):
+    expected = all(
+        any(0 <= begin * stride - padding + tap * dilation < length for tap in range(kernel))
+        for begin in range(outputs)
+    )
+    assert _windows_hold_pixels(outputs, length, kernel, stride, padding, dilation) == expected
+
+
+def test_a_pooling_window_of_any_size_is_checked_at_once():
+    """Looking at each tap of each window would take longer than anybody waits."""
+    assert _windows_hold_pixels(2**40, 2**40, 2**40, 1, 2**39, 1)
 
 
 def test_the_network_of_the_tests_ends_in_logits():

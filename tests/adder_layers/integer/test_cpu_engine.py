@@ -249,6 +249,13 @@ def test_profile_names_every_step(forced):
     )
 
 
+def test_profile_of_no_images_is_all_zeros(forced):
+    builder = residual_network()
+    rows = CpuEngine(builder.plan(), forced).profile(builder.image()[:0])
+    assert len(rows) == len(builder.steps) + 1
+    assert all(row.seconds == row.giga_terms_per_second == 0 for row in rows)
+
+
 def test_terms_are_the_products_of_all_sizes():
     builder = single(Adder, LAYERS["groups"])
     assert terms(builder.steps[0], builder.plan()) == 48 * 8 * 9 * 49
