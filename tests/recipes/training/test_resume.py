@@ -1,5 +1,6 @@
 """A run that was stopped, wherever and however, and resumed ends bit-equal to one that ran through."""
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -100,7 +101,7 @@ def test_a_signal_saves_and_stops(kind, number, straight, same_run, tmp_path, mo
     """In the middle of an epoch, without ``save_every``; the summary is that of the run through."""
     rows, through = straight(kind)
     folder = RunFolder(tmp_path / "run")
-    schedule = steps._schedule
+    schedule = steps.scheduled_rate
 
     def signalling(run, epoch, batch):
         if not asked and epoch == 1:
@@ -108,7 +109,7 @@ def test_a_signal_saves_and_stops(kind, number, straight, same_run, tmp_path, mo
         return schedule(run, epoch, batch)
 
     asked = []
-    monkeypatch.setattr(steps, "_schedule", signalling)
+    monkeypatch.setattr(steps, "scheduled_rate", signalling)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted):
         finetune.start(*straight.arguments(kind), folder)
@@ -181,7 +182,7 @@ def test_killed_again_and_again(kind, straight, same_run, tmp_path):
     _, through = straight(kind)
     folder = RunFolder(tmp_path / "run")
     job, recipe = straight.arguments(kind, save_every=1)
-    folder.start({"job": {**job.__dict__}, "recipe": recipe.to_dict()})
+    folder.start({"job": dataclasses.asdict(job), "recipe": recipe.to_dict(), "processes": 1})
     command = [sys.executable, "-m", "adderkit", "finetune", "--resume", str(folder.path)]
     kills = 0
     for attempt in range(60):
