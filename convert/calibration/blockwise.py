@@ -2,17 +2,19 @@
 
 A fit of single layers takes the errors of the layers before as given, and the errors add up. Here the whole network is
 trained for a few hundred steps to reproduce the teacher's activations after each block (after the residual addition, if
-there is one) and its class probabilities. BRECQ (arXiv 2102.05426) matches blocks for the same reason.
+there is one) and its outputs: class probabilities, or the feature maps of a backbone. BRECQ (arXiv 2102.05426) matches
+blocks for the same reason.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.modules import adder_layers, sharp_gradient
@@ -32,6 +34,19 @@ KEPT = 4
 WEIGHT_RATE, NORM_RATE = 0.01, 0.01
 # Gives nearly the true derivative of the distance; as a power of two, it does not change the output by a single bit.
 SHARPNESS = 1024.0
+
+
+class Outputs(NamedTuple):
+    """Results of a forward pass.
+
+    Args:
+        blocks: Outputs of blocks by path.
+        returned: What the model returned: logits ``[N, classes]``, or any nesting of lists and dicts of tensors, such
+            as the feature maps ``[N, C, H, W]`` of a backbone.
+    """
+
+    blocks: dict[str, Tensor]
+    returned: Any
 
 
 def block_paths(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
@@ -77,7 +92,7 @@ def match_blocks_(
             if the activations of a step would need more than ``memory``.
         generator: Random generator of the batches.
         progress: Called as ``progress(what, done, total)``.
-        blocks: Paths of the modules to compare in addition to the predictions; by default, those of ``block_paths``.
+        blocks: Paths of the modules to compare in addition to the outputs; by default, those of ``block_paths``.
     """
     steps = config.matching_steps
     if steps == 0:
@@ -85,6 +100,8 @@ def match_blocks_(
     adders = adder_layers(student)
     layers = [layer for layer in trace_layers(student, images[:1]) if layer.path in adders]
     blocks = block_paths(student, layers) if blocks is None else blocks
+    # Without classes, as timm's num_classes=0 builds a model, a matrix holds pooled features.
+    classifies = getattr(student, "num_classes", None) != 0
     size = _batch_size(layers, len(images), config.memory)
     with eval_mode(student, teacher), _trainable(student, adders) as parameters:
         optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
@@ -98,7 +115,7 @@ def match_blocks_(
             with torch.no_grad():
                 wanted = _outputs(teacher, blocks, batch)
             with torch.enable_grad():
-                loss = difference(_outputs(student, blocks, batch), wanted)
+                loss = difference(_outputs(student, blocks, batch), wanted, classifies=classifies)
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
@@ -112,37 +129,56 @@ def _batch_size(layers: Sequence[Layer], images: int, memory: int) -> int:
     return min(images, max(LEAST_BATCH, min(BATCH, memory // max(4 * kept, 1))))
 
 
-def difference(outputs: tuple[dict[str, Tensor], Any], wanted: tuple[dict[str, Tensor], Any]) -> Tensor:
-    """Return the loss: normalized squared error of the blocks, plus KL divergence of the class probabilities.
+def difference(outputs: Outputs, wanted: Outputs, *, classifies: bool = True) -> Tensor:
+    """Return the loss: the mean error of the blocks plus the mean error of the model's outputs.
 
     Args:
-        outputs: Block outputs by path, and logits ``[N, classes]``, of the student.
-        wanted: The same of the teacher. Its variance normalizes the squared error of a block.
+        outputs: Outputs of the student.
+        wanted: Outputs of the teacher.
+        classifies: Whether a matrix that the model returns holds logits, whose class probabilities are compared.
+            Otherwise it holds features, which are compared like a block's.
 
     Raises:
-        AdderkitError: If a block's outputs differ in shape.
+        AdderkitError: If outputs differ in number or shape.
     """
-    (blocks, logits), (wanted_blocks, wanted_logits) = outputs, wanted
-    errors = []
-    for path, value in blocks.items():
-        target = wanted_blocks[path].float()
-        if value.shape != target.shape:
-            raise AdderkitError(
-                f"the output of {path} has shape {list(value.shape)} in the student and {list(target.shape)} in the "
-                "teacher: a pruned network can be matched block by block only with a network of the same channels"
-            )
-        errors.append((value.float() - target).square().mean() / target.var().clamp_min(1e-6))
-    terms = [torch.stack(errors).mean()] if errors else []
-    if isinstance(logits, Tensor) and logits.ndim == 2:
-        student, teacher = (values.float().log_softmax(1) for values in (logits, wanted_logits))
-        terms.append(F.kl_div(student, teacher, log_target=True, reduction="batchmean"))
-    return torch.stack(terms).sum() if terms else torch.zeros(())
+    blocks = [_squared_error(value, wanted.blocks[path], path) for path, value in outputs.blocks.items()]
+    ours, theirs = _compared(outputs.returned), _compared(wanted.returned)
+    if len(ours) != len(theirs):
+        raise AdderkitError(f"the student returns {len(ours)} tensors, expected {len(theirs)} as from the teacher")
+    returned = [
+        _divergence(value, target) if classifies and value.ndim == 2 else _squared_error(value, target, "the model")
+        for value, target in zip(ours, theirs, strict=True)
+    ]
+    means = [torch.stack(errors).mean() for errors in (blocks, returned) if errors]
+    return torch.stack(means).sum() if means else torch.zeros(())
 
 
-def _outputs(model: nn.Module, paths: Sequence[str], batch: Tensor) -> tuple[dict[str, Tensor], Any]:
-    """Run the model; return the outputs of the modules at ``paths``, and of the model."""
+def _compared(returned: Any) -> list[Tensor]:
+    """Return the tensors to compare in what a model returned: logits, tokens or feature maps, also nested ones."""
+    tensors = (leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))
+    return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 2]
+
+
+def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return the KL divergence of class probabilities, from logits ``[N, classes]``."""
+    student, teacher = (values.float().log_softmax(1) for values in (logits, wanted))
+    return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+
+def _squared_error(value: Tensor, wanted: Tensor, path: str) -> Tensor:
+    """Return the squared error, normalized by the variance of what is wanted; of any shape."""
+    target = wanted.float()
+    if value.shape != target.shape:
+        raise AdderkitError(
+            f"the output of {path} has shape {list(value.shape)} in the student and {list(target.shape)} in the "
+            "teacher: a pruned network can be matched block by block only with a network of the same channels"
+        )
+    return (value.float() - target).square().mean() / target.var().clamp_min(1e-6)
+
+
+def _outputs(model: nn.Module, paths: Sequence[str], batch: Tensor) -> Outputs:
     with outputs_at(model, paths) as found:
-        return found, model(batch)
+        return Outputs(found, model(batch))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Decision about one convolution: what makes it stay, what reads its output, and whether it needs a BatchNorm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -67,7 +67,7 @@ def reason_to_skip(module: nn.Module, layer: Layer, config: AdderConfig) -> str 
     return None
 
 
-def successor_of(layer: Layer, modules: dict[str, nn.Module]) -> Successor:
+def successor_of(layer: Layer, modules: Mapping[str, nn.Module]) -> Successor:
     """Find what reads the output of a convolution, by what was observed when the model ran."""
     path = next((path for path in layer.consumers if is_normalization(modules[path])), "")
     norm = modules[path] if path else None
@@ -96,15 +96,28 @@ def shared_weights(modules: dict[str, nn.Module]) -> dict[str, str]:
     }
 
 
-def classifier_paths(model: nn.Module, layers: Sequence[Layer]) -> set[str]:
-    """Return the paths in what timm calls the classifier, or else the path of the last weight layer that runs."""
+def classifier_paths(model: nn.Module, layers: Sequence[Layer], modules: Mapping[str, nn.Module]) -> set[str]:
+    """Return the paths in what timm calls the classifier, or else the path of the last weight layer that runs.
+
+    A feature extractor has no classifier: timm's is known by its ``feature_info``, others by the normalization that
+    their last layer has before it returns a map. (AdderNet's classifier has one, too, but on a 1x1 map.)
+
+    Args:
+        model: Any model.
+        layers: Its weight layers in order of execution.
+        modules: Its modules by path.
+    """
     timm_model: Any = model
     head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
     heads = [part for part in (head if isinstance(head, list | tuple) else [head]) if isinstance(part, nn.Module)]
     if heads:
         inside = {module for part in heads for module in part.modules()}
-        return {path for path, module in model.named_modules() if module in inside}
-    return {layers[-1].path} if layers else set()
+        return {path for path, module in modules.items() if module in inside}
+    if not layers or (hasattr(model, "feature_info") and not hasattr(model, "get_classifier")):
+        return set()
+    last = layers[-1]
+    returns_map = last.output_shape[2:] != (1, 1) and successor_of(last, modules).norm is not None
+    return set() if returns_map else {last.path}
 
 
 def decide(

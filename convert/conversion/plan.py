@@ -131,7 +131,7 @@ def plan(
     layers = trace_layers(model, example_input, (*WEIGHT_LAYERS, *OTHER_CONVOLUTIONS), symbolic=True)
     modules = dict(model.named_modules())
     convolutions = [layer for layer in layers if not isinstance(modules[layer.path], nn.Linear)]
-    last, shared = classifier_paths(model, layers), shared_weights(modules)
+    last, shared = classifier_paths(model, layers, modules), shared_weights(modules)
     rows = []
     for position, layer in enumerate(convolutions):
         module = modules[layer.path]

@@ -1,9 +1,11 @@
-"""Forward hooks that are removed again, also after an error."""
+"""Forward hooks that are removed again, also after an error; and those that belong to the model itself."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
+from timm.models import FeatureHooks
 from torch import nn
 
 PreHook = Callable[[str, tuple[Any, ...]], None]
@@ -29,6 +31,28 @@ def hooked(
             if post is not None:
                 handles.enter_context(module.register_forward_hook(_post_hook(name, post), with_kwargs=True))
         yield
+
+
+def copy_feature_hooks(model: nn.Module, twin: nn.Module) -> None:
+    """Give a copy the hooks with which timm's ``FeatureHookNet`` collects what it returns.
+
+    Args:
+        model: Any model.
+        twin: A copy of it without hooks, in place.
+    """
+    pairs = list(zip(model.modules(), twin.modules(), strict=True))
+    collectors = {
+        value: vars(copied)[name]
+        for module, copied in pairs
+        for name, value in vars(module).items()
+        if isinstance(value, FeatureHooks)
+    }
+    for module, copied in pairs if collectors else ():
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            for key, hook in getattr(module, kind).items():
+                owner = getattr(hook.func, "__self__", None) if isinstance(hook, partial) else None
+                if owner in collectors:
+                    getattr(copied, kind)[key] = partial(collectors[owner]._collect_output_hook, *hook.args)
 
 
 def _pre_hook(name: str, pre: PreHook) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import AdderkitError
 from ..wrappers import timm_models_in
 from .fx_uses import symbolic_uses
+from .hooks import copy_feature_hooks
 from .modes import eval_mode, model_dtype, move_like
 from .observe import observe
 
@@ -147,7 +148,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     for module in model.modules():
-        # Hooks are not copied: they belong to the user, not to a dry run, and may hold objects that cannot be copied.
+        # The user's hooks are not copied: they are not for a dry run, and may hold objects that cannot be copied.
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             memo[id(hooks)] = OrderedDict()
-    return copy.deepcopy(model, memo).eval()
+    twin = copy.deepcopy(model, memo).eval()
+    copy_feature_hooks(model, twin)
+    return twin

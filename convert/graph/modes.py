@@ -18,6 +18,9 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes.items():
+            if type(module).train is not nn.Module.train:
+                module.train(mode)  # may do more, as in FeatureGraphNet, which has a graph for each mode
+        for module, mode in modes.items():
             module.training = mode
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
-from adderkit.convert.calibration.blockwise import block_paths, difference, match_blocks_
+from adderkit.convert.calibration.blockwise import Outputs, block_paths, difference, match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
 from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.conversion.rewrite import convert_
@@ -120,5 +120,5 @@ def test_difference_by_hand():
     logits = torch.tensor([[0.0, 0.0]])
     wanted = torch.tensor([[0.75, 0.25]]).log()
     kl = 0.75 * torch.tensor(0.75 / 0.5).log() + 0.25 * torch.tensor(0.25 / 0.5).log()
-    loss = difference(({"a": ours}, logits), ({"a": theirs}, wanted))
+    loss = difference(Outputs({"a": ours}, logits), Outputs({"a": theirs}, wanted))
     torch.testing.assert_close(loss, 1 / 8 + kl)

@@ -58,9 +58,23 @@ def test_convolutional_head_is_the_classifier(resnet20):
 
 
 def test_last_convolution_is_the_classifier_outside_timm():
-    model = followed_by(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
-    assert rows(model)["6"].reason == "classifier"
-    assert decisions(model, AdderConfig(skip_last=False))["6"] == "convert"
+    head = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2)]
+    model = followed_by(nn.BatchNorm2d(4), nn.ReLU(), *head)
+    assert rows(model)["7"].reason == "classifier"
+    assert decisions(model, AdderConfig(skip_last=False))["7"] == "convert"
+    assert rows(followed_by(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))["6"].reason == "classifier"
+
+
+def test_backbone_has_no_classifier():
+    stages = followed_by(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    assert decisions(stages) == {"0": "skip", "3": "convert", "6": "convert"}
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "hook", "fx", "getter"])
+def test_all_layers_but_the_first_of_a_feature_extractor(feature_cls):
+    model = timm.create_model("test_resnet", features_only=True, feature_cls=feature_cls, out_indices=(1, 2))
+    found = rows(model, example_input=torch.zeros(1, 3, 32, 32))
+    assert [row.reason for row in found.values() if row.decision == "skip"] == ["first convolution"]
 
 
 def test_skip_first_can_be_switched_off(tiny):
