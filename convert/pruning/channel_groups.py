@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch_pruning import DependencyGraph, ops
 
 from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d
 from ..conversion.converters import converter_of, plain_class
 from ..errors import AdderkitError
+from ..graph.hooks import copy_feature_hooks
 from ..patterns import matching
 from .surgery import Kept, is_depthwise, shape_of, target_at
 
@@ -99,10 +101,11 @@ def channel_groups(model: nn.Module, image: Tensor, ignore: Sequence[str] = ()) 
 def plain_copy(model: nn.Module) -> nn.Module:
     """Return a copy on the CPU, in evaluation mode, with plain convolutions for adder and standardized layers."""
     memo: dict[int, Any] = {}
-    for module in model.modules():  # hooks belong to the user, and may hold objects that cannot be copied
+    for module in model.modules():  # the user's hooks may hold objects that cannot be copied
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
             memo[id(hooks)] = type(hooks)()
     plain = copy.deepcopy(model, memo).cpu().float().eval().requires_grad_(True)
+    copy_feature_hooks(model, plain)
     for module in plain.modules():
         converter = converter_of(type(module))
         if isinstance(module, NormalizedAdderConv2d):
@@ -117,8 +120,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
     """Return the model's outputs, each after one more operation, so that the graph ends after the last layer."""
-    outputs = model(image)
-    return [output * 1 for output in (outputs if isinstance(outputs, list | tuple) else [outputs])]
+    return [output * 1 for output in returned_tensors(model(image))]
+
+
+def returned_tensors(outputs: Any) -> list[Tensor]:
+    """Return the tensors in what a model returned: logits, or the maps of a list or dictionary."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def kept_parts(removed: Sequence[tuple[ChannelGroup, Tensor]]) -> dict[str, Kept]:

@@ -31,7 +31,7 @@ from .importance import (
 )
 from .removed_terms import fold_means_, removed_terms
 from .selection import Removal, select
-from .surgery import narrow_, prune_transform, shape_of, target_at
+from .surgery import narrow_, prune_transform, restored_on_error, shape_of, target_at
 from .verify import check_pruning
 
 SEARCH_STEPS = 12
@@ -104,6 +104,8 @@ def prune_(
 ) -> PruningReport:
     """Remove channels from an adder network or a CNN, in place.
 
+    If that fails, also in a later round, the model stays as it was.
+
     With images, the mean of the terms that each layer loses is folded into its bias or the next BatchNorm, and all
     BatchNorm statistics are re-estimated.
 
@@ -144,12 +146,13 @@ def prune_(
     before = price(cost(model, example_input))
     state = _State(model, config, example_input[:1], batches, generator, before)
     first: list[ChannelGroup] = []
-    for index in range(config.iterative):
-        groups = _round(state, (index + 1) / config.iterative)
-        first = first or groups
-        reestimate_batchnorm_(model, batches)  # so that the next round measures a working network
-    if not state.narrowed:
-        raise NoModuleMatchedError(f"no channel can be removed: {_why_not(first, config)}")
+    with restored_on_error(model):
+        for index in range(config.iterative):
+            groups = _round(state, (index + 1) / config.iterative)
+            first = first or groups
+            reestimate_batchnorm_(model, batches)  # so that the next round measures a working network
+        if not state.narrowed:
+            raise NoModuleMatchedError(f"no channel can be removed: {_why_not(first, config)}")
     record_(model, prune_transform(model, list(state.narrowed), config.to_dict()))
     rows = tuple(_row(model, group) for group in first)
     return PruningReport(config, rows, count, before, price(cost(model, example_input)), tuple(state.not_folded))
@@ -228,8 +231,9 @@ def _search(state: _State, choose: Callable[[float], list[Removal]], progress: f
     best = choose(high)
     least = cost_of(best)
     if least > state.before[name] * share:  # detected in the first round, before any change
+        left = "one channel" if state.config.round_to == 1 else f"{state.config.round_to} channels"
         raise AdderkitError(
-            f"target {state.config.target} cannot be reached: with one channel left in each prunable layer, "
+            f"target {state.config.target} cannot be reached: with {left} left in each prunable layer, "
             f"{least / state.before[name]:.1%} of the {name} remain; ignore fewer layers, or choose a larger share"
         )
     for _ in range(SEARCH_STEPS):
@@ -263,6 +267,11 @@ def _row(model: nn.Module, group: ChannelGroup) -> PrunedGroup:
 def _why_not(groups: Sequence[ChannelGroup], config: PruneConfig) -> str:
     reasons = list(dict.fromkeys(group.reason for group in groups if group.reason is not None))
     if len(groups) > sum(group.reason is not None for group in groups):
+        if config.round_to > 1:
+            return (
+                f"{config.ratio or config.target} leaves every layer with its channels, which round_to keeps multiples "
+                f"of {config.round_to}; remove more, or choose a smaller round_to"
+            )
         return f"{config.ratio or config.target} is less than one channel of any layer; remove more"
     return "; ".join(reasons[:3]) or "the model has no layers with channels"
 

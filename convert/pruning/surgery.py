@@ -7,7 +7,8 @@ require more memory than the base model.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,6 +103,24 @@ def narrow_(model: nn.Module, kept: Mapping[str, Kept]) -> None:
     for name in ("num_features", "head_hidden_size"):  # timm creates new classifiers by these
         if features is not None and getattr(model, name, None) == features:
             setattr(model, name, now)
+
+
+@contextmanager
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Leave the model as it was if the context ends with an error, whatever was narrowed or computed until then."""
+    modules = [(each, dict(vars(each)), dict(each._parameters), dict(each._buffers)) for each in model.modules()]
+    values = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        for module, attributes, parameters, buffers in modules:
+            vars(module).update(attributes)
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        raise
 
 
 def check_prune(transform: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdderkitError
-from .channel_groups import kept_parts, plain_copy
+from .channel_groups import kept_parts, plain_copy, returned_tensors
 from .importance import readers
 from .selection import Removal
 from .surgery import narrow_, target_at
@@ -31,7 +31,7 @@ def check_pruning(model: nn.Module, removal: Sequence[Removal], image: Tensor) -
         AdderkitError: If the pruned model does not run, or computes something else.
     """
     silent = plain_copy(model)
-    narrowed = copy.deepcopy(silent)
+    narrowed = copy.deepcopy(silent).eval()  # a copied torch.fx graph is in training mode
     narrow_(narrowed, kept_parts(removal))
     for group, channels in removal:
         for member in readers(silent, group):
@@ -48,7 +48,7 @@ def check_pruning(model: nn.Module, removal: Sequence[Removal], image: Tensor) -
         ) from error
     if any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in silent.modules()):
         return
-    for value, wanted in zip(_tensors(found), _tensors(silent(noise)), strict=True):
+    for value, wanted in zip(returned_tensors(found), returned_tensors(silent(noise)), strict=True):
         size = wanted.abs().max()
         if value.shape != wanted.shape or (size.isfinite() and not (value - wanted).abs().max() <= TOLERANCE * size):
             raise AdderkitError(
@@ -62,7 +62,3 @@ def _silence(layer: nn.Conv2d | nn.Linear, channels: Tensor) -> None:
     each = layer.weight.shape[1]
     rows = layer.weight.data.unflatten(0, (groups, -1))  # a view [G, O / G, C / G, ...]
     rows[channels // each, :, channels % each] = 0
-
-
-def _tensors(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)

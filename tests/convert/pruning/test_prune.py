@@ -14,6 +14,8 @@ from adderkit.convert.calibration.calibrate import calibrate_
 from adderkit.convert.calibration.config import CalibrationConfig
 from adderkit.convert.cost.cost import cost
 from adderkit.convert.errors import AdderkitError, NoModuleMatchedError
+from adderkit.convert.pruning import prune as prune_module
+from adderkit.convert.pruning.verify import check_pruning
 from adderkit.convert.record import transforms_of
 
 HALF = PruneConfig(ratio=0.5)
@@ -222,3 +224,67 @@ def test_blocks_are_matched_where_both_networks_have_them(resnet20, gray):
         else:
             with pytest.raises(AdderkitError, match="only with a network of the same channels"):
                 match_blocks_(student, teacher, gray, config, **options)
+
+
+def test_a_failure_in_a_later_round_changes_nothing(resnet20, gray, snapshot, monkeypatch):
+    model = resnet20()
+    convert_(model)
+    before, rounds = snapshot(model), []
+
+    def check(*arguments):
+        rounds.append(arguments)
+        if len(rounds) == 3:
+            raise AdderkitError("the third round fails")
+        check_pruning(*arguments)
+
+    monkeypatch.setattr(prune_module, "check_pruning", check)
+    with pytest.raises(AdderkitError, match="third round"):
+        prune_(model, PruneConfig(ratio=0.5, iterative=3), gray)
+    assert snapshot(model) == before
+    assert model(gray).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PruneConfig(ratio=0.95, iterative=4, round_to=8),
+        PruneConfig(ratio=0.99, global_pruning=True, importance="magnitude"),
+        PruneConfig(ratio=0.999, iterative=2, importance="magnitude"),
+    ],
+    ids=["multiples-of-8", "global", "nearly-all"],
+)
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_extreme_prunings_leave_a_network(name, config, tmp_path):
+    """Gates, depthwise layers and LayerNorms, which lose channels with their neighbors."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4, pretrained_cfg_overlay={"input_size": (3, 32, 32)}).eval()
+    images = torch.randn(4, 3, 32, 32)
+    report = prune_(model, config, images)
+    layers = dict(model.named_modules())
+    for group in report.groups:
+        assert group.after == group.before or group.after % config.round_to == 0
+        assert layers[group.layers[0]].weight.shape[0] == group.after > 0
+    assert model(images).isfinite().all()
+    torch.testing.assert_close(load(save(model, tmp_path / "pruned"))(images), model.eval()(images))
+
+
+def test_multiples_of_more_channels_than_there_are_change_nothing(resnet20, gray, snapshot):
+    model = resnet20()
+    before = snapshot(model)
+    with pytest.raises(NoModuleMatchedError, match=r"multiples of 1000; .*choose a smaller round_to"):
+        prune_(model, PruneConfig(ratio=0.95, iterative=2, round_to=1000), gray)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "hook", "fx", "getter"])
+def test_backbone_keeps_the_channels_of_its_maps(feature_cls):
+    torch.manual_seed(0)
+    arguments = {"features_only": True, "feature_cls": feature_cls, "out_indices": (1, 2)}
+    model = timm.create_model("test_resnet", **arguments).eval()
+    images = torch.randn(2, 3, 32, 32)
+    report = prune_(model, BY_WEIGHT, example_input=images[:1])
+    found = model(images)
+    maps = list(found.values()) if isinstance(found, dict) else found
+    assert [one.shape[1] for one in maps] == model.feature_info.channels() == [32, 48]
+    halved = {path.rpartition("layer")[2] for path, (before, after) in widths(report).items() if 2 * after == before}
+    assert {"1.0.conv1", "2.0.conv1"} <= halved
