@@ -18,7 +18,7 @@ ModelForm = Literal["float", "fake_quantized", "integer"]
 
 _FORMS: dict[str, ModelForm] = {"fake_quantize": "fake_quantized", "quantize": "integer"}
 _WORDS: dict[ModelForm, str] = {"fake_quantized": "prepared for quantization-aware training", "integer": "quantized"}
-_PATH_LISTS = ("modules", "normalized", "folded")
+PATH_LISTS = ("modules", "normalized", "folded")
 
 
 def transforms_of(model: nn.Module) -> list[Transform]:
@@ -52,7 +52,7 @@ def forget_(model: nn.Module, paths: Collection[str], kinds: Collection[str]) ->
         if transform["kind"] in kinds:
             folded += [path for path in transform.get("folded", ()) if path in paths]
             lists = {
-                key: [path for path in transform[key] if path not in paths] for key in _PATH_LISTS if key in transform
+                key: [path for path in transform[key] if path not in paths] for key in PATH_LISTS if key in transform
             }
             transform = {key: lists.get(key, value) for key, value in transform.items() if lists.get(key, True)}
             if not transform.get("modules"):

@@ -138,7 +138,7 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
         with AllocationLimit(_UNKNOWN_SIZE if state is None else count_elements(state), str(folder)):
             model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
         if state is not None:
-            check_transforms(folder, model)
+            check_transforms(folder, transforms_of(model))
             state = to_model_names(model, state)
             check_shapes(folder, model, state)
             model.load_state_dict(state)

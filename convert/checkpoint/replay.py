@@ -62,7 +62,7 @@ def replay(transforms: Iterable[Mapping[str, Any]], build_base: Callable[[], nn.
     Raises:
         CheckpointError: A transform is malformed, unknown, or does not fit the base model.
     """
-    checked = _checked(transforms)
+    checked = checked_transforms(transforms)
     known = all_kinds()
     kinds = [known[transform["kind"]] for transform in checked]
     if kinds and kinds[-1].rebuild is not None:
@@ -81,7 +81,12 @@ def replay(transforms: Iterable[Mapping[str, Any]], build_base: Callable[[], nn.
     return model
 
 
-def _checked(transforms: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def checked_transforms(transforms: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return recorded transforms that may come from somebody else, after checking each.
+
+    Raises:
+        CheckpointError: A transform is malformed or unknown.
+    """
     if not isinstance(transforms, Iterable):
         raise CheckpointError(f"transforms is {transforms!r:.80} in the checkpoint, expected a list")
     result, known = list(transforms), all_kinds()

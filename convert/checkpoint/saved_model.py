@@ -1,17 +1,21 @@
 """Build a saved model: its base architecture, the transforms in its record, and its weights."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from timm.models import create_model, get_pretrained_cfg, is_model, load_pretrained
+from timm.models._builder import pretrained_cfg_for_features  # not among the public names
 from torch import nn
 
 from ...adder_layers.integer.network import IntegerNetwork
 from ..errors import CheckpointError
 from ..hub import PREFIX, fetch
 from ..models.cifar import drop_other_head
+from ..record import transforms_of
+from .feature_extractor import build_extractor, extractor_weights
 from .replay import replay
 from .weights import CONFIG, WEIGHTS, check_transforms, checked_weights, to_model_names
 
@@ -52,19 +56,24 @@ def build_saved(
         )
     model = _structure(base, transforms, arguments)
     config = {**model.pretrained_cfg, **pretrained_cfg, "architecture": "adder"}
-    model.pretrained_cfg = model.default_cfg = config
+    extracts = bool(arguments.get("features_only"))
+    model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(config) if extracts else config
     if pretrained:
         folder = _saved_folder(config, cache_dir)
         if isinstance(model, IntegerNetwork):
             return _load_integers(model, folder)
-        given = {}
+        given: dict[str, Any] = {}
         if folder is not None:
-            given = {"source": "", "state_dict": to_model_names(model, checked_weights(folder))}
-            check_transforms(folder, model)
+            state = checked_weights(folder)
+            check_transforms(folder, transforms)
+            read = partial(extractor_weights, source=str(folder)) if extracts else to_model_names
+            given = {"source": "", "state_dict": read(model, state)}
+        elif extracts:
+            raise CheckpointError("a feature extractor is loaded from a saved folder: local-dir:… or hf-hub:…")
         load_pretrained(
             model,
             {**config, **given},
-            num_classes=model.num_classes,
+            num_classes=getattr(model, "num_classes", 0),
             in_chans=arguments.get("in_chans") or config["input_size"][0],
             filter_fn=drop_other_head,
             cache_dir=cache_dir,
@@ -75,7 +84,8 @@ def build_saved(
 
 def _structure(base: str, transforms: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> Any:
     """Build the model that the transforms describe, without its weights."""
-    model: Any = replay(transforms, lambda: create_model(base, pretrained=False, **arguments))
+    build = build_extractor if arguments.get("features_only") else replay
+    model: Any = build(transforms, lambda: create_model(base, pretrained=False, **arguments))
     if isinstance(model, IntegerNetwork):  # built without the base model, whose facts it still needs
         known: Any = get_pretrained_cfg(base)
         model.pretrained_cfg = known.to_dict()
@@ -88,7 +98,7 @@ def _load_integers(network: nn.Module, folder: Path | None) -> nn.Module:
     if folder is None:
         raise CheckpointError("an integer network is loaded from the folder it was saved in: local-dir:… or hf-hub:…")
     state = checked_weights(folder)
-    check_transforms(folder, network)
+    check_transforms(folder, transforms_of(network))
     try:
         network.load_state_dict(state)
     except (RuntimeError, ValueError) as error:

@@ -1,8 +1,9 @@
 """Read the weights of a saved folder, and check that they are intact and belong to the model built for them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -11,7 +12,6 @@ from ..conversion.targets import target_of
 from ..errors import CheckpointError
 from ..files import read_json_object, sha256
 from ..foreign_weights.read import safetensors_state
-from ..record import transforms_of
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -77,15 +77,15 @@ def check_shapes(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
             )
 
 
-def check_transforms(folder: Path, model: nn.Module) -> None:
-    """Refuse a model whose record differs from that of its weights: it would compute another function.
+def check_transforms(folder: Path, transforms: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse transforms that differ from the record of the weights: the model would compute another function.
 
     Raises:
-        CheckpointError: The transforms in the weights' metadata are not the model's.
+        CheckpointError: The transforms in the weights' metadata are others.
     """
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         metadata = (file.metadata() or {}).get("adderkit")
-    if metadata is not None and json.loads(metadata).get("transforms") != transforms_of(model):
+    if metadata is not None and json.loads(metadata).get("transforms") != list(transforms):
         raise CheckpointError(
             f"the transforms in {folder / CONFIG} differ from those in {WEIGHTS}; "
             "copy both again, or save the model again with adderkit.save"

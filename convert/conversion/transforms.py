@@ -7,14 +7,13 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError, NoModuleMatchedError
-from ..record import Transform, check_version
+from ..record import PATH_LISTS, Transform, check_version
 from .converters import ConvConverter, converter_of, fold_weight_, plain_class
 from .reparameterize import guard_merges_
 from .targets import TARGETS, OwnNormalization, Site, target_of
 
 VERSION = 1
 PLAIN = "plain"  # a folded layer that was reverted
-_PATH_LISTS = ("modules", "normalized", "folded")
 
 
 def conversion_transform(kind: str, modules: Sequence[str], **lists: Sequence[str]) -> Transform:
@@ -31,7 +30,7 @@ def check_conversion(transform: Mapping[str, Any]) -> None:
     """
     check_version(transform, VERSION)
     kind = transform["kind"]
-    for key in _PATH_LISTS:
+    for key in PATH_LISTS:
         paths = transform.get(key, [])
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise CheckpointError(f"{key} is {paths!r:.80} in the {kind!r} transform, expected a list of module paths")
