@@ -64,7 +64,7 @@ class ReportFacts:
     Args:
         name: Name of the folder, with that of its run.
         base: Architecture in timm's registry.
-        converted: Whether the model is an adder network.
+        converted: Whether the model holds converted layers.
         pruned: Whether channels were removed.
         pruning: Settings of the last pruning and the number of images used, from the report.
         prices: Cost before and after the last pruning, by quantity, from the report.

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...convert.conversion.targets import ADDER
 from ...convert.cost.energy import PRECISIONS, arithmetic_energy
 from ...convert.cost.operations import Operations
 from ...convert.cost.report import LayerCost
@@ -87,7 +88,7 @@ def _header(facts: ReportFacts) -> Html:
         parts = " and ".join(
             f"{count} of {len(facts.layers)} convolutions are {to} layers" for to, count in made.items()
         )
-        what += f" as an adder network: {parts}."
+        what += f" as {_network(facts)}: {parts}."
     else:
         what += ": a CNN."
     before, after = facts.cost.honest_before, facts.cost.honest
@@ -104,6 +105,12 @@ def _header(facts: ReportFacts) -> Html:
     return tag("header", tag("h1", facts.name), tag("p", what), tiles(shown))
 
 
+def _network(facts: ReportFacts) -> str:
+    """Return what the page calls the converted network, with its article."""
+    adders_alone = {layer.target for layer in facts.layers} <= {ADDER, None}
+    return "an adder network" if adders_alone else "a converted network"
+
+
 def _conversion(facts: ReportFacts) -> Html:
     if not facts.converted:
         return Html()
@@ -111,7 +118,7 @@ def _conversion(facts: ReportFacts) -> Html:
     why = ([_kind(target), reason or "not recorded", f"{count:,}"] for (target, reason), count in groups)
     layers = tag("ol", *map(_described, facts.layers), class_="layers")
     parts = [
-        tag("p", *_ADDER),
+        tag("p", *_ADDER) if any(layer.target == ADDER for layer in facts.layers) else Html(),
         table(("decision", "reason", "layers"), why, numbers=1),
         tag("h3", "Layer by layer"),
         layers,
@@ -243,7 +250,7 @@ def _accuracy(facts: ReportFacts) -> Html:
     if not facts.evaluations:
         command = "adderkit evaluate DIR --dataset NAME --record"
         return tag("p", "Not measured. To add it: ", tag("code", command))
-    this = "adder network" if facts.converted else "this model"
+    this = _network(facts).partition(" ")[2] if facts.converted else "this model"
     rows = [
         *(_accuracy_row("teacher", each) for each in facts.teacher_evaluations),
         *(_accuracy_row(this, each) for each in facts.evaluations),
