@@ -37,6 +37,12 @@ def build_extractor(transforms: Sequence[Mapping[str, Any]], build_base: Callabl
         CheckpointError: A transform is malformed, of a kind that an extractor cannot have, or does not fit.
     """
     checked = checked_transforms(transforms)
+    for transform in checked:
+        if transform["kind"] not in (*TARGETS, PLAIN, PRUNE):
+            raise CheckpointError(
+                f"the checkpoint has a {transform['kind']!r} transform, expected a float network for features_only: "
+                "build the extractor of the network that was quantized"
+            )
     extractor = build_base()
     names = _names(extractor, (path for path, _ in extractor.named_modules()))
     names |= _names(extractor, (path for path, _ in extractor.named_parameters()))
@@ -85,15 +91,9 @@ def _key(path: str) -> str:
 
 def _renamed(transform: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any] | None:
     """Return a transform under the extractor's names, or ``None`` if it concerns nothing in the extractor."""
-    kind = transform["kind"]
-    if kind == PRUNE:
+    if transform["kind"] == PRUNE:
         shapes = {names[_key(path)]: shape for path, shape in transform["shapes"].items() if _key(path) in names}
         return {**transform, "shapes": shapes} if shapes else None
-    if kind not in TARGETS and kind != PLAIN:
-        raise CheckpointError(
-            f"the checkpoint has a {kind!r} transform, expected a float network for features_only=True: build the "
-            "extractor of the network that was quantized"
-        )
     lists = {
         key: [names[_key(path)] for path in transform[key] if _key(path) in names]
         for key in PATH_LISTS

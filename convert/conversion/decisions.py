@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import AdderkitError
 from ..graph.computed_weights import not_its_own
-from ..graph.layers import Layer
+from ..graph.layers import Layer, is_feature_extractor
 from ..graph.observe import is_normalization, normalizes_each_channel
 from ..patterns import matching
 from .config import AdderConfig
@@ -113,7 +113,7 @@ def classifier_paths(model: nn.Module, layers: Sequence[Layer], modules: Mapping
     if heads:
         inside = {module for part in heads for module in part.modules()}
         return {path for path, module in modules.items() if module in inside}
-    if not layers or (hasattr(model, "feature_info") and not hasattr(model, "get_classifier")):
+    if not layers or is_feature_extractor(model):
         return set()
     last = layers[-1]
     returns_map = last.output_shape[2:] != (1, 1) and successor_of(last, modules).norm is not None

@@ -53,6 +53,11 @@ class Layer:
     weight_reader: str = ""
 
 
+def is_feature_extractor(model: nn.Module) -> bool:
+    """Return whether a model is one of timm's feature extractors (``features_only``), which return maps of features."""
+    return hasattr(model, "feature_info") and not hasattr(model, "get_classifier")
+
+
 def input_size(model: nn.Module) -> tuple[int, int, int]:
     """Return ``(channels, height, width)`` of the images that a model expects, from its timm configuration.
 

@@ -15,6 +15,7 @@ from ...convert.calibration.batchnorm import named_batch_norms
 from ...convert.class_names import class_names_of, record_class_names_
 from ...convert.conversion.targets import is_converted
 from ...convert.errors import ModelSourceError, RecipeError
+from ...convert.graph.layers import is_feature_extractor
 from ...convert.graph.modes import eval_mode, model_dtype
 from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
@@ -165,7 +166,13 @@ def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSour
 
     Raises:
         DatasetError: The data set is missing, or has other classes than the model.
+        ModelSourceError: The model has no classes.
     """
+    if is_feature_extractor(model):
+        raise ModelSourceError(
+            "the model is a feature extractor, which has no classes to compare with labels, expected a classifier; "
+            "put a head on it in Python, as docs/usage.md shows"
+        )
     channels = get_model_input_config(model)["input_size"][0]
     split = recipe.train_split if training else recipe.val_split
     dataset = open_dataset(recipe.dataset, recipe.data_dir, split, channels, training=training)
