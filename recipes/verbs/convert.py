@@ -30,7 +30,6 @@ from ..terminal.options import (
 from ..terminal.output import announce, print_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import nn
 
     from ...convert.calibration.calibrate import CalibrationReport
@@ -106,6 +105,9 @@ def convert(
     num_classes: NumClasses = None,
     in_chans: InChans = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan without writing anything.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print shapes and costs of each layer, too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Convert a CNN to an adder network.
@@ -142,13 +144,14 @@ def convert(
         reparameterize=reparameterize,
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
-    print_json(result.to_dict()) if json else _print_result(result)
+    print_json(result.to_dict()) if json else _print_result(result, verbose)
 
 
-def _print_result(result: "ConversionResult") -> None:
+def _print_result(result: "ConversionResult", verbose: bool) -> None:
+    from ..terminal.plan_tables import full_plan_table, plan_table
     from ..terminal.tables import show
 
-    show(plan_table(result.plan, result.calibration))
+    show((full_plan_table if verbose else plan_table)(result.plan, result.calibration))
     print(result.summary())
 
 
@@ -329,32 +332,3 @@ def _report(
         teacher=default_teacher(job.source, model),
         source=weights_origin(job.source, model),
     )
-
-
-def plan_table(plan: "ConversionPlan", fidelity: "CalibrationReport | None" = None) -> "Table":
-    """Table with a row for each convolution: decision, reason, and fidelity after calibration."""
-    from rich.markup import escape
-
-    from ..terminal.tables import new_table
-
-    found = {layer.path: layer for layer in fidelity.layers} if fidelity else {}
-    numbers = ("kernel", "stride", "groups", "channels", "parameters", "terms")
-    measured = ("fidelity", "beyond range") if found else ()
-    table = new_table("conversion plan", ("module", "decision", "reason"), (*numbers, *measured))
-    for row in plan.rows:
-        cells = [
-            escape(row.path),
-            f"[green]{row.decision}[/]" if row.decision == "convert" else row.decision,
-            escape(row.reason),
-            f"{row.kernel[0]}x{row.kernel[1]}",
-            f"{row.stride[0]}x{row.stride[1]}",
-            str(row.groups),
-            f"{row.in_channels} -> {row.out_channels}",
-            f"{row.parameters:,}",
-            f"{row.terms:,}",
-        ]
-        if found:
-            layer = found.get(row.path)
-            cells += [f"{layer.correlation:.3f}", f"{layer.beyond_range:.1%}".replace("%", " %")] if layer else ["", ""]
-        table.add_row(*cells)
-    return table

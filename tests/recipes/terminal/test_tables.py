@@ -6,9 +6,9 @@ import timm
 from adderkit import AdderConfig, plan
 from adderkit.convert.calibration.calibrate import CalibrationReport, LayerFidelity
 from adderkit.convert.calibration.config import CalibrationConfig
+from adderkit.recipes.terminal.plan_tables import full_plan_table, plan_table
 from adderkit.recipes.terminal.tables import metrics_table, show
 from adderkit.recipes.training.evaluate import Metrics
-from adderkit.recipes.verbs.convert import plan_table
 from adderkit.recipes.verbs.finetune import summary_table
 
 METRICS = Metrics(top1=98.765, top5=99.999, loss=0.12345, images=360, images_per_second=1234.5)
@@ -33,7 +33,7 @@ def model():
 
 def test_plan(shown, model):
     made = plan(model, AdderConfig(exclude=("re:features\\.[345].*",)))
-    text = shown(plan_table(made))
+    text = shown(full_plan_table(made))
     for row in made.rows:
         assert row.path in text
         assert row.reason in text
@@ -44,11 +44,33 @@ def test_plan(shown, model):
 def test_plan_with_fidelity(shown, model):
     made = plan(model)
     path = made.paths("convert")[0]
-    report = CalibrationReport(CalibrationConfig(), 64, 64, (LayerFidelity(path, 0.98765, 0.5, 0.125),))
-    text = shown(plan_table(made, report))
+    report = CalibrationReport(CalibrationConfig(), 64, 64, (LayerFidelity(path, 0.98765, 0.5, 0.125),), "cpu")
+    text = shown(full_plan_table(made, report))
     (line,) = [line for line in text.splitlines() if path in line.split()]
     assert "0.988" in line
     assert "12.5 %" in line
+
+
+def test_plan_in_short(capsys, model):
+    """Neighbors that share decision and reason share a row, and the table fits into 80 to 120 columns."""
+    show(plan_table(plan(model)))
+    out = capsys.readouterr().out
+    assert max(map(len, out.rstrip().splitlines()[1:])) <= 100
+    rows = [line.replace("│", " ").split() for line in out.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["features.0.0", "unchanged", "1", "first", "convolution"],
+        ["features.1.conv1", "…", "features.9.conv2", "adder", "20", "followed", "by", "BatchNorm2d"],
+        ["fc", "unchanged", "1", "classifier"],
+    ]
+
+
+def test_plan_in_short_with_fidelity(shown, model):
+    made = plan(model)
+    layers = tuple(LayerFidelity(path, 0.98765, 0.5, 0.125) for path in made.paths("convert")[:2])
+    text = shown(plan_table(made, CalibrationReport(CalibrationConfig(), 64, 64, layers, "cpu")))
+    for row in made.rows:
+        (line,) = [line for line in text.splitlines() if row.path in line.split()]
+        assert ("0.988" in line) == (row.path in made.paths("convert")[:2])
 
 
 def test_metrics(shown):
