@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .adder_layers.conv import AdderConv2d, adder_conv2d
     from .convert.calibration.calibrate import calibrate_
     from .convert.calibration.config import CalibrationConfig
+    from .convert.checkpoint.configuration import check_savable
     from .convert.checkpoint.folder import load, save
     from .convert.checkpoint.report import Report
     from .convert.conversion.config import AdderConfig
@@ -46,6 +47,7 @@ _HOME = {
     "CalibrationConfig": "convert.calibration.config",
     "calibrate_": "convert.calibration.calibrate",
     "cost": "convert.cost.cost",
+    "check_savable": "convert.checkpoint.configuration",
     "save": "convert.checkpoint.folder",
     "load": "convert.checkpoint.folder",
     "Report": "convert.checkpoint.report",
@@ -63,6 +65,7 @@ __all__ = [
     "__version__",
     "adder_conv2d",
     "calibrate_",
+    "check_savable",
     "convert_",
     "cost",
     "load",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from adderkit.convert.user_models import import_models, split_imports
 from adderkit.recipes.distributed.worker import follow_launcher
 from adderkit.recipes.terminal.errors import fail, one_line
 from adderkit.recipes.verbs.bench import bench
@@ -58,6 +59,14 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; accepted anywhere.")] = False,
+    import_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE|MODULE",
+            help="Python code of yours that registers networks with timm; accepted anywhere.",
+        ),
+    ] = None,
 ) -> None:
     """Define the options that every verb accepts."""
 
@@ -71,7 +80,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:
-        app([word for word in words if word != "--debug"], prog_name="adderkit")
+        words, modules = split_imports([word for word in words if word != "--debug"])
+        for module in modules:
+            import_models(module, debug)
+        app(words, prog_name="adderkit")
     except Exception as error:
         if debug:
             raise

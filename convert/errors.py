@@ -1,5 +1,7 @@
 """Errors that a user can fix: one clear sentence, including the remedy."""
 
+OWN_NETWORK = "a network of your own is registered by --import FILE, or by importing its module"  # a remedy
+
 
 class AdderkitError(Exception):
     """Base class of the errors that the command line prints as one line instead of a traceback."""

@@ -6,12 +6,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from timm.models import create_model, is_model, is_model_pretrained, list_models, split_model_name_tag
+import torch
+from timm.models import (
+    create_model,
+    get_pretrained_cfg,
+    is_model,
+    is_model_pretrained,
+    list_models,
+    split_model_name_tag,
+)
 from torch import nn
 
-from .checkpoint.folder import CONFIG, LOCAL, WEIGHTS, base_architecture, load, local_path
+from .checkpoint.configuration import base_architecture, describe_
+from .checkpoint.folder import CONFIG, LOCAL, WEIGHTS, load, local_path
 from .checkpoint.report import Report, read_report
-from .errors import CheckpointError, ModelSourceError
+from .errors import OWN_NETWORK, CheckpointError, ModelSourceError
 from .foreign_weights.loading import load_weights_, require_convolutions
 from .foreign_weights.read import read_weights, saved_folder_of
 from .hub import PREFIX, quiet_hub, reachable_hub
@@ -47,6 +56,11 @@ class ModelSource:
     def checkpoint_folder(self) -> Path | None:
         """The checkpoint, if it is a saved folder; ``None`` for a file, or a folder that only holds weights."""
         return Path(self.checkpoint) if self.checkpoint and (Path(self.checkpoint) / CONFIG).is_file() else None
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether timm's registry alone says what the model is, and where its pretrained weights are."""
+        return self.checkpoint is None and self.folder is None and is_model(split_model_name_tag(self.name)[0])
 
     @property
     def short_name(self) -> str:
@@ -116,7 +130,7 @@ class ModelSource:
                     f"{self.name} has its own weights; give either the folder or --checkpoint, not both"
                 )
             _refuse(arguments, self.name)
-            return load(self.folder, pretrained)
+            return _in_single_precision(load(self.folder, pretrained))
         if self.checkpoint_folder is not None:
             _refuse(arguments, str(self.checkpoint))
             return _from_folder(self.name, self.checkpoint_folder)
@@ -146,7 +160,22 @@ class ModelSource:
             raise ModelSourceError(
                 f"cannot load pretrained weights for {self.name!r} ({type(error).__name__}: {reason}); {remedy}"
             ) from error
+        self._describe(model, arguments.get("pretrained_cfg_overlay", {}))
         return model.eval()
+
+    def _describe(self, model: nn.Module, overlay: Mapping[str, Any]) -> None:
+        """Complete what a network registered by the user says of its images; refuse one of which nothing is known."""
+        if self.name.startswith(PREFIX):
+            return
+        known = get_pretrained_cfg(self.name)
+        own = getattr(model, "pretrained_cfg", None)
+        if own is None and known is None and not overlay:
+            raise ModelSourceError(
+                f"{self.name} does not say what images it takes; where it is registered, set model.pretrained_cfg = "
+                "{'input_size': (3, 32, 32), 'mean': …, 'std': …}, with mean and std of pixels from 0 to 1"
+            )
+        facts = known.to_dict() if own is None and known is not None else {}
+        describe_(model, split_model_name_tag(self.name)[0], {**facts, **overlay})
 
 
 def _refuse(arguments: Mapping[str, Any], folder: str) -> None:
@@ -156,11 +185,17 @@ def _refuse(arguments: Mapping[str, Any], folder: str) -> None:
 
 
 def _from_folder(name: str, folder: Path) -> nn.Module:
-    model = load(folder)
+    model = _in_single_precision(load(folder))
     found = base_architecture(model)
     if found != split_model_name_tag(name)[0]:
         raise ModelSourceError(f"{folder} contains a {found}, expected a {name}; give the architecture it contains")
     return model
+
+
+def _in_single_precision(model: nn.Module) -> nn.Module:
+    """Return a model that was saved in half precision in single precision, in which the verbs compute."""
+    half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in model.state_dict().values())
+    return model.float() if half else model
 
 
 def _check_name(name: str) -> None:
@@ -176,5 +211,5 @@ def _check_name(name: str) -> None:
     if "/" in name or name.startswith(".") or Path(name).exists():
         raise ModelSourceError(f"{name} is neither a timm model nor a folder with a {CONFIG}")
     near = get_close_matches(architecture, list_models(), n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
-    raise ModelSourceError(f"timm has no model {name!r}{hint}")
+    hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+    raise ModelSourceError(f"timm has no model {name!r}; {hint}; {OWN_NETWORK}")

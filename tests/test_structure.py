@@ -40,6 +40,7 @@ ORDER = {
     "convert": (
         "errors",
         "wrappers",
+        "user_models",
         "models",
         "files",
         "output",

@@ -7,7 +7,6 @@ pickle is read or written.
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,25 +15,23 @@ from typing import Any
 
 from safetensors.torch import save_file
 from timm.models import create_model, is_model
-from timm.models._hub import save_config_for_hf  # timm's public save_for_hf writes weights as well
 from torch import Tensor, nn
 
 from ...adder_layers.integer.network import IntegerNetwork
-from ..class_names import class_names_of
-from ..conversion.targets import converted_layers, is_converted
-from ..errors import AdderkitError, CheckpointError
+from ..conversion.targets import is_converted
+from ..errors import OWN_NETWORK, AdderkitError, CheckpointError
 from ..files import atomic_path, read_json_object, sha256, write_json, write_text
-from ..graph.computed_weights import computed_weight
 from ..hub import PREFIX, fetch
 from ..record import transforms_of
-from ..wrappers import timm_models_in, unwrapped
+from ..wrappers import unwrapped
 from .allocation import AllocationLimit, count_elements
+from .configuration import base_architecture, check_rebuilds, describe_, model_config
 from .image_config import check_image_config
 from .model_card import model_card
 from .report import REPORT, Report, read_report, write_report
 from .weights import CONFIG as CONFIG
 from .weights import WEIGHTS as WEIGHTS
-from .weights import check_shapes, check_transforms, checked_weights, to_file_names, to_model_names
+from .weights import check_shapes, check_transforms, checked_weights, match_dtypes_, to_file_names, to_model_names
 
 CARD = "README.md"
 LOCAL = "local-dir:"
@@ -74,10 +71,9 @@ def save(
         PosixPath('resnet50-adder')
     """
     folder, model = Path(folder), unwrapped(model, sharded=state is not None)
-    base = base_architecture(model)
-    _check_rebuildable(model)
-    converted = is_converted(model) or bool(transforms_of(model))  # a fold is not undone by a revert
-    config = _config(model, base, converted)
+    base, config = base_architecture(model), model_config(model)
+    if state is None:  # a run checks its model before it begins
+        check_rebuilds(model, config)
     # A single key: safetensors writes several in arbitrary order, so that files of equal models would differ.
     metadata = {"adderkit": json.dumps({"version": FORMAT_VERSION, "transforms": transforms_of(model)})}
     tensors = {
@@ -131,16 +127,19 @@ def load(source: str | Path, pretrained: bool = True) -> nn.Module:
     """
     name = str(source)
     folder = fetch(name, (WEIGHTS, CONFIG, REPORT, CARD)) if name.startswith(PREFIX) else local_path(name)
-    _check_folder(folder)
+    config = _checked_config(folder)
     state = checked_weights(folder) if pretrained else None
     try:
         # timm would silently skip a classifier of another size, and might pick another file, so we load strictly.
         with AllocationLimit(_UNKNOWN_SIZE if state is None else count_elements(state), str(folder)):
             model: nn.Module = create_model(f"local-dir:{folder}", pretrained=False)
+            describe_(model, config["architecture"], config.get("pretrained_cfg", {}))
         if state is not None:
             check_transforms(folder, transforms_of(model))
             state = to_model_names(model, state)
             check_shapes(folder, model, state)
+            if "adderkit" in config:
+                match_dtypes_(model, state)
             model.load_state_dict(state)
     except AdderkitError:
         raise
@@ -154,24 +153,6 @@ def local_path(name: str | Path) -> Path:
     return Path(str(name).removeprefix(LOCAL))
 
 
-def base_architecture(model: nn.Module) -> str:
-    """Return the name in timm's registry under which a model was built, before any conversion.
-
-    Raises:
-        CheckpointError: The model was not built by timm's factory.
-    """
-    arguments: Mapping[str, Any] = getattr(model, "_model_args", None) or {}
-    name = arguments.get("base") or (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if not isinstance(name, str) or not is_model(name):
-        held = timm_models_in(model)
-        inside = f", or pass the timm model in it, .{held[0]}" if held else ""
-        raise CheckpointError(
-            f"cannot save a {type(model).__name__}, expected a model built by timm.create_model, which can be rebuilt "
-            f"by its name; register your own class with timm.models.register_model{inside}"
-        )
-    return name
-
-
 def has_edited_card(folder: Path) -> bool:
     """Return whether a folder has a model card that is not the one that ``save`` wrote."""
     card = folder / CARD
@@ -181,59 +162,17 @@ def has_edited_card(folder: Path) -> bool:
         return True
 
 
-def _check_rebuildable(model: nn.Module) -> None:
-    """Refuse a model with layers that its record does not explain, or tensors that its base does not have."""
-    recorded = {path for transform in transforms_of(model) for path in transform.get("modules", ())}
-    unknown = next((path for path in converted_layers(model) if path not in recorded), None)
-    if unknown is not None:
-        raise CheckpointError(
-            f"{unknown!r} is converted, but not by a conversion of this model, so that it could not be rebuilt: "
-            "convert the timm model itself, not a module in it or around it"
-        )
-    for path, module in model.named_modules():
-        computed = computed_weight(module)
-        if computed:
-            raise CheckpointError(f"{path!r} cannot be rebuilt by timm: {computed}")
-
-
-def _config(model: nn.Module, base: str, converted: bool) -> dict[str, Any]:
-    """Return timm's ``config.json`` for the model as it is, named ``adder`` if it is converted."""
-    arguments = dict(getattr(model, "_model_args", {}))
-    saved = {key: value for key, value in arguments.items() if key not in ("base", "transforms")}
-    if converted:
-        saved |= {"base": base, "transforms": transforms_of(model)}
-    saved_arguments, architecture = dict(arguments), "adder" if converted else base
-    timm_model: Any = model
-    timm_model._model_args = saved
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / CONFIG
-            known: dict[str, Any] = {"pretrained_cfg": {"architecture": architecture}}
-            save_config_for_hf(model, str(path), known | _label_names(model), saved)
-            config = read_json_object(path)
-            config["pretrained_cfg"].pop("label_names", None)  # timm reads those beside it
-            return config
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot save {base} in timm's format: {error}") from error
-    finally:
-        timm_model._model_args = saved_arguments
-
-
-def _label_names(model: nn.Module) -> dict[str, list[str]]:
-    names = class_names_of(model)
-    return {} if names is None else {"label_names": list(names)}
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose configuration does not describe a model, before anything is built from it."""
+def _checked_config(folder: Path) -> dict[str, Any]:
+    """Read a folder's configuration; refuse one that does not describe a model, before anything is built from it."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder, expected a checkpoint written by adderkit or timm")
     config = read_json_object(folder / CONFIG)
     architecture, arguments = config.get("architecture"), config.get("model_args", {})
     if not isinstance(architecture, str) or not is_model(architecture):
         raise CheckpointError(
-            f"architecture is {architecture!r} in {folder / CONFIG}, expected a model that timm knows"
+            f"architecture is {architecture!r} in {folder / CONFIG}, expected a model that timm knows; {OWN_NETWORK}"
         )
     if not isinstance(arguments, dict):
         raise CheckpointError(f"model_args is {arguments!r:.80} in {folder / CONFIG}, expected an object")
     check_image_config(config, folder / CONFIG)
+    return config

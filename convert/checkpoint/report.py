@@ -19,10 +19,10 @@ Verb = Literal["convert", "finetune", "prune", "quantize", "import-checkpoint"]
 # The fields that still hold for the model that a verb makes. Every other field describes the model it was made from;
 # measurements and training never survive, since the weights change.
 _SURVIVES: Mapping[Verb, tuple[str, ...]] = {
-    "convert": ("commands",),
-    "finetune": ("plan", "calibration", "pruning", "imported", "teacher", "commands"),
-    "prune": ("plan", "calibration", "imported", "teacher", "commands"),
-    "quantize": ("plan", "calibration", "pruning", "imported", "teacher", "commands"),
+    "convert": ("data", "commands"),
+    "finetune": ("plan", "calibration", "pruning", "imported", "teacher", "data", "commands"),
+    "prune": ("plan", "calibration", "imported", "teacher", "data", "commands"),
+    "quantize": ("plan", "calibration", "pruning", "imported", "teacher", "data", "commands"),
     "import-checkpoint": (),
 }
 
@@ -67,7 +67,9 @@ class Report:
         pruning: The last pruning, as ``PruningReport.to_dict`` gives it.
         quantization: Configuration and activation ranges of the quantization.
         imported: Name and SHA-256 of the file that the weights were imported from.
-        teacher: Name of the model to distil from.
+        teacher: Name of the model to distil from; ``teacher`` for the one in the folder of that name.
+        data: Data set that the model was made with: ``dataset`` and ``data_dir``, as on the command line; not recorded
+            in published folders.
         source: Origin of the weights: a timm name, Hub repository or folder; ``None`` for random weights or a file of
             unknown origin, ``NOT_RECORDED`` where nothing is recorded.
         commands: Command lines that made the model, in order.
@@ -91,6 +93,7 @@ class Report:
     quantization: Mapping[str, Any] = _facts()
     imported: Mapping[str, Any] = _facts()
     teacher: str | None = _name()
+    data: Mapping[str, Any] = _facts()
     source: str | None = dataclasses.field(default=NOT_RECORDED, metadata={"read": _origin})
     commands: tuple[str, ...] = dataclasses.field(default=(), metadata={"read": _texts})
     training: Mapping[str, Any] = _facts()

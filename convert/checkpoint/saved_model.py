@@ -11,7 +11,7 @@ from timm.models._builder import pretrained_cfg_for_features  # not among the pu
 from torch import nn
 
 from ...adder_layers.integer.network import IntegerNetwork
-from ..errors import CheckpointError
+from ..errors import OWN_NETWORK, CheckpointError
 from ..hub import PREFIX, fetch
 from ..models.cifar import drop_other_head
 from ..record import transforms_of
@@ -44,7 +44,9 @@ def build_saved(
     """
     if not isinstance(base, str) or not is_model(base) or base == "adder":
         # A name such as hf-hub:… or local-dir:… would reach beyond the checkpoint that is being loaded.
-        raise CheckpointError(f"base is {base!r} in the checkpoint, expected the name of a registered timm model")
+        raise CheckpointError(
+            f"base is {base!r} in the checkpoint, expected the name of a registered timm model; {OWN_NETWORK}"
+        )
     foreign = sorted(set(arguments) & set(signature(create_model).parameters))
     if foreign:  # such as checkpoint_path, which would bring in another file
         raise CheckpointError(
@@ -54,8 +56,12 @@ def build_saved(
         raise CheckpointError(
             "transforms is empty in the checkpoint, expected at least one: an adder network records how it was made"
         )
-    model = _structure(base, transforms, arguments)
-    config = {**model.pretrained_cfg, **pretrained_cfg, "architecture": "adder"}
+    model: Any = _structure(base, transforms, arguments)
+    if isinstance(model, IntegerNetwork):
+        classes: Any = arguments.get("num_classes", pretrained_cfg.get("num_classes"))
+        if classes is not None:
+            model.num_classes = classes
+    config = {**getattr(model, "pretrained_cfg", {}), **pretrained_cfg, "architecture": "adder"}
     extracts = bool(arguments.get("features_only"))
     model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(config) if extracts else config
     if pretrained:
@@ -87,9 +93,9 @@ def _structure(base: str, transforms: Sequence[Mapping[str, Any]], arguments: Ma
     build = build_extractor if arguments.get("features_only") else replay
     model: Any = build(transforms, lambda: create_model(base, pretrained=False, **arguments))
     if isinstance(model, IntegerNetwork):  # built without the base model, whose facts it still needs
-        known: Any = get_pretrained_cfg(base)
-        model.pretrained_cfg = known.to_dict()
-        model.num_classes = arguments.get("num_classes", known.num_classes)
+        known = get_pretrained_cfg(base)
+        facts: Any = known.to_dict() if known is not None else {}
+        model.pretrained_cfg = facts
     return model
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ..foreign_weights.read import safetensors_state
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def checked_weights(folder: Path) -> dict[str, Tensor]:
@@ -90,3 +92,11 @@ def check_transforms(folder: Path, transforms: Sequence[Mapping[str, Any]]) -> N
             f"the transforms in {folder / CONFIG} differ from those in {WEIGHTS}; "
             "copy both again, or save the model again with adderkit.save"
         )
+
+
+def match_dtypes_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model's parameters and buffers the floating-point types that their weights were saved with."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        saved = state.get(name)
+        if saved is not None and saved.dtype in _COMPUTABLE and tensor.is_floating_point():
+            tensor.data = tensor.data.to(saved.dtype)

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from ...convert.checkpoint.folder import CARD, CONFIG, WEIGHTS, base_architecture, has_edited_card, load
+from ...convert.checkpoint.configuration import base_architecture
+from ...convert.checkpoint.folder import CARD, CONFIG, WEIGHTS, has_edited_card, load
 from ...convert.checkpoint.report import REPORT, Report, SavedModel, read_report, write_report
 from ...convert.conversion.targets import is_converted
 from ...convert.cost.cost import cost
@@ -25,6 +26,7 @@ from ...convert.output import FolderKind, output_folder
 from ...convert.record import transforms_of
 from ..reporting.cost_image import draw_chart
 from ..reporting.evaluations import entries_of, evaluations_of
+from ..runs.kept_teacher import TEACHER
 from ..runs.provenance import command_without_local_paths, without_local_paths
 from .card_check import check_card
 from .licenses import base_model_of, license_of
@@ -197,9 +199,10 @@ def _report(job: PublishJob, saved: SavedModel, found: Cost) -> Report:
         else each
         for each in entries_of(report, saved.digest)
     ]
-    bare = dataclasses.replace(report, commands=(), evaluations=())
+    bare = dataclasses.replace(report, commands=(), evaluations=(), data={})
     return dataclasses.replace(
         Report.from_dict(without_local_paths(bare.to_dict())),
+        teacher=None if report.teacher == TEACHER else without_local_paths(report.teacher),
         repository=job.target.repository,
         cost=found.to_dict(),
         evaluations=tuple(evaluations),

@@ -105,9 +105,9 @@ def find_examples(model: nn.Module, job: Job, recipe: Recipe) -> Examples:
 
 def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | None, str | None]:
     """Return the teacher, or the reason for its lack; a teacher that was given must load."""
-    if teacher_of(job) is None:
-        return None, "the model records no teacher; give one with --teacher NAME|DIR"
     try:
+        if teacher_of(job) is None:
+            return None, "the model records no teacher; give one with --teacher NAME|DIR"
         return build_teacher(job, recipe, model).to(device_of(model)), None
     except AdderkitError as error:
         if job.teacher is not None:

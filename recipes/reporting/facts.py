@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...convert.checkpoint.folder import base_architecture, load
+from ...convert.checkpoint.configuration import base_architecture
+from ...convert.checkpoint.folder import load
 from ...convert.checkpoint.report import Report, SavedModel
 from ...convert.conversion.targets import is_converted, target_of
 from ...convert.cost.cost import cost
@@ -134,7 +135,7 @@ def gather(
         cost=cost(model),
         layers=_layers(model, report),
         evaluations=evaluations_of(report, saved.digest)[:_ENTRIES],
-        teacher_evaluations=_evaluations_of_teacher(teacher_of(job)),
+        teacher_evaluations=_evaluations_of_teacher(job),
         epochs=_epochs(source.resolve().parent),
         calibration=_flat({**report.calibration, **part_of(report.calibration, "config")}),
         training=_flat({**part_of(report.training, "recipe"), **report.training}),
@@ -191,15 +192,16 @@ def _flat(values: Mapping[str, Any]) -> dict[str, str | float]:
     return {key: without_local_paths(value) for key, value in list(plain.items())[:_ENTRIES]}
 
 
-def _evaluations_of_teacher(name: str | None) -> list[Evaluation]:
+def _evaluations_of_teacher(job: Job) -> list[Evaluation]:
     """Return the measurements on a teacher that is a folder on this machine."""
     try:
+        name = teacher_of(job)
         folder = None if name is None else ModelSource(name).folder
         if folder is None:
             return []
         saved = SavedModel.load(folder)
         return evaluations_of(saved.report, saved.digest)[:_ENTRIES]
-    except (AdderkitError, OSError, ValueError):  # it was moved, or its name is not a valid path
+    except (AdderkitError, OSError, ValueError):  # it was moved, would be downloaded, or is no valid path
         return []
 
 

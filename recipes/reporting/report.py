@@ -26,6 +26,7 @@ class ReportJob:
             protected by checksums.
         data: Data set and split whose images are predicted; ``None`` for no predictions.
         teacher: Model to compare with; by default the teacher that the folder records.
+        teacher_checkpoint: File or folder of weights of that model.
         overwrite: Replace an earlier page.
         device: Device to predict on; by default the GPU, if there is one.
     """
@@ -34,6 +35,7 @@ class ReportJob:
     output: str | None = None
     data: Recipe | None = None
     teacher: str | None = None
+    teacher_checkpoint: str | None = None
     overwrite: bool = False
     device: str | None = None
 
@@ -96,7 +98,7 @@ def run_report(job: ReportJob, announce: Callable[[str], None]) -> ReportResult:
     """
     _check_places(job)
     with compute_device(job.device) as device:
-        models = Job(ModelSource(job.folder), job.teacher)
+        models = Job(ModelSource(job.folder), job.teacher, job.teacher_checkpoint)
         facts = gather(models, job.data, device=device, announce=announce)
     try:
         write_text(job.target, page(facts))

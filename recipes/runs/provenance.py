@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import split_model_name_tag
 from torch import nn
 
-from ...convert.checkpoint.folder import base_architecture
+from ...convert.checkpoint.configuration import base_architecture
 from ...convert.checkpoint.report import NOT_RECORDED, read_report
 from ...convert.hub import PREFIX
 from ...convert.model_source import ModelSource
@@ -44,25 +44,10 @@ def weights_origin(source: ModelSource, model: nn.Module) -> str | None:
         return str(folder.resolve()) if recorded == NOT_RECORDED else recorded
     if source.checkpoint is not None or not source.pretrained:
         return None
-    return _tagged(source.name, model)
+    return tagged(source.name, model)
 
 
-def default_teacher(source: ModelSource, model: nn.Module) -> str | None:
-    """Return the name of the CNN that a converted model can later be distilled from; ``None`` without a usable one.
-
-    Args:
-        source: The CNN as it was named.
-        model: The CNN as it was built.
-    """
-    absolute = source.absolute()
-    if source.checkpoint is not None:
-        return None if source.checkpoint_folder is None else absolute.checkpoint
-    if not source.pretrained:
-        return None
-    return absolute.name if source.folder is not None else _tagged(source.name, model)
-
-
-def _tagged(name: str, model: nn.Module) -> str:
+def tagged(name: str, model: nn.Module) -> str:
     """Return a timm name with the tag of its weights, since timm's default tag may change; Hub names are unchanged."""
     if name.startswith(PREFIX):
         return name

@@ -26,6 +26,13 @@ CalibrationImages = Annotated[int, typer.Option(min=16, metavar="N", help="Numbe
 Checkpoint = Annotated[
     str | None, typer.Option(metavar="PATH", help="File or folder of weights to load instead of pretrained ones.")
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="CNN to learn from or compare with.", show_default="the converted one"),
+]
+TeacherCheckpoint = Annotated[
+    str | None, typer.Option(metavar="PATH", help="File or folder of weights of --teacher.", show_default=False)
+]
 Pretrained = Annotated[bool, typer.Option(help="Start from pretrained weights rather than random ones.")]
 NumClasses = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of classes.")]
 InChans = Annotated[int | None, typer.Option(min=1, metavar="N", help="Number of input channels.")]
@@ -47,3 +54,9 @@ def unlabeled_images(
     if data_dir is not None:
         raise typer.BadParameter("give --dataset as well", param_hint="--data-dir")
     return None
+
+
+def check_teacher(teacher: str | None, checkpoint: str | None) -> None:
+    """Refuse ``--teacher-checkpoint`` without the architecture that the weights are for."""
+    if checkpoint is not None and teacher is None:
+        raise typer.BadParameter("give its architecture with --teacher NAME as well", param_hint="--teacher-checkpoint")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from ...adder_layers.modules import adder_layers
+from ...convert.checkpoint.configuration import check_savable
 from ...convert.conversion.targets import converted_layers
 from ...convert.errors import RecipeError
 from ...convert.record import require_float_weights
@@ -124,6 +125,8 @@ def first_model(job: Job, recipe: Recipe, *, weights: bool = True) -> nn.Module:
         AdderkitError: The model cannot be built, or not be trained.
     """
     model = build_student(job, recipe, weights=weights)
+    if weights:
+        check_savable(model)
     require_float_weights(model, "trained", "train the network that it was made from, with --recipe int8-qat")
     if recipe.adder_init == "normal":
         draw_adder_weights(model)

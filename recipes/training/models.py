@@ -4,17 +4,21 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
+from timm.models import get_model_input_config, split_model_name_tag
 from torch import Tensor, nn
 
 from ...adder_layers.modules import adder_layers
 from ...convert.calibration.batchnorm import named_batch_norms
+from ...convert.checkpoint.configuration import recorded_base
+from ...convert.checkpoint.folder import CONFIG
 from ...convert.class_names import class_names_of, record_class_names_
 from ...convert.conversion.targets import is_converted
 from ...convert.errors import ModelSourceError, RecipeError
+from ...convert.files import read_json_object
 from ...convert.graph.layers import is_feature_extractor
 from ...convert.graph.modes import eval_mode, model_dtype
 from ...convert.model_source import ModelSource
@@ -23,6 +27,7 @@ from ..data.datasets import DataConfig, ImageSource, class_names, open_dataset, 
 from ..data.labels import match_labels, read_class_map
 from ..objectives.teacher import DistillationTeacher, FrozenTeacher
 from ..objectives.terms import active_terms
+from ..runs.kept_teacher import TEACHER, KeptTeacher, find_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +37,23 @@ class Job:
     Args:
         source: Model to train. Without ``num_classes`` and ``in_chans`` a timm model gets those of the data set.
         teacher: Teacher for distillation, named like a model; by default the one that the converted folder records.
+        teacher_checkpoint: File or folder of weights of that teacher, instead of the pretrained ones.
         command: Command line that began the run, for the record.
     """
 
     source: ModelSource
     teacher: str | None = None
+    teacher_checkpoint: str | None = None
     command: str | None = None
+
+    def absolute(self) -> "Job":
+        """Return the job with absolute paths, so that it can be resumed from any working directory."""
+        if self.teacher is None:
+            return dataclasses.replace(self, source=self.source.absolute(), teacher_checkpoint=None)
+        teacher = ModelSource(self.teacher, checkpoint=self.teacher_checkpoint).absolute()
+        return dataclasses.replace(
+            self, source=self.source.absolute(), teacher=teacher.name, teacher_checkpoint=teacher.checkpoint
+        )
 
     @classmethod
     def from_dict(cls, values: object) -> "Job":
@@ -119,7 +135,8 @@ def build_teacher(
         off = " ".join(f"--set {term.switch}=0" for term in active_terms(recipe) if term.teacher)
         raise ModelSourceError(
             f"the recipe distils, but {job.source.name} names no teacher; give the original CNN with "
-            f"--teacher NAME|DIR, or train on labels alone with {off} --set task_loss_weight=1"
+            f"--teacher NAME|DIR, if need be with --teacher-checkpoint FILE, or train on labels alone with {off} "
+            "--set task_loss_weight=1"
         )
     try:
         model = _teacher_model(name, job, student, trains=trains, weights=weights)
@@ -143,6 +160,8 @@ def build_teacher(
 
 def _teacher_model(name: str, job: Job, student: Any, *, trains: bool, weights: bool) -> nn.Module:
     """Build it with its weights; but a teacher that trains alongside may begin at random, as the student then does."""
+    if job.teacher_checkpoint is not None:
+        return teacher_source(name, job, student).build(weights=weights)
     source = ModelSource(name)
     if job.source.pretrained or not trains:
         return source.build(weights=weights)
@@ -154,11 +173,55 @@ def _teacher_model(name: str, job: Job, student: Any, *, trains: bool, weights: 
     return source.build(weights=False, pretrained_cfg_overlay=overlay, **arguments)
 
 
+def teacher_source(name: str, job: Job, student: Any) -> ModelSource:
+    """Return where the teacher's weights come from; with a checkpoint of its own it has the student's classes."""
+    source = ModelSource(name, checkpoint=job.teacher_checkpoint)
+    if source.checkpoint is None or source.checkpoint_folder is not None:
+        return source
+    channels = get_model_input_config(student)["input_size"][0]
+    return dataclasses.replace(source, num_classes=getattr(student, "num_classes", None), in_chans=channels)
+
+
 def teacher_of(job: Job) -> str | None:
-    """Return the teacher that was given, or else the one recorded in the converted folder."""
+    """Return the teacher that was given, or else the one recorded in the converted folder.
+
+    What a folder records may be somebody else's choice, so it is never downloaded, except its own base model's weights
+    from where timm's registry says.
+
+    Raises:
+        ModelSourceError: The recorded teacher would be downloaded, or is none of timm's models.
+    """
     if job.teacher is not None:
         return job.teacher
-    return job.source.report().teacher
+    name, folder = job.source.report().teacher, job.source.folder
+    if name is None or folder is None:
+        return None
+    if name == TEACHER:
+        return str(find_teacher(folder))
+    if Path(name).is_absolute() or split_model_name_tag(name)[0] == recorded_base(read_json_object(folder / CONFIG)):
+        return name
+    raise ModelSourceError(
+        f"{folder} names {name} as its teacher, which is not its own base model and would be downloaded: "
+        f"allow that with --teacher {name}, or give another CNN"
+    )
+
+
+def keep_teacher(job: Job, student: nn.Module) -> KeptTeacher:
+    """Return the teacher to keep in a run's folder: the one that it distils from, or else the one of the saved model.
+
+    Args:
+        job: What was named, with the teacher that the run distils from.
+        student: The model that it teaches.
+    """
+    if job.teacher is None:
+        return KeptTeacher.recorded_by(job.source)
+    source = teacher_source(job.teacher, job, student)
+    folder = source.folder or source.checkpoint_folder
+    if folder is not None:
+        return KeptTeacher(TEACHER, folder=folder)
+    if source.is_registered:
+        return KeptTeacher(job.teacher)
+    return KeptTeacher.of_cnn(source, source.build())
 
 
 def open_split(recipe: Recipe, model: nn.Module, *, training: bool) -> ImageSource:
@@ -288,7 +351,7 @@ def _set_image_size(model: nn.Module, size: int | None) -> None:
 
 
 def _has_fixed_size(name: str) -> bool:
-    from timm.models import get_pretrained_cfg, split_model_name_tag
+    from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(split_model_name_tag(name)[0])
     return bool(config and config.fixed_input_size)

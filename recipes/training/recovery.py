@@ -7,6 +7,7 @@ from accelerate import PartialState
 from torch.distributed import DistError
 
 from ...convert.errors import AdderkitError, DatasetError
+from ...convert.user_models import import_option
 from ..distributed.worker import LOST, has_own_launcher, is_launched
 from ..runs.folder import RunFolder, SaveError
 from ..runs.state import Row
@@ -42,7 +43,7 @@ def run_with_recovery(begin: Callable[[], list[Row]], folder: RunFolder) -> list
 
 def resume_command(folder: RunFolder) -> str:
     """Return the command that resumes a run, which starts as many processes as the run had."""
-    command = f"adderkit finetune --resume {folder.path}"
+    command = f"adderkit finetune {import_option()}--resume {folder.path}"
     if is_launched() and not has_own_launcher():
         return f"the same launcher, and its command {command}"
     return command

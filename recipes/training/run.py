@@ -15,11 +15,11 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ...convert.checkpoint.folder import load
+from ...convert.checkpoint.folder import CONFIG, load
 from ...convert.checkpoint.report import Report
 from ...convert.errors import RecipeError
-from ...convert.model_source import ModelSource
 from ..configs.recipe import Recipe
+from ..data.recorded import data_facts
 from ..distributed.connect import connect
 from ..distributed.exchange import from_main, local_copy, require_same, require_shared
 from ..distributed.process_statistics import restore_process_statistics
@@ -28,6 +28,7 @@ from ..objectives.terms import teacher_need
 from ..runs.continuation import changed_settings, differences, keep_step
 from ..runs.folder import RunFolder
 from ..runs.journal import Journal
+from ..runs.kept_teacher import TEACHER, kept_in
 from ..runs.layer_scales import watched_layers
 from ..runs.lock import folder_lock
 from ..runs.plan import device_name
@@ -38,7 +39,7 @@ from .assemble import assemble, first_model, open_data
 from .batchnorm import as_evaluated, refresh_batchnorm
 from .epoch import not_finite, scheduled_rate, train_epoch
 from .evaluate import Metrics, evaluate
-from .models import Job, teacher_of
+from .models import Job, keep_teacher, teacher_of
 from .prepare import Run, make_accelerator, prepare
 from .recovery import LoaderError, resume_command
 
@@ -64,11 +65,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     folder = RunFolder(from_main(str(folder.path)))  # each process named it by its own clock
     model = first_model(job, recipe)
     teacher = teacher_of(job) if teacher_need(recipe) else None
-    job = Job(
-        source=job.source.absolute(),
-        teacher=None if teacher is None else ModelSource(teacher).absolute().name,
-        command=command_line(),
-    )
+    job = dataclasses.replace(job, teacher=teacher, command=command_line()).absolute()
     if recipe.data_dir and Path(recipe.data_dir).exists():  # it may be an address
         recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
     if recipe.class_map and Path(recipe.class_map).exists():  # it may be beside the images
@@ -79,6 +76,7 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
             values = {"id": token_hex(4), "job": dataclasses.asdict(job), "recipe": recipe.to_dict()}
             folder.start({**values, "processes": accelerator.num_processes})
             tell_launcher(resume=resume_command(folder))
+            keep_teacher(job, model).write(folder.path)
         accelerator.wait_for_everyone()
         if accelerator.is_fsdp2:
             require_shared(folder.path)
@@ -112,11 +110,13 @@ def resume(folder: RunFolder, changes: Mapping[str, Any] | None = None) -> list[
         accelerator = make_accelerator(recipe, folder.path)
         if accelerator.is_fsdp2:
             require_shared(folder.path)
-        with local_copy(folder.last) as last:
+        with local_copy(folder.last) as last, local_copy(folder.path / TEACHER) as teacher:
             model = load(last) if last.is_dir() else first_model(job, recipe)
-            run = _assemble_and_prepare(job, recipe, model, accelerator)
+            run = _assemble_and_prepare(_taught_by(job, teacher), recipe, model, accelerator)
             state = folder.load_last(accelerator, last)
             restore_process_statistics(accelerator, run.bare_model, last / "state")
+        if main and kept_in(folder.path) is None:  # the run was killed at its very beginning
+            keep_teacher(job, model).write(folder.path)
         changed = _changes(run, state, before, processes)
         if main and changed:
             place = {"epoch": state.epoch, "batches": state.batches_done, "command": command_line()}
@@ -124,6 +124,13 @@ def resume(folder: RunFolder, changes: Mapping[str, Any] | None = None) -> list[
             new = {"recipe": recipe.to_dict(), "processes": accelerator.num_processes, "resumed": resumed}
             folder.write_arguments({**arguments, **new})
         return _train(run, job, folder, state, _lines(changed))
+
+
+def _taught_by(job: Job, kept: Path) -> Job:
+    """Return the job with the teacher that the run has kept, if it distils and has kept one."""
+    if job.teacher is None or not (kept / CONFIG).is_file():
+        return job
+    return dataclasses.replace(job, teacher=str(kept), teacher_checkpoint=None)
 
 
 def _changes(run: Run, state: RunState, before: Recipe, processes: int) -> dict[str, list[Any]]:
@@ -245,7 +252,7 @@ def _finish_epoch(run: Run, job: Job, folder: RunFolder, journal: Journal, state
         row |= dict(zip(AVERAGE_COLUMNS, found, strict=True))
     row |= loss_columns(means)
     better = all(row[column] > before[column] for before in state.rows)
-    report, best_report = (_report(run, job, state, each) for each in (metrics, best_metrics))
+    report, best_report = (_report(run, job, folder, state, each) for each in (metrics, best_metrics))
     state.next_epoch(row)
     journal.epoch(state, run.steps_done(state))
     if lost:
@@ -260,18 +267,19 @@ def _finish_epoch(run: Run, job: Job, folder: RunFolder, journal: Journal, state
 
 def _save_within_epoch(run: Run, job: Job, folder: RunFolder, state: RunState) -> None:
     """Save the state as it is, and the model as it would be evaluated; training continues as if not saved."""
-    report = _report(run, job, state, None)
+    report = _report(run, job, folder, state, None)
     folder.save_last(run.bare_model, run.accelerator, state, report, as_evaluated(run))
 
 
-def _report(run: Run, job: Job, state: RunState, metrics: Metrics | None) -> Report:
+def _report(run: Run, job: Job, folder: RunFolder, state: RunState, metrics: Metrics | None) -> Report:
     """Return the report of the model as it is now: what the converted folder recorded, and what this run measured."""
     before = job.source.report()
     return before.after(
         "finetune",
         job.command,
         source=weights_origin(job.source, run.bare_model),
-        teacher=job.teacher or before.teacher,
+        teacher=TEACHER if kept_in(folder.path) else job.teacher or before.teacher,
+        data=data_facts(run.recipe.dataset, run.recipe.data_dir),
         training={
             "recipe": run.recipe.to_dict(),
             "epoch": state.epoch,

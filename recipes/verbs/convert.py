@@ -252,11 +252,13 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
 
 
 def _convert(model: "nn.Module", job: ConversionJob, announce: Callable[[str], None]) -> ConversionResult:
-    from ...convert.checkpoint.folder import save
+    from ...convert.checkpoint.configuration import check_savable
     from ...convert.conversion.rewrite import convert_
     from ...convert.graph.modes import device_of
+    from ..runs.kept_teacher import KeptTeacher
     from ..runs.plan import device_name
 
+    check_savable(model)
     announce(f"converting {job.source.name}")
     student = copy.deepcopy(model)
     done = convert_(student, job.config, to=job.to)
@@ -264,7 +266,7 @@ def _convert(model: "nn.Module", job: ConversionJob, announce: Callable[[str], N
     if job.images is not None:
         announce(f"calibrating on {job.images}, on {device_name(device_of(model))}")
         done, calibration = _calibrate(student, model, job.images, done, job, announce)
-    save(student, job.folder, _report(job, model, done, calibration))
+    KeptTeacher.of_cnn(job.source, model).save_with(student, job.folder, _report(job, model, done, calibration))
     return ConversionResult(done, calibration, job.folder)
 
 
@@ -322,13 +324,15 @@ def _calibrate(
 def _report(
     job: ConversionJob, model: "nn.Module", plan: "ConversionPlan", calibration: "CalibrationReport | None"
 ) -> "Report":
-    from ..runs.provenance import command_line, default_teacher, weights_origin
+    from ..data.recorded import data_facts
+    from ..runs.provenance import command_line, weights_origin
 
-    return job.source.report().after(
+    before = job.source.report()
+    return before.after(
         "convert",
         command_line(),
         plan=plan.to_dict(),
         calibration=calibration.to_dict() if calibration else {},
-        teacher=default_teacher(job.source, model),
+        data=data_facts(job.images.dataset, job.images.data_dir) if job.images else before.data,
         source=weights_origin(job.source, model),
     )

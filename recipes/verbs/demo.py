@@ -64,8 +64,9 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
     from ..data.loaders import unlabeled_images
     from ..distributed.device import compute_device
     from ..runs.folder import RunFolder
+    from ..runs.kept_teacher import KeptTeacher
     from ..runs.progress import calibration_progress
-    from ..runs.provenance import command_line, default_teacher, weights_origin
+    from ..runs.provenance import command_line, weights_origin
     from ..training.models import Job
     from ..training.run import start
     from .evaluate import evaluate_split
@@ -90,10 +91,9 @@ def run_demo(output: str | None, announce: Callable[[str], None]) -> list[DemoRo
             command_line(),
             plan=plan.to_dict(),
             calibration=fidelity.to_dict(),
-            teacher=default_teacher(original, teacher),
             source=weights_origin(original, teacher),
         )
-        save(student, folder / "converted", report)
+        KeptTeacher.of_cnn(original, teacher).save_with(student, folder / "converted", report)
 
         announce("3/5  fine-tune it by distillation from the teacher")
         distill = load_recipe("distill").changed({**_SETTINGS, "epochs": 3})

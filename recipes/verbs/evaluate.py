@@ -19,7 +19,7 @@ from ..terminal.options import (
     Pretrained,
     Workers,
 )
-from ..terminal.output import print_json
+from ..terminal.output import announce, print_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,9 +53,11 @@ def evaluate(
     from accelerate import PartialState
 
     from ...convert.model_source import ModelSource
+    from ..data.recorded import default_data
     from ..terminal.tables import metrics_table, show
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
+    dataset, data_dir = default_data(source, dataset, data_dir, announce)
     metrics = evaluate_model(
         source, dataset, data_dir, split, batch_size, workers, class_map=class_map, record=record, device=device
     )

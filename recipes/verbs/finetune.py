@@ -1,5 +1,6 @@
 """``adderkit finetune``: fine-tune a converted model, or train a CNN; begin a run or resume one."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +18,9 @@ from ..terminal.options import (
     Json,
     NumClasses,
     Pretrained,
+    Teacher,
+    TeacherCheckpoint,
+    check_teacher,
     output_option,
 )
 from ..terminal.output import announce, print_json
@@ -46,9 +50,6 @@ Workers = Annotated[
 ]
 SaveEvery = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Optimizer steps between saves within an epoch.")
-]
-Teacher = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="CNN to distill from.", show_default="the converted one")
 ]
 TrainSplit = Annotated[
     str | None, typer.Option(metavar="NAME", help="Training split.", show_default="the recipe's: train")
@@ -86,6 +87,7 @@ def finetune(
     workers: Workers = None,
     save_every: SaveEvery = None,
     teacher: Teacher = None,
+    teacher_checkpoint: TeacherCheckpoint = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
@@ -108,7 +110,8 @@ def finetune(
     flags |= {"lr": lr, "seed": seed, "workers": workers, "save_every": save_every}
     given = {**settings, **{key: value for key, value in flags.items() if value is not None}}
     if resume is not None:
-        if any((dry_run, recipe, teacher, checkpoint, output, not pretrained, num_classes, in_chans)):
+        others = (dry_run, recipe, teacher, teacher_checkpoint, checkpoint, output, not pretrained)
+        if any((*others, num_classes, in_chans)):
             raise typer.BadParameter(
                 "a resumed run keeps its model, recipe and folder; give settings to change, such as --epochs, alone",
                 param_hint="--resume",
@@ -123,7 +126,8 @@ def finetune(
         if not dry_run:
             _launch(num_processes)
         source = ModelSource(str(model), pretrained, checkpoint, num_classes, in_chans)
-        job = Job(source, teacher)
+        check_teacher(teacher, teacher_checkpoint)
+        job = Job(source, teacher, teacher_checkpoint)
         changed = _settings(source, recipe, given, set_ or ())
         _select_device(context, device)
         if dry_run:
@@ -163,9 +167,14 @@ def _launch(processes: int | None, resumed: str | None = None) -> None:
 def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":
     """Return the recipe with the settings of the command line: first the options, then each ``--set``."""
     from ..configs.files import load_recipe, parse_settings
+    from ..data.recorded import default_data
     from ..training.models import default_recipe
 
-    return load_recipe(recipe or default_recipe(source)).changed({**given, **parse_settings(changes)})
+    settings = load_recipe(recipe or default_recipe(source)).changed({**given, **parse_settings(changes)})
+    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one says it
+    say = announce if first else lambda line: None
+    dataset, data_dir = default_data(source, settings.dataset or None, settings.data_dir, say)
+    return settings.changed({"dataset": dataset or "", "data_dir": data_dir})
 
 
 def _start(job: "Job", settings: "Recipe", output: str | None) -> "tuple[RunFolder, list[Row]]":

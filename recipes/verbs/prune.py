@@ -1,5 +1,6 @@
 """``adderkit prune``: remove channels from a model and save what is left."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ...convert.checkpoint.report import Report
     from ...convert.model_source import ModelSource
     from ...convert.pruning.prune import PruningReport
+    from ..runs.kept_teacher import KeptTeacher
 
 _UNITS = {"mults": "multiplications", "adds": "additions", "params": "parameters", "energy": "energy, fp32, µJ"}
 
@@ -84,6 +86,7 @@ def prune(
     Give either --ratio or --target.
     """
     from ...convert.model_source import ModelSource
+    from ..data.recorded import default_data
     from ..terminal.tables import show
 
     config = PruneConfig(
@@ -96,8 +99,11 @@ def prune(
         ignore=tuple(ignore or PruneConfig.ignore),
         seed=seed,
     )
+    source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
+    needed = importance in NEED_IMAGES
+    dataset, data_dir = default_data(source, dataset, data_dir, announce, needed=needed)
     job = PruningJob(
-        source=ModelSource(model, pretrained, checkpoint, num_classes, in_chans),
+        source=source,
         config=config,
         output=output,
         images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
@@ -179,7 +185,6 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     Raises:
         AdderkitError: The model, its weights or the data cannot be loaded, or the channels cannot be removed as asked.
     """
-    from ...convert.checkpoint.folder import save
     from ...convert.checkpoint.report import MODEL_FOLDER
     from ...convert.errors import ModelSourceError
     from ...convert.output import output_folder
@@ -193,33 +198,38 @@ def run_pruning(job: PruningJob, *, dry_run: bool, announce: Callable[[str], Non
     if dry_run:
         return PruningResult(_prune(job, announce)[1], None)
     with output_folder(job.folder, MODEL_FOLDER, overwrite=job.overwrite):
-        model, report = _prune(job, announce)
-        save(model, job.folder, _report(job, model, report))
+        model, report, teacher = _prune(job, announce)
+        teacher.save_with(model, job.folder, _report(job, model, report))
     return PruningResult(report, job.folder)
 
 
-def _prune(job: PruningJob, announce: Callable[[str], None]) -> "tuple[nn.Module, PruningReport]":
+def _prune(job: PruningJob, announce: Callable[[str], None]) -> "tuple[nn.Module, PruningReport, KeptTeacher]":
+    from ...convert.checkpoint.configuration import check_savable
     from ...convert.pruning.prune import prune_
     from ..distributed.device import compute_device
+    from ..runs.kept_teacher import KeptTeacher
 
     with compute_device(job.device) as device:
         model = job.source.build().to(device)
+        check_savable(model)
         images = None
         if job.images is not None:
             announce(f"pruning {job.source.name} by {job.config.importance} on {job.images}")
             images = job.images.load(model)
-        return model, prune_(model, job.config, images)
+        teacher = KeptTeacher.of_successor(job.source, copy.deepcopy(model))
+        return model, prune_(model, job.config, images), teacher
 
 
 def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> "Report":
-    from ..runs.provenance import command_line, default_teacher, weights_origin
+    from ..data.recorded import data_facts
+    from ..runs.provenance import command_line, weights_origin
 
     before = job.source.report()
     return before.after(
         "prune",
         command_line(),
         pruning=report.to_dict(),
-        teacher=before.teacher or default_teacher(job.source, model),
+        data=data_facts(job.images.dataset, job.images.data_dir) if job.images else before.data,
         source=weights_origin(job.source, model),
     )
 

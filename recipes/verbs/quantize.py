@@ -64,10 +64,13 @@ def quantize(
     Ranges of activations are measured on unlabeled training images of --dataset.
     """
     from ...convert.model_source import ModelSource
+    from ..data.recorded import default_data
     from ..terminal.tables import integer_table, show
 
+    source = ModelSource(model, pretrained, checkpoint)
+    dataset, data_dir = default_data(source, dataset, data_dir, announce)
     job = QuantizationJob(
-        source=ModelSource(model, pretrained, checkpoint),
+        source=source,
         config=QuantizeConfig(bits, requant, first_last),
         output=output,
         images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
@@ -163,34 +166,38 @@ def run_quantization(job: QuantizationJob, *, dry_run: bool, announce: Callable[
 def _quantize(
     job: QuantizationJob, chosen: UnlabeledImages, folder: Path | None, announce: Callable[[str], None]
 ) -> QuantizationResult:
-    from ...convert.checkpoint.folder import save
+    from ...convert.checkpoint.configuration import check_savable
     from ...convert.cost.integer import integer_rows
     from ...convert.quantization.quantize import quantize_with_ranges
     from ..distributed.device import compute_device
+    from ..runs.kept_teacher import KeptTeacher
 
     with compute_device(job.device) as device:
         model = job.source.build().to(device)
+        check_savable(model)
         images = chosen.load(model)
         announce(f"quantizing {job.source.name} on {len(images)} unlabeled images of {chosen.dataset}")
         network, ranges = quantize_with_ranges(model, images, job.config)
     sizes = [sum(each.numel() * each.element_size() for each in net.state_dict().values()) for net in (model, network)]
     if folder is not None:
-        save(network, folder, _report(job, model, len(images), ranges))
+        teacher = KeptTeacher.of_successor(job.source, model)
+        teacher.save_with(network, folder, _report(job, model, len(images), ranges))
     return QuantizationResult(
         job.config, tuple(integer_rows(network.plan)), tuple(ranges), len(images), sizes[0], sizes[1], folder
     )
 
 
 def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> "Report":
-    from ..runs.provenance import command_line, default_teacher, weights_origin
+    from ..data.recorded import data_facts
+    from ..runs.provenance import command_line, weights_origin
 
-    before = job.source.report()
     rows = [dataclasses.asdict(each) for each in ranges]
+    before = job.source.report()
     return before.after(
         "quantize",
         command_line(),
         quantization={"config": job.config.to_dict(), "images": images, "ranges": rows},
-        teacher=before.teacher or default_teacher(job.source, model),
+        data=data_facts(job.images.dataset, job.images.data_dir) if job.images else before.data,
         source=weights_origin(job.source, model),
     )
 

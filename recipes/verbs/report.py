@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from ..configs.recipe import Recipe
-from ..terminal.options import ClassMap, DataDir, Dataset, Device, Json, Overwrite, ValSplit, output_option
+from ..terminal.options import (
+    ClassMap,
+    DataDir,
+    Dataset,
+    Device,
+    Json,
+    Overwrite,
+    Teacher,
+    TeacherCheckpoint,
+    ValSplit,
+    check_teacher,
+    output_option,
+)
 from ..terminal.output import announce, print_json
 
 
@@ -17,9 +29,8 @@ def report(
     data_dir: DataDir = None,
     val_split: ValSplit = Recipe.val_split,
     class_map: ClassMap = None,
-    teacher: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="CNN to compare with.", show_default="the converted one")
-    ] = None,
+    teacher: Teacher = None,
+    teacher_checkpoint: TeacherCheckpoint = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -27,12 +38,17 @@ def report(
 
     With --dataset, it also shows predictions for a few images.
     """
+    from ...convert.model_source import ModelSource
+    from ..data.recorded import default_data
     from ..reporting.report import ReportJob, run_report
 
+    check_teacher(teacher, teacher_checkpoint)
     data = None
+    dataset, data_dir = default_data(ModelSource(folder), dataset, data_dir, announce, needed=False)
     if dataset is not None:
         data = Recipe(dataset=dataset, data_dir=data_dir, val_split=val_split, class_map=class_map or "")
-    result = run_report(ReportJob(folder, output, data, teacher, overwrite, device), announce)
+    job = ReportJob(folder, output, data, teacher, teacher_checkpoint, overwrite, device)
+    result = run_report(job, announce)
     if json:
         print_json(result.to_dict())
     else:

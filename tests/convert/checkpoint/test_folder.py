@@ -14,7 +14,7 @@ from torch import nn
 
 import adderkit
 from adderkit.adder_layers.modules import adder_layers
-from adderkit.convert.checkpoint.folder import base_architecture
+from adderkit.convert.checkpoint.configuration import base_architecture
 from adderkit.convert.checkpoint.report import Report, read_report
 from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import CheckpointError

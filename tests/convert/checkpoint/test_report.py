@@ -23,6 +23,7 @@ FULL = Report(
     quantization={"images": 16},
     imported={"file": "x.pth"},
     teacher="resnet18",
+    data={"dataset": "digits"},
     source="resnet18.a1_in1k",
     commands=("adderkit convert", "adderkit finetune"),
     training={"epoch": 3},
@@ -96,10 +97,10 @@ def test_measurements_never_survive(verb):
 @pytest.mark.parametrize(
     ("verb", "kept"),
     [
-        ("convert", set()),
-        ("finetune", {"plan", "calibration", "pruning", "imported", "teacher"}),
-        ("prune", {"plan", "calibration", "imported", "teacher"}),
-        ("quantize", {"plan", "calibration", "pruning", "imported", "teacher"}),
+        ("convert", {"data"}),
+        ("finetune", {"plan", "calibration", "pruning", "imported", "teacher", "data"}),
+        ("prune", {"plan", "calibration", "imported", "teacher", "data"}),
+        ("quantize", {"plan", "calibration", "pruning", "imported", "teacher", "data"}),
     ],
 )
 def test_what_survives_which_verb(verb, kept):

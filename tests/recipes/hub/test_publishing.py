@@ -73,7 +73,7 @@ def change_report(folder, **facts):
 
 
 def test_folder(publish, saved, tmp_path):
-    before = {path.name: sha256(path) for path in saved.iterdir()}
+    before = {path: sha256(path) for path in saved.rglob("*") if path.is_file()}
     value = publish()
     built = tmp_path / "net-published"
     assert value["output"] == built.name
@@ -84,7 +84,8 @@ def test_folder(publish, saved, tmp_path):
     names = ["README.md", "config.json", "model.safetensors", "adder_report.json", "images/cost.png"]
     assert [row["path"] for row in value["files"]] == names
     assert (built / "images" / "cost.png").read_bytes().startswith(PNG)
-    assert {path.name: sha256(path) for path in saved.iterdir()} == before
+    assert {path: sha256(path) for path in saved.rglob("*") if path.is_file()} == before
+    assert read_report(built).teacher is None
     actual, expected = (adderkit.load(folder).state_dict() for folder in (built, saved))
     assert all(actual[name].equal(expected[name]) for name in expected)
 

@@ -1,5 +1,6 @@
 """From names to things: what does not fit together is refused before the first step."""
 
+import dataclasses
 import json
 import shutil
 
@@ -94,7 +95,7 @@ def test_weights_from_a_checkpoint(cnn_folder):
 class TestTeacher:
     def test_is_the_one_that_conversion_recorded(self, adder_folder, cnn_folder):
         job = Job(ModelSource(str(adder_folder)))
-        assert teacher_of(job) == str(cnn_folder.resolve())
+        assert teacher_of(job) == str(adder_folder / "teacher")
         teacher = build_teacher(job, DISTIL, adderkit.load(adder_folder))
         assert not is_converted(teacher.model)
         assert teacher.model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
@@ -115,6 +116,33 @@ class TestTeacher:
         (moved / "adder_report.json").write_text(json.dumps({**report, "teacher": str(tmp_path / "gone")}))
         with pytest.raises(ModelSourceError, match=r"cannot build the teacher: .*gone.*--teacher"):
             build_teacher(Job(ModelSource(str(moved))), DISTIL, adderkit.load(moved))
+
+    def test_moves_with_the_converted_folder(self, adder_folder, cnn_folder, tmp_path):
+        moved = shutil.copytree(adder_folder, tmp_path / "moved")
+        teacher = build_teacher(Job(ModelSource(str(moved))), DISTIL, adderkit.load(moved))
+        assert teacher.model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
+        shutil.rmtree(moved / "teacher")
+        with pytest.raises(ModelSourceError, match=r"cannot build the teacher: .*moved/teacher.*--teacher"):
+            build_teacher(Job(ModelSource(str(moved))), DISTIL, adderkit.load(moved))
+
+    @pytest.mark.parametrize("name", ["hf-hub:ann/net", "resnet18.a1_in1k", "local-dir:../net"])
+    def test_that_a_folder_would_make_us_download(self, adder_folder, tmp_path, name, monkeypatch):
+        """It is used only if the user names it; the folder's own base model comes from where timm says."""
+        foreign = shutil.copytree(adder_folder, tmp_path / "foreign")
+        report = json.loads((foreign / "adder_report.json").read_text())
+        (foreign / "adder_report.json").write_text(json.dumps({**report, "teacher": name, "base": "resnet18"}))
+        monkeypatch.setattr(ModelSource, "build", None)
+        job = Job(ModelSource(str(foreign)))
+        with pytest.raises(ModelSourceError, match=f"foreign names {name} as its teacher, .*--teacher {name}"):
+            build_teacher(job, DISTIL, adderkit.load(foreign))
+        assert teacher_of(dataclasses.replace(job, teacher=name)) == name
+        (foreign / "adder_report.json").write_text(json.dumps({**report, "teacher": "cifar_resnet20.tag"}))
+        assert teacher_of(job) == "cifar_resnet20.tag"
+
+    def test_from_a_file_has_the_student_s_classes(self, adder_folder, cnn_folder):
+        job = Job(ModelSource(str(adder_folder)), "cifar_resnet20", str(cnn_folder / "model.safetensors"))
+        teacher = build_teacher(job, DISTIL, adderkit.load(adder_folder))
+        assert teacher.model.fc.weight.equal(adderkit.load(cnn_folder).fc.weight)
 
     def test_that_is_damaged(self, adder_folder, cnn_folder, tmp_path):
         damaged = shutil.copytree(cnn_folder, tmp_path / "damaged")

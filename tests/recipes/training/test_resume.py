@@ -229,6 +229,7 @@ def test_relative_paths_are_good_from_another_directory(tmp_path, cnn_folder, ad
         patch.setattr(RunFolder, "write_summary", stopping)
         with pytest.raises(KeyboardInterrupt):
             finetune.start(job, recipe, RunFolder("run"))
+    shutil.rmtree(tmp_path / "original")  # the run has a copy of its teacher
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     os.chdir(elsewhere)

@@ -26,6 +26,7 @@ from adderkit.recipes.data.loaders import Transformed, evaluation_transform, unl
 from adderkit.recipes.objectives import labels
 from adderkit.recipes.objectives.terms import teacher_need
 from adderkit.recipes.runs.folder import RunFolder
+from adderkit.recipes.runs.kept_teacher import find_teacher
 from adderkit.recipes.runs.state import COLUMNS
 from adderkit.recipes.training import assemble, prepare
 from adderkit.recipes.training import run as finetune
@@ -128,9 +129,10 @@ def test_weights_from_a_relative_checkpoint(cnn_folder, train, monkeypatch):
 
 
 class TestStudent:
-    def test_distils_from_the_teacher_that_conversion_recorded(self, straight, cnn_folder):
+    def test_distils_from_the_teacher_that_conversion_recorded(self, straight, adder_folder, cnn_folder):
         rows, folder = straight("adder")
-        assert folder.arguments()["job"]["teacher"] == str(cnn_folder.resolve())
+        assert folder.arguments()["job"]["teacher"] == str(adder_folder / "teacher")
+        assert weights(folder.path / "teacher")["fc.weight"].equal(weights(cnn_folder)["fc.weight"])
         assert all(math.isfinite(row["train_loss"]) for row in rows)
 
     def test_stays_an_adder_network(self, straight, adder_folder):
@@ -141,11 +143,12 @@ class TestStudent:
             weights(adder_folder)["features.4.conv1.weight"]
         )
 
-    def test_report_keeps_what_the_conversion_said(self, straight, adder_folder, cnn_folder):
+    def test_report_keeps_what_the_conversion_said(self, straight, adder_folder):
         _, folder = straight("adder")
         before, after = (json.loads((path / "adder_report.json").read_text()) for path in (adder_folder, folder.best))
         assert after["plan"] == before["plan"]
-        assert after["teacher"] == str(cnn_folder.resolve())
+        assert after["teacher"] == "teacher"
+        assert find_teacher(folder.best) == folder.path / "teacher"
 
     def test_first_loss_is_the_distillation_loss(self, adder_folder, cnn_folder, train, monkeypatch):
         """One batch of all images, no augmentation: the mean training loss can be computed from outside."""

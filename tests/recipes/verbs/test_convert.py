@@ -145,7 +145,7 @@ def test_report_says_what_was_done(convert, cnn_folder):
     assert report["plan"] == json.loads(json.dumps(result.plan.to_dict()))
     assert report["plan"]["config"]["include"] == list(BLOCK)
     assert "calibration" not in report
-    assert report["teacher"] == str(cnn_folder.resolve())
+    assert report["teacher"] == "teacher"
     assert report["architecture"] == "adder"
     assert report["base"] == "cifar_resnet20"
 
@@ -176,19 +176,34 @@ class TestTeacher:
 
     def test_of_a_folder_as_checkpoint(self, convert, cnn_folder):
         result, _ = convert("cifar_resnet20", checkpoint=str(cnn_folder), include=BLOCK)
-        assert self.recorded(result) == str(cnn_folder.resolve())
+        assert self.recorded(result) == "teacher"
+        kept, original = (folder / "model.safetensors" for folder in (result.folder / "teacher", cnn_folder))
+        assert kept.samefile(original)
 
-    def test_of_a_file_of_weights_is_none(self, convert, cnn_folder):
+    def test_of_a_file_of_weights_is_saved(self, convert, cnn_folder):
         weights = str(cnn_folder / "model.safetensors")
         result, _ = convert("cifar_resnet20", checkpoint=weights, num_classes=10, in_chans=1, include=BLOCK)
-        assert self.recorded(result) is None
+        assert self.recorded(result) == "teacher"
+        kept, original = adderkit.load(result.folder / "teacher"), adderkit.load(cnn_folder)
+        assert not is_converted(kept)
+        assert all(torch.equal(value, kept.state_dict()[key]) for key, value in original.state_dict().items())
+
+    def test_of_an_earlier_conversion_is_replaced(self, convert, cnn_folder):
+        result, _ = convert(cnn_folder, include=BLOCK)
+        before = (cnn_folder / "model.safetensors").read_bytes()
+        weights = result.folder.parent / "other.pth"
+        torch.save(timm.create_model("cifar_resnet20").state_dict(), weights)
+        convert("cifar_resnet20", checkpoint=str(weights), include=BLOCK, output=str(result.folder), overwrite=True)
+        kept = adderkit.load(result.folder / "teacher")
+        assert torch.equal(kept.fc.weight, torch.load(weights)["fc.weight"])
+        assert (cnn_folder / "model.safetensors").read_bytes() == before
 
     @pytest.mark.parametrize(
         ("name", "recorded"),
         [
             ("resnet18", "resnet18.a1_in1k"),
             ("resnet18.tv_in1k", "resnet18.tv_in1k"),
-            ("hf-hub:timm/resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"),
+            ("hf-hub:timm/resnet18.a1_in1k", "teacher"),
         ],
     )
     def test_of_pretrained_weights_is_their_full_name(self, convert, monkeypatch, name, recorded):
