@@ -106,8 +106,8 @@ def test_whole_chain(chain, tmp_path):
 
 def test_network_that_nobody_registered(tmp_path, chain):
     """Another process, which was not told of the code, names the remedy."""
-    chain("convert", "--model", "own_net", "--checkpoint", "weights.pth", "-o", "adder")
-    words = [sys.executable, "-m", "adderkit", "evaluate", "adder", "--dataset", "digits"]
+    chain("convert", "--model", "own_net", "--checkpoint", "weights.pth", "-o", "own-adder")
+    words = [sys.executable, "-m", "adderkit", "evaluate", "own-adder", "--dataset", "digits"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "'own_net' in the checkpoint, expected the name of a registered timm model" in done.stderr
