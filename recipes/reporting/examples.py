@@ -119,7 +119,10 @@ def _teacher(job: Job, recipe: Recipe, model: nn.Module) -> tuple[nn.Module | No
 def _class_names(dataset: ImageSource, model: Any) -> Sequence[str]:
     """Return names to show: of the data set, else of the model, else numbers."""
     names = class_names(dataset) or class_names_of(model)
-    return [f"class {index}" for index in range(model.num_classes)] if names is None else readable_names(names)
+    if names is not None:
+        return readable_names(names)
+    image = torch.zeros(1, *DataConfig.of(model).input_size, device=device_of(model))
+    return [f"class {index}" for index in range(len(_probabilities(model, image)[0]))]
 
 
 def _batches(dataset: ImageSource, model: nn.Module) -> Iterator[tuple[Tensor, Sequence[bytes], list[int]]]:

@@ -336,7 +336,7 @@ def _count_classes(names: Sequence[str] | None, recipe: Recipe) -> int | None:
 
 def _name_classes(model: Any, names: Sequence[str]) -> None:
     """Record the classes that a new model will be trained on, unless it has names or another number of classes."""
-    if class_names_of(model) is None and model.num_classes == len(names):
+    if class_names_of(model) is None and getattr(model, "num_classes", None) == len(names):
         record_class_names_(model, names)
 
 

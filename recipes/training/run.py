@@ -19,7 +19,6 @@ from ...convert.checkpoint.folder import CONFIG, load
 from ...convert.checkpoint.report import Report
 from ...convert.errors import RecipeError
 from ..configs.recipe import Recipe
-from ..data.recorded import data_facts
 from ..distributed.connect import connect
 from ..distributed.exchange import from_main, local_copy, require_same, require_shared
 from ..distributed.process_statistics import restore_process_statistics
@@ -32,7 +31,7 @@ from ..runs.kept_teacher import TEACHER, kept_in
 from ..runs.layer_scales import watched_layers
 from ..runs.lock import folder_lock
 from ..runs.plan import device_name
-from ..runs.provenance import command_line, weights_origin
+from ..runs.provenance import command_line, data_facts, weights_origin
 from ..runs.signals import Interrupted, StopRequest, any_process
 from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums, loss_columns, mean_losses
 from .assemble import assemble, first_model, open_data

@@ -324,8 +324,7 @@ def _calibrate(
 def _report(
     job: ConversionJob, model: "nn.Module", plan: "ConversionPlan", calibration: "CalibrationReport | None"
 ) -> "Report":
-    from ..data.recorded import data_facts
-    from ..runs.provenance import command_line, weights_origin
+    from ..runs.provenance import command_line, data_facts, weights_origin
 
     before = job.source.report()
     return before.after(

@@ -53,7 +53,7 @@ def evaluate(
     from accelerate import PartialState
 
     from ...convert.model_source import ModelSource
-    from ..data.recorded import default_data
+    from ..runs.provenance import default_data
     from ..terminal.tables import metrics_table, show
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)

@@ -167,7 +167,7 @@ def _launch(processes: int | None, resumed: str | None = None) -> None:
 def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":
     """Return the recipe with the settings of the command line: first the options, then each ``--set``."""
     from ..configs.files import load_recipe, parse_settings
-    from ..data.recorded import default_data
+    from ..runs.provenance import default_data
     from ..training.models import default_recipe
 
     settings = load_recipe(recipe or default_recipe(source)).changed({**given, **parse_settings(changes)})

@@ -86,7 +86,7 @@ def prune(
     Give either --ratio or --target.
     """
     from ...convert.model_source import ModelSource
-    from ..data.recorded import default_data
+    from ..runs.provenance import default_data
     from ..terminal.tables import show
 
     config = PruneConfig(
@@ -221,8 +221,7 @@ def _prune(job: PruningJob, announce: Callable[[str], None]) -> "tuple[nn.Module
 
 
 def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> "Report":
-    from ..data.recorded import data_facts
-    from ..runs.provenance import command_line, weights_origin
+    from ..runs.provenance import command_line, data_facts, weights_origin
 
     before = job.source.report()
     return before.after(

@@ -64,7 +64,7 @@ def quantize(
     Ranges of activations are measured on unlabeled training images of --dataset.
     """
     from ...convert.model_source import ModelSource
-    from ..data.recorded import default_data
+    from ..runs.provenance import default_data
     from ..terminal.tables import integer_table, show
 
     source = ModelSource(model, pretrained, checkpoint)
@@ -188,8 +188,7 @@ def _quantize(
 
 
 def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> "Report":
-    from ..data.recorded import data_facts
-    from ..runs.provenance import command_line, weights_origin
+    from ..runs.provenance import command_line, data_facts, weights_origin
 
     rows = [dataclasses.asdict(each) for each in ranges]
     before = job.source.report()

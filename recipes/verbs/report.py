@@ -39,8 +39,8 @@ def report(
     With --dataset, it also shows predictions for a few images.
     """
     from ...convert.model_source import ModelSource
-    from ..data.recorded import default_data
     from ..reporting.report import ReportJob, run_report
+    from ..runs.provenance import default_data
 
     check_teacher(teacher, teacher_checkpoint)
     data = None

@@ -7,7 +7,7 @@ import adderkit
 from adderkit.convert.checkpoint.report import Report
 from adderkit.convert.errors import DatasetError
 from adderkit.convert.model_source import ModelSource
-from adderkit.recipes.data.recorded import data_facts, default_data
+from adderkit.recipes.runs.provenance import data_facts, default_data
 
 
 @pytest.fixture
