@@ -107,3 +107,19 @@ def test_quantized_network_is_refused(cnn_folder, tmp_path):
     folder = adderkit.save(network, tmp_path / "integers")
     with pytest.raises(CheckpointError, match=r"'quantize' transform, expected a float network for features_only"):
         extractor(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_cls"),
+    [("test_resnet", "fx"), ("test_resnet", "hook"), ("test_convnext", None), ("test_efficientnet", None)],
+)
+@torch.no_grad()
+def test_saved_extractor_gives_the_same_maps(images, tmp_path, name, feature_cls):
+    model = timm.create_model(name, features_only=True, feature_cls=feature_cls, out_indices=(1, 2))
+    adderkit.convert_(model)
+    folder = adderkit.save(model.eval(), tmp_path / "backbone")
+    built = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    for again in (adderkit.load(folder), built):
+        for one, other in zip(again(images), model(images), strict=True):
+            assert torch.equal(one, other)
+        assert again.feature_info.channels() == model.feature_info.channels()

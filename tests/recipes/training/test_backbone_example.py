@@ -27,7 +27,8 @@ def example():
     return code
 
 
-def test_trains_a_segmentation_head_on_a_converted_backbone(example):
+def test_trains_a_segmentation_head_on_a_converted_backbone(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     images, masks = torch.randn(16, 3, 64, 64), torch.randint(21, (2, 64, 64))
     seen = {"images": images, "loader": [(images[:2], masks)] * 2}
@@ -38,3 +39,4 @@ def test_trains_a_segmentation_head_on_a_converted_backbone(example):
     for path, layer in adders.items():
         assert layer.weight.grad.square().mean().sqrt() == pytest.approx(0.2, rel=1e-3), path
     assert seen["model"].eval()(images[:2]).shape == (2, 21, 64, 64)
+    assert len(adderkit.load("backbone-adder")(images[:2])) == len(seen["model"].lateral)
