@@ -35,7 +35,7 @@ _VERBS: tuple[Callable[..., Any], ...] = (
 
 app = typer.Typer(
     name="adderkit",
-    help="Turn convolutional timm models into adder networks and fine-tune them back to accuracy.",
+    help="Convert convolutional timm models into adder networks and recover their accuracy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,7 +64,7 @@ def root(
         typer.Option(
             "--import",
             metavar="FILE|MODULE",
-            help="Python code of yours that registers networks with timm; accepted anywhere.",
+            help="Your Python code that registers networks with timm; accepted anywhere.",
         ),
     ] = None,
 ) -> None:

@@ -190,7 +190,7 @@ def check_grad(grad: Tensor, input: Tensor, weight: Tensor, window: Window) -> N
     """
     size = (input.shape[0], weight.shape[0], *window.output_size(input.shape[2], input.shape[3]))
     if tuple(grad.shape) != size:
-        raise ValueError(f"grad has shape {tuple(grad.shape)}, expected {size} as the output has")
+        raise ValueError(f"grad has shape {tuple(grad.shape)}, expected {size}, like the output")
     _check_place("grad", grad, input)
     check_dtypes(input, grad, None, mixed=True, name="grad")
 
@@ -207,7 +207,7 @@ def check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, *, mixed: b
         if tensor is None or tensor.dtype == input.dtype:
             continue
         if not (mixed and tensor.dtype in _MIXABLE and input.dtype in _MIXABLE):
-            raise TypeError(f"{label} has dtype {tensor.dtype}, expected {input.dtype} as input has")
+            raise TypeError(f"{label} has dtype {tensor.dtype}, expected {input.dtype}, like input")
 
 
 def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -226,6 +226,6 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _check_place(name: str, tensor: Tensor, input: Tensor) -> None:
     if tensor.device != input.device:
-        raise ValueError(f"{name} is on {tensor.device}, expected {input.device} as input is")
+        raise ValueError(f"{name} is on {tensor.device}, expected {input.device}, like input")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} has layout {tensor.layout}, expected a dense tensor ({torch.strided})")

@@ -14,7 +14,7 @@ from .errors import AdderkitError
 from .files import PARTIAL
 
 UNFINISHED = ".unfinished"
-_MARKER = "adderkit is writing this folder, or was interrupted while it did; the same command continues.\n"
+_MARKER = "adderkit is writing this folder, or was interrupted; run the same command again.\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def output_folder(folder: Path, kind: FolderKind, *, overwrite: bool) -> Iterato
 def _check_replaceable(what: str, folder: Path, kind: FolderKind, overwrite: bool) -> None:
     if not kind.is_ours(folder):
         raise AdderkitError(
-            f"{what} holds files that are not those of {kind.name}, so nothing is written there; give a new or an "
+            f"{what} holds files that do not belong to {kind.name}, so nothing is written there; give a new or an "
             "empty folder"
         )
     if not overwrite:

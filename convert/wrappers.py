@@ -58,13 +58,17 @@ def unwrapped(model: Any, changed: str = "", *, sharded: bool = False) -> nn.Mod
         inside = f"pass its .{wrapper.attribute}"
         if changed and wrapper.mind:
             raise AdderkitError(
-                f"the model is inside a {type(model).__name__}, {wrapper.mind}: it is {changed} before it is wrapped "
-                f"({inside} and wrap it again)"
+                f"the model is inside a {type(model).__name__}, {wrapper.mind}: it must be {changed} before it is "
+                f"wrapped ({inside} and wrap it again)"
             )
         model = getattr(model, wrapper.attribute)
     names = {cls.__name__ for cls in type(model).__mro__}
     if not isinstance(model, nn.Module):
-        hint = f"build it first, such as by timm.create_model({model!r:.60})" if isinstance(model, str) else "pass one"
+        hint = (
+            f"build it first, for example with timm.create_model({model!r:.60})"
+            if isinstance(model, str)
+            else "pass one"
+        )
         raise AdderkitError(f"the model is a {type(model).__name__}, expected a torch.nn.Module: {hint}")
     if isinstance(model, torch.jit.ScriptModule):
         raise AdderkitError(
@@ -79,8 +83,8 @@ def unwrapped(model: Any, changed: str = "", *, sharded: bool = False) -> nn.Mod
     for path, module in model.named_modules():
         if _wrapper_of(module) is not None:
             raise AdderkitError(
-                f"{path!r} in the model is a {type(module).__name__}, whose name becomes part of the paths in it: pass "
-                "the model with plain modules, and wrap them afterwards"
+                f"{path!r} in the model is a {type(module).__name__}, whose name becomes part of the module paths: "
+                "pass the model with plain modules, and wrap them afterwards"
             )
     return model
 

@@ -254,7 +254,7 @@ class TestInspect:
             (folder / path.name).write_bytes(
                 path.read_bytes()[:1000] if "safetensors" in path.name else path.read_bytes()
             )
-        assert "is not a whole safetensors file" in fails("inspect", folder)
+        assert "is not a complete safetensors file" in fails("inspect", folder)
 
     def test_configuration_that_does_not_fit(self, fails, cnn_folder, tmp_path):
         """torch lists each tensor on a line of its own; the command line must not."""

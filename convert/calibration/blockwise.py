@@ -144,7 +144,7 @@ def difference(outputs: Outputs, wanted: Outputs, *, classifies: bool = True) ->
     blocks = [_squared_error(value, wanted.blocks[path], path) for path, value in outputs.blocks.items()]
     ours, theirs = _compared(outputs.returned), _compared(wanted.returned)
     if len(ours) != len(theirs):
-        raise AdderkitError(f"the student returns {len(ours)} tensors, expected {len(theirs)} as from the teacher")
+        raise AdderkitError(f"the student returns {len(ours)} tensors, expected {len(theirs)}, like the teacher")
     returned = [
         _divergence(value, target) if classifies and value.ndim == 2 else _squared_error(value, target, "the model")
         for value, target in zip(ours, theirs, strict=True)

@@ -161,7 +161,9 @@ def _check_hooks(student: nn.Module, adders: dict[str, AdderConv2d], image: Tens
     """Refuse layers whose weight something sets in each forward pass: it would overwrite the fit."""
     for path, layer in adders.items():
         if "weight" not in layer._parameters or computed_weight(layer):
-            raise AdderkitError(f"{path!r} cannot be fitted: {computed_weight(layer) or 'its weight is no parameter'}")
+            raise AdderkitError(
+                f"{path!r} cannot be fitted: {computed_weight(layer) or 'its weight is not a parameter'}"
+            )
     hooked = {path: layer for path, layer in adders.items() if layer._forward_pre_hooks}
     if not hooked:
         return
@@ -194,7 +196,7 @@ def _warn_of_another_teacher(student: nn.Module, teacher: nn.Module) -> None:
     if kept and not any(kept.values()):
         _logger.warning(
             "the teacher has other weights in every layer that was not converted, such as %r: pass a copy of the model "
-            "from before the conversion, unless this is meant",
+            "from before the conversion, unless this is intended",
             next(iter(kept)),
         )
 

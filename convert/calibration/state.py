@@ -57,7 +57,7 @@ class CalibrationState:
             with safe_open(self.path, "pt") as file:
                 saved = json.loads((file.metadata() or {}).get(_KEY, "{}"))
                 if saved.get("fingerprint") != self._fingerprint:
-                    _logger.warning("%s is of a calibration with other settings: calibration starts over", self.path)
+                    _logger.warning("%s is from a calibration with other settings: calibration starts over", self.path)
                     return []
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError, ValueError) as error:

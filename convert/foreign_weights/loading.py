@@ -135,8 +135,8 @@ def _notify(weights: ForeignWeights, removed: str, left_out: tuple[str, ...]) ->
     if weights.others:
         parts.append(f"loaded {weights.container}, not {', '.join(weights.others)}")
     if removed:
-        parts.append(f"removed {removed!r} from the names")
+        parts.append(f"stripped {removed!r} from the names")
     if left_out:
-        parts.append(f"left out {len(left_out)} tensors beside the model (such as {left_out[0]:.80})")
+        parts.append(f"ignored {len(left_out)} tensors that the model does not have (such as {left_out[0]:.80})")
     if parts:
         _logger.warning("%s: %s", weights.path, "; ".join(parts))

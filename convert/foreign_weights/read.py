@@ -82,7 +82,8 @@ def safetensors_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # from the format, and from shapes and dtypes that torch does not support
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"cannot read weights from {path}, which is not a whole safetensors file: {reason}; copy or save it again"
+            f"cannot read weights from {path}, which is not a complete safetensors file: {reason}; "
+            "copy or save it again"
         ) from error
 
 

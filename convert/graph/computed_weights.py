@@ -43,9 +43,9 @@ def not_its_own(module: nn.Module, path: str) -> str:
     if computed:
         return computed
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return "its weight is no parameter"
+        return "its weight is not a parameter"
     if {"forward", "_conv_forward"} & vars(module).keys():
-        return "its forward() was replaced on this instance, such as by a hook of accelerate"
+        return "its forward() was replaced on this instance, for example by an accelerate hook"
     if path.rpartition(".")[2] == "base_layer":
-        return "an adapter adds to it; merge the adapter first, such as by merge_and_unload() of peft"
+        return "an adapter changes it; merge the adapter first, for example with peft's merge_and_unload()"
     return ""

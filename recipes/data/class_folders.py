@@ -107,7 +107,7 @@ def _check_places(root: Path, images: dict[str, list[str]]) -> None:
         raise DatasetError(f"{root} has 0 images; expected class folders with files {' '.join(_SUFFIXES)}")
     beside = images.get(str(root))
     if beside:
-        raise DatasetError(f"{beside[0]} lies beside the class folders; move it into one of them, or remove it")
+        raise DatasetError(f"{beside[0]} is next to the class folders; move it into one of them, or remove it")
     names: dict[str, str] = {}
     for folder, files in images.items():
         if not files:
@@ -119,7 +119,7 @@ def _check_places(root: Path, images: dict[str, list[str]]) -> None:
         alike = _class_name(folder).casefold()
         if alike in names:
             raise DatasetError(
-                f"class folders {names[alike]} and {folder} have the same name, upper case aside; "
+                f"class folders {names[alike]} and {folder} have the same name, ignoring case; "
                 "rename one, or merge them"
             )
         names[alike] = folder

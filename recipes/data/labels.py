@@ -80,7 +80,7 @@ def match_labels(
     if own is None or len({*own}) < len(own):  # names that occur twice say nothing
         if len(names) != classes:
             raise DatasetError(
-                f"{data} has {len(names)} classes, expected {classes} as the model has; "
+                f"{data} has {len(names)} classes, expected {classes}, as in the model; "
                 "train the model on it first, or name another data set"
             )
         _say_by_position(names, data)
@@ -89,7 +89,7 @@ def match_labels(
     if training and len(names) < len(own):
         lacking = _listed(set(own) - set(names))
         raise DatasetError(
-            f"{data} has {len(names)} classes, expected {classes} as the model has: it lacks {lacking}; "
+            f"{data} has {len(names)} classes, expected {classes}, as in the model: it lacks {lacking}; "
             "add images of them, or train a new model"
         )
     if tuple(names) == own:
@@ -154,7 +154,7 @@ def read_class_map(path: str, data_dir: str | None = None) -> dict[str, int]:
     if isinstance(value, dict):
         pairs = list(value.items())
     if not pairs or not all(isinstance(name, str) and type(index) is int and index >= 0 for name, index in pairs):
-        raise DatasetError(f"class map {path} has other contents, {wanted}")
+        raise DatasetError(f"class map {path} has the wrong contents, {wanted}")
     mapped = dict(pairs)
     if len(mapped) < len(pairs):
         twice = next(name for name, index in pairs if mapped[name] != index)

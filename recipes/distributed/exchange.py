@@ -34,7 +34,7 @@ def require_same(what: str, value: Any) -> None:
     for process, each in enumerate(values):
         if each != values[0]:
             raise RecipeError(
-                f"process {process} has {each} {what}, expected {values[0]} as process 0 has; every machine needs the "
+                f"process {process} has {each} {what}, expected {values[0]}, as on process 0; every machine needs the "
                 "same data set"
             )
 
@@ -62,7 +62,7 @@ def require_shared(folder: Path) -> None:
     """
     if not is_shared(folder):
         raise RecipeError(
-            f"{folder} is on one machine alone, expected a file system that all machines share: with FSDP2, each "
+            f"{folder} is on one machine only, expected a file system that all machines share: with FSDP2, each "
             "process saves its part; give a shared --output, or start without FSDP2"
         )
 

@@ -26,8 +26,8 @@ def changed_settings(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         if name not in CHANGEABLE:
             value = getattr(changed, name)
             raise RecipeError(
-                f"{name} is {getattr(recipe, name)!r} in this run, and cannot become {value!r} when it is resumed, as "
-                f"{', '.join(CHANGEABLE)} can; start a new run from the last weights: "
+                f"{name} is {getattr(recipe, name)!r} in this run, and cannot become {value!r} when it is resumed; "
+                f"only {', '.join(CHANGEABLE)} can; start a new run from the last weights: "
                 f"adderkit finetune RUN/last --set {name}={value}"
             )
     return changed

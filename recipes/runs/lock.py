@@ -53,14 +53,14 @@ def _acquire(descriptor: int, folder: Path, say: Callable[[str], None], patience
             holder = (folder / LOCK_FILE).read_text(encoding="utf-8") or "another process"
             if time.monotonic() > deadline:
                 raise RecipeError(
-                    f"{folder} is in use: {holder} trains in it; wait until it ends, or end it"
+                    f"{folder} is in use: {holder} is training in it; wait for it to end, or stop it"
                 ) from error
             if not waiting:
-                say(f"waiting for {holder} to end, which trains in {folder}")
+                say(f"waiting for {holder} to finish training in {folder}")
             waiting = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
         except OSError as error:
-            say(f"cannot lock {folder} ({error.strerror}): make sure that no other command trains in it")
+            say(f"cannot lock {folder} ({error.strerror}): make sure that no other command is training in it")
             return False
         else:
             return True

@@ -137,7 +137,7 @@ def default_data(
         )
     else:
         where = f" in {place}" if place else ""
-        announce(f"using data set {name}{where}, with which {source.name} was made; --dataset names another")
+        announce(f"using data set {name}{where}, with which {source.name} was made; --dataset selects another")
         return name, place
     if needed or data_dir is not None:
         raise DatasetError(problem)

@@ -134,8 +134,8 @@ def build_teacher(
     if name is None:
         off = " ".join(f"--set {term.switch}=0" for term in active_terms(recipe) if term.teacher)
         raise ModelSourceError(
-            f"the recipe distils, but {job.source.name} names no teacher; give the original CNN with "
-            f"--teacher NAME|DIR, if need be with --teacher-checkpoint FILE, or train on labels alone with {off} "
+            f"the recipe distills, but {job.source.name} names no teacher; give the original CNN with "
+            f"--teacher NAME|DIR, if needed with --teacher-checkpoint FILE, or train on labels alone with {off} "
             "--set task_loss_weight=1"
         )
     try:
@@ -144,7 +144,7 @@ def build_teacher(
         raise ModelSourceError(f"cannot build the teacher: {error}; or name another with --teacher") from error
     classes, own = (getattr(each, "num_classes", None) for each in (model, student))
     if classes != own:
-        raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own} as the student has")
+        raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own}, like the student")
     names, own_names = class_names_of(model), class_names_of(student)
     if names is not None and own_names is not None and names != own_names:
         index = next(index for index, name in enumerate(names) if name != own_names[index])
@@ -207,10 +207,10 @@ def teacher_of(job: Job) -> str | None:
 
 
 def keep_teacher(job: Job, student: nn.Module) -> KeptTeacher:
-    """Return the teacher to keep in a run's folder: the one that it distils from, or else the one of the saved model.
+    """Return the teacher to keep in a run's folder: the one that it distills from, or else the one of the saved model.
 
     Args:
-        job: What was named, with the teacher that the run distils from.
+        job: What was named, with the teacher that the run distills from.
         student: The model that it teaches.
     """
     if job.teacher is None:
@@ -309,7 +309,7 @@ def check_single_images(model: nn.Module, recipe: Recipe, images: int | None, pr
         copied(torch.zeros(1, *DataConfig.of(model).input_size, device="meta", dtype=model_dtype(model)))
     if seen:
         raise RecipeError(
-            f"batches have a single image, of which the BatchNorm {seen[0]} sees one value per channel, expected at "
+            f"batches have a single image, so the BatchNorm {seen[0]} sees one value per channel, expected at "
             f"least 2 images: set batch_size (now {recipe.batch_size}) to 2 or more"
         )
 

@@ -126,7 +126,7 @@ def resume(folder: RunFolder, changes: Mapping[str, Any] | None = None) -> list[
 
 
 def _taught_by(job: Job, kept: Path) -> Job:
-    """Return the job with the teacher that the run has kept, if it distils and has kept one."""
+    """Return the job with the teacher that the run has kept, if it distills and has kept one."""
     if job.teacher is None or not (kept / CONFIG).is_file():
         return job
     return dataclasses.replace(job, teacher=str(kept), teacher_checkpoint=None)

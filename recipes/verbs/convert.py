@@ -58,15 +58,16 @@ SkipDepthwise = Annotated[bool, typer.Option(help="Keep depthwise convolutions."
 SkipGates = Annotated[bool, typer.Option(help="Keep convolutions on 1x1 maps without normalization, as in gates.")]
 NormOption = Annotated[Norm, typer.Option(help="What to do where no normalization follows a convolution.")]
 Reparameterize = Annotated[
-    bool, typer.Option("--reparameterize", help="Merge branches and BatchNorms first, as timm's reparameterize_model.")
+    bool,
+    typer.Option("--reparameterize", help="Merge branches and BatchNorms first, like timm.utils.reparameterize_model."),
 ]
 MinFidelity = Annotated[
     float | None,
-    typer.Option(min=0, max=1, metavar="X", help="Return layers with a fidelity below this to convolutions."),
+    typer.Option(min=0, max=1, metavar="X", help="Revert layers with a fidelity below this to convolutions."),
 ]
 Budget = Annotated[
     str | None,
-    typer.Option(metavar="mults=N%", help="Return the worst layers to convolutions, up to N% of the multiplications."),
+    typer.Option(metavar="mults=N%", help="Revert the worst layers to convolutions, up to N% of the multiplications."),
 ]
 CalibrationSteps = Annotated[
     int, typer.Option(min=0, metavar="N", help="Adam steps for each layer; 0 only scales the weights.")

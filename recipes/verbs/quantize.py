@@ -55,7 +55,7 @@ def quantize(
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print ranges and steps without writing anything.")
+        bool, typer.Option("--dry-run", help="Print ranges and step sizes without writing anything.")
     ] = False,
     json: Json = False,
 ) -> None:

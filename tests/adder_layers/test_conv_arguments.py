@@ -143,7 +143,7 @@ def test_the_operator_takes_good_arguments(device):
 
 
 BAD_GRADS = {
-    "rows": ({"grad": (1, 6, 2, 3)}, "grad has shape (1, 6, 2, 3), expected (1, 6, 3, 3) as the output has"),
+    "rows": ({"grad": (1, 6, 2, 3)}, "grad has shape (1, 6, 2, 3), expected (1, 6, 3, 3), like the output"),
     "filters": ({"grad": (1, 5, 3, 3)}, "grad has shape (1, 5, 3, 3), expected (1, 6, 3, 3)"),
     "images": ({"grad": (2, 6, 3, 3)}, "grad has shape (2, 6, 3, 3), expected (1, 6, 3, 3)"),
     "rank": ({"grad": (6, 3, 3)}, "grad has shape (6, 3, 3), expected (1, 6, 3, 3)"),

@@ -50,7 +50,7 @@ def test_operator_under_autocast_keeps_a_narrow_input_and_answers_in_fp32(narrow
 
 
 def test_dtypes_do_not_mix_outside_autocast():
-    with pytest.raises(TypeError, match=r"weight has dtype torch.float32, expected torch.bfloat16 as input has"):
+    with pytest.raises(TypeError, match=r"weight has dtype torch.float32, expected torch.bfloat16, like input"):
         adder_conv2d(torch.zeros(1, 1, 2, 2).bfloat16(), torch.zeros(1, 1, 1, 1))
 
 

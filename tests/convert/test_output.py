@@ -69,7 +69,7 @@ def test_a_saved_model_is_replaced_on_request_only(folder):
 )
 def test_what_is_not_a_saved_model_is_left_alone(folder, files, overwrite):
     target = folder(files)
-    with pytest.raises(AdderkitError, match="holds files that are not those of a saved model"):
+    with pytest.raises(AdderkitError, match="holds files that do not belong to a saved model"):
         fill(target, overwrite=overwrite)
     assert {name: (target / name).read_text() for name in names(target)} == files
 
@@ -134,7 +134,7 @@ class TestPortable:
     @pytest.mark.parametrize(("form", "name"), [("c", "net.c"), ("c", "net.h"), ("hex", "boot.hex")])
     def test_files_of_others_by_the_same_name(self, folder, form, name):
         target = folder({name: "mine"})
-        with pytest.raises(AdderkitError, match="holds files that are not those of"):
+        with pytest.raises(AdderkitError, match="holds files that do not belong to"):
             fill(target, portable_folder(form, "net"), overwrite=True)
 
     def test_memory_images(self, folder):

@@ -63,7 +63,9 @@ def test_changing_goes_through(wrap, resnet20, gray_images):
 @pytest.mark.parametrize("wrap", [AveragedModel, ModelEma, ModelEmaV2, ModelEmaV3])
 def test_averages_are_not_changed(wrap, resnet20):
     average = wrap(resnet20())
-    with pytest.raises(AdderkitError, match=r"inside a \w+, which averages .*: it is converted before it is wrapped"):
+    with pytest.raises(
+        AdderkitError, match=r"inside a \w+, which averages .*: it must be converted before it is wrapped"
+    ):
         adderkit.convert_(average)
     assert not adder_layers(unwrapped(average))
 

@@ -63,9 +63,9 @@ DAMAGE = {
     "config-list": (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
     "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "safetensors does not exist"),
     "flipped-byte": (flip_a_byte, "SHA-256 differs"),
-    "cut-in-the-data": (cut_short(-1000), "not a whole safetensors file"),
-    "cut-in-the-header": (cut_short(100), "not a whole safetensors file"),
-    "empty-weights": (cut_short(0), "not a whole safetensors file"),
+    "cut-in-the-data": (cut_short(-1000), "not a complete safetensors file"),
+    "cut-in-the-header": (cut_short(100), "not a complete safetensors file"),
+    "empty-weights": (cut_short(0), "not a complete safetensors file"),
     "unknown-architecture": (setter("architecture", value="resnet18x"), "'resnet18x'.*timm knows"),
     "architecture-number": (setter("architecture", value=7), "architecture is 7"),
     "architecture-url": (setter("architecture", value="hf-hub:x/y"), "'hf-hub:x/y'"),
@@ -212,7 +212,7 @@ def test_pickle_beside_the_configuration_is_never_run(saved, tmp_path, name):
 def test_pickle_in_the_place_of_the_weights_is_never_run(saved, tmp_path):
     (saved / "model.safetensors").write_bytes(pickle.dumps(Malicious(tmp_path / "pwned")))
     edit(saved, lambda config: config.pop("adderkit"))
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         adderkit.load(saved)
     assert not (tmp_path / "pwned").exists()
 

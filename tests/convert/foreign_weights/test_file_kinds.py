@@ -81,7 +81,7 @@ OTHERS = {
     "cut-old": (torch_bytes(_use_new_zipfile_serialization=False)[:9000], "cut off or damaged"),
     "cut-old-early": (torch_bytes(_use_new_zipfile_serialization=False)[:200], "cut off or damaged"),
     "cut-safetensors": (save(TENSORS)[:40], "ends after 40 bytes, within the header of a safetensors file"),
-    "cut-safetensors-late": (save(TENSORS)[:9000], "not a whole safetensors file"),
+    "cut-safetensors-late": (save(TENSORS)[:9000], "not a complete safetensors file"),
     "noise": (bytes([1, 2, 3, 0, 200, 201, 255, 7]) * 99, "begins with b"),
 }
 

@@ -47,7 +47,7 @@ def test_choice_and_prefix_are_said(model, tmp_path, caplog):
     torch.save({"model": timm.create_model(NAME).state_dict(), "model_ema": average}, tmp_path / "w.pth")
     with caplog.at_level(logging.WARNING):
         assert equal(build(tmp_path / "w.pth"), model)
-    said = f"{tmp_path / 'w.pth'}: loaded model_ema, not model; removed 'module._orig_mod.' from the names"
+    said = f"{tmp_path / 'w.pth'}: loaded model_ema, not model; stripped 'module._orig_mod.' from the names"
     assert caplog.messages == [said]
 
 
@@ -62,7 +62,7 @@ def test_command_line_says_it(model, tmp_path, adder_kit, caplog):
     torch.save({"net": torch.compile(model).state_dict()}, tmp_path / "w.pth")
     status, *_ = adder_kit("convert", "--model", NAME, "--checkpoint", "w.pth", "--num-classes", 4, "-o", "out")
     assert status == 0
-    assert caplog.messages == ["w.pth: removed '_orig_mod.' from the names"]
+    assert caplog.messages == ["w.pth: stripped '_orig_mod.' from the names"]
 
 
 # Dtypes

@@ -49,7 +49,7 @@ COMPUTED = {
     "spectral_norm": (parametrizations.spectral_norm, "by a parametrization"),
     "orthogonal": (parametrizations.orthogonal, "by a parametrization"),
     "own": (lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()), "by a parametrization"),
-    "buffer": (without_parameter, "its weight is no parameter"),
+    "buffer": (without_parameter, "its weight is not a parameter"),
     "forward": (replaced_forward, r"its forward\(\) was replaced"),
 }
 
@@ -134,7 +134,7 @@ def test_adapters_are_merged_first(tiny):
     model.pointwise = Adapted(model.pointwise)
     rows = {row.path: row for row in adderkit.plan(model, example_input=IMAGE).rows}
     assert rows["pointwise.base_layer"].decision == "skip"
-    assert "merge_and_unload() of peft" in rows["pointwise.base_layer"].reason
+    assert "peft's merge_and_unload()" in rows["pointwise.base_layer"].reason
 
 
 class Tied(nn.Module):

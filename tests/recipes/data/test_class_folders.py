@@ -74,10 +74,10 @@ def test_links_are_followed(split, tmp_path_factory):
     ("names", "message"),
     [
         (["a/1.png", "empty/"], "class folder .*/empty has no images"),
-        (["a/1.png", "1.png"], "/1.png lies beside the class folders"),
+        (["a/1.png", "1.png"], "/1.png is next to the class folders"),
         (["a/1.png", "a/b/2.png"], "/a has images as well as a class folder, .*/a/b"),
         (["a/images/1.png", "b/images/1.png"], "a/images and .*/b/images have the same name"),
-        (["cat/1.png", "Cat/1.png"], "have the same name, upper case aside"),
+        (["cat/1.png", "Cat/1.png"], "have the same name, ignoring case"),
         ([unicodedata.normalize(form, "é") + "/1.png" for form in ("NFC", "NFD")], "have the same name"),
         (["a/notes.txt/"], "has 0 images"),
     ],

@@ -37,7 +37,7 @@ class TestMatching:
         labels = match_labels(["bee", "cat"], model_of("ant", "bee", "cat"), "data", None, training=False)
         assert [labels(label) for label in range(2)] == [1, 2]
         assert "data has images of 2 of the model's 3 classes, matched by name" in caplog.text
-        with pytest.raises(DatasetError, match="data has 2 classes, expected 3 as the model has: it lacks ant"):
+        with pytest.raises(DatasetError, match="data has 2 classes, expected 3, as in the model: it lacks ant"):
             match_labels(["bee", "cat"], model_of("ant", "bee", "cat"), "data", None, training=True)
 
     @pytest.mark.parametrize("training", [True, False])
@@ -116,12 +116,12 @@ class TestClassMap:
         ("name", "text", "message"),
         [
             ("map.pkl", "x", r"is a \.pkl, expected a \.txt file"),
-            ("map.txt", "", "has other contents"),
+            ("map.txt", "", "has the wrong contents"),
             ("map.txt", "a\nb\na\n", "lists 'a' twice"),
             ("map.json", "{", "cannot read class map"),
-            ("map.json", '{"a": "0"}', "has other contents"),
-            ("map.json", '{"a": -1}', "has other contents"),
-            ("map.json", "3", "has other contents"),
+            ("map.json", '{"a": "0"}', "has the wrong contents"),
+            ("map.json", '{"a": -1}', "has the wrong contents"),
+            ("map.json", "3", "has the wrong contents"),
             ("none.txt", None, "No such file"),
         ],
     )

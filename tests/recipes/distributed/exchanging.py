@@ -33,9 +33,9 @@ def main(environment, place):
         assert not copy.exists()
     assert (own / "run").exists() == (rank == 0)
     require_same("images", [20])
-    with pytest.raises(RecipeError, match=r"process 1 has \[21\] images, expected \[20\] as process 0 has"):
+    with pytest.raises(RecipeError, match=r"process 1 has \[21\] images, expected \[20\], as on process 0"):
         require_same("images", [20 + rank])
-    with pytest.raises(RecipeError, match="is on one machine alone, expected a file system that all machines share"):
+    with pytest.raises(RecipeError, match="is on one machine only, expected a file system that all machines share"):
         require_shared(folder.parent)
     (own / "done").touch()
 

@@ -249,7 +249,7 @@ def test_an_edited_card_is_checked_before_anything_is_sent(quick, publish, refus
         (["--base-model", "a b"], "--base-model 'a b' is not the name of a repository"),
         (["--create-pr", "--revision", "v1"], "give --create-pr or --revision"),
         (["--output", "runs/mine/best"], "is the model itself"),
-        (["--output", "runs"], "holds files that are not those of a copy of ann/net"),
+        (["--output", "runs"], "holds files that do not belong to a copy of ann/net"),
     ],
     ids=["license", "base-model", "branch", "itself", "other-folder"],
 )

@@ -34,7 +34,9 @@ def holder(tmp_path):
 def test_a_second_command_names_the_first(holder, tmp_path):
     said = []
     with (
-        pytest.raises(RecipeError, match=rf"{tmp_path} is in use: process {holder.pid} on .* trains in it; wait until"),
+        pytest.raises(
+            RecipeError, match=rf"{tmp_path} is in use: process {holder.pid} on .* is training in it; wait for it"
+        ),
         folder_lock(tmp_path, said.append, patience=0.0),
     ):
         pass
@@ -58,7 +60,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "lockf", missing)
     with folder_lock(tmp_path, said.append):
         assert said == [
-            f"cannot lock {tmp_path} (Function not implemented): make sure that no other command trains in it"
+            f"cannot lock {tmp_path} (Function not implemented): make sure that no other command is training in it"
         ]
 
 

@@ -152,7 +152,7 @@ class TestTeacher:
 
     def test_of_other_classes(self, adder_folder, tmp_path):
         other = adderkit.save(timm.create_model("cifar_resnet20", num_classes=3, in_chans=1), tmp_path / "other")
-        with pytest.raises(ModelSourceError, match="has 3 classes, expected 10 as the student has"):
+        with pytest.raises(ModelSourceError, match="has 3 classes, expected 10, like the student"):
             build_teacher(Job(ModelSource(str(adder_folder)), str(other)), DISTIL, adderkit.load(adder_folder))
 
     def test_of_other_channels(self, adder_folder, tmp_path):
@@ -169,7 +169,7 @@ def test_no_data_set(cnn_folder):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "validation"])
 def test_classes_of_data_and_model_must_agree(image_folder, cnn_folder, training):
     recipe = Recipe(dataset="folder", data_dir=str(image_folder()))
-    with pytest.raises(DatasetError, match="has 2 classes, expected 10 as the model has"):
+    with pytest.raises(DatasetError, match="has 2 classes, expected 10, as in the model"):
         open_split(recipe, adderkit.load(cnn_folder), training=training)
 
 

@@ -129,7 +129,7 @@ def test_weights_from_a_relative_checkpoint(cnn_folder, train, monkeypatch):
 
 
 class TestStudent:
-    def test_distils_from_the_teacher_that_conversion_recorded(self, straight, adder_folder, cnn_folder):
+    def test_distills_from_the_teacher_that_conversion_recorded(self, straight, adder_folder, cnn_folder):
         rows, folder = straight("adder")
         assert folder.arguments()["job"]["teacher"] == str(adder_folder / "teacher")
         assert weights(folder.path / "teacher")["fc.weight"].equal(weights(cnn_folder)["fc.weight"])
