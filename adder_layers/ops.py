@@ -39,7 +39,7 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def _check_tangents(*tensors: Tensor) -> None:
-    """Refuse tensors with a forward-mode tangent, which operators would drop without a word."""
+    """Refuse tensors with a forward-mode tangent, which operators would drop silently."""
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(each).tangent is not None for each in tensors):
         raise NotImplementedError(NO_FORWARD_MODE)
 

@@ -49,7 +49,7 @@ def has_imagenet_classes(model: nn.Module) -> bool:
 
 
 def readable_names(names: Sequence[str]) -> list[str]:
-    """Return class names for display: words in the place of ImageNet's WordNet ids."""
+    """Return class names for display: words in place of ImageNet's WordNet IDs."""
     if not all(_WORDNET_ID.fullmatch(name) for name in names):
         return list(names)
     info = ImageNetInfo("imagenet-22k")

@@ -181,7 +181,7 @@ class ModelSource:
 def _refuse(arguments: Mapping[str, Any], folder: str) -> None:
     if arguments:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise ModelSourceError(f"{folder} has its own model arguments, expected none beside it, but got {given}")
+        raise ModelSourceError(f"{folder} has its own model arguments, expected no others, but got {given}")
 
 
 def _from_folder(name: str, folder: Path) -> nn.Module:

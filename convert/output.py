@@ -1,4 +1,4 @@
-"""Where a verb writes its result: what exists is replaced only if it is adderkit's own and the user asks for it.
+"""Where a verb writes its result: an existing one is replaced only if adderkit wrote it and the user asks for it.
 
 While a new folder is filled, it holds a marker. What a killed command leaves is therefore not taken for a result, and
 the same command can be repeated.

@@ -158,7 +158,7 @@ def _check_devices(student: nn.Module, teacher: nn.Module) -> None:
 
 @torch.no_grad()
 def _check_hooks(student: nn.Module, adders: dict[str, AdderConv2d], image: Tensor) -> None:
-    """Refuse layers whose weight something sets in each forward pass: it would overwrite the fit."""
+    """Refuse layers whose weight is set by something in each forward pass, which would overwrite the fit."""
     for path, layer in adders.items():
         if "weight" not in layer._parameters or computed_weight(layer):
             raise AdderkitError(

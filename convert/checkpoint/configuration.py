@@ -71,7 +71,7 @@ def describe_(model: nn.Module, architecture: str, facts: Mapping[str, Any]) -> 
 
 
 def check_savable(model: nn.Module) -> None:
-    """Refuse a model that ``save`` could not write such that it is loaded as it is, before work is spent on it.
+    """Refuse a model that would not be the same after ``save`` and ``load``, before work is spent on it.
 
     Needed are ``pretrained_cfg["architecture"]``, the name in timm's registry, and arguments that rebuild the model.
 
@@ -124,7 +124,7 @@ def _check_record(model: nn.Module) -> None:
     unknown = next((path for path in converted_layers(model) if path not in recorded), None)
     if unknown is not None:
         raise CheckpointError(
-            f"{unknown!r} is converted, but not by a conversion of this model, so that it could not be rebuilt: "
+            f"{unknown!r} is converted, but not by a conversion of this model, so it could not be rebuilt: "
             "convert the timm model itself, not a module in it or around it"
         )
     for path, module in model.named_modules():
@@ -148,7 +148,7 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
     """Return the arguments that rebuild the model: those it was built with, except for what was changed since."""
     recorded = {key: value for key, value in getattr(model, "_model_args", {}).items() if key not in _RECORD}
     current = {key: value for key, value in get_model_args(model).items() if key in _CURRENT}
-    # An entry point of the user's own takes the arguments that it was given; others it may not know.
+    # The user's own entry point takes the arguments that it was given; it may not know others.
     takes_all = hasattr(model, "_traits") or isinstance(model, IntegerNetwork)
     arguments = {**recorded, **{key: value for key, value in current.items() if takes_all or key in recorded}}
     return {key: _by_name(key, value, model) for key, value in arguments.items()}
@@ -185,7 +185,7 @@ def check_rebuilds(model: nn.Module, config: Mapping[str, Any]) -> None:
         given = {key: value for key, value in config.get("model_args", {}).items() if key not in _RECORD}
         raise CheckpointError(
             f"cannot save {name}: timm cannot build it again with the arguments {given} ({reason}); let the function "
-            "that is registered take them"
+            "that is registered accept them"
         ) from error
     found = _difference(model, twin)
     if found is not None:

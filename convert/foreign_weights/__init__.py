@@ -1,1 +1,1 @@
-"""Weights that somebody else saved: files, containers and names of the tools that people train with."""
+"""Weights that somebody else saved: the files, containers and names that common training tools use."""

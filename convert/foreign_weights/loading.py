@@ -28,7 +28,7 @@ _BATCHES = ".num_batches_tracked"
 def load_weights_(model: nn.Module, name: str, weights: ForeignWeights) -> None:
     """Load all weights of a model, in its dtype; names and shapes are compared before the first tensor is written.
 
-    Prefixes that wrappers put before the names are taken off if all names fit then. What was chosen, taken off or
+    Prefixes that wrappers put before the names are stripped if all names then match. What was chosen, stripped or
     left out is logged.
 
     Args:

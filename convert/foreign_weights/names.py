@@ -1,4 +1,4 @@
-"""Match the names of weights to those of a model: what wrappers put before and between them is taken off."""
+"""Match the names of weights to those of a model: prefixes that wrappers add before and between them are stripped."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ _OUTER = {
     "network",
     "backbone",
 }  # of a whole network in DataParallel, Lightning, …
-# What may be beside the model: losses, metrics, the count of torch's AveragedModel, other averages.
+# What a file may hold besides the model: losses, metrics, the count of torch's AveragedModel, other averages.
 _BESIDE = re.compile(
     rf"(({'|'.join(sorted(_OUTER))})\.)*"
     r"(n_averaged|criterion|loss\w*|\w+_loss|\w*metrics?|\w*acc(uracy)?|(\w+_)?ema(_\w+)?)(\..*)?"
@@ -34,7 +34,7 @@ class Fit:
 
     Args:
         tensors: Tensors by the names in the model, and those that do not belong to it, by the names in the file.
-        removed: What was taken off the names, such as ``module._orig_mod.``.
+        removed: What was stripped from the names, such as ``module._orig_mod.``.
         left_out: Names in the file that were left out: metrics, losses, averages.
     """
 
@@ -44,7 +44,7 @@ class Fit:
 
 
 def fit_names(path: str | Path, weights: Mapping[str, Tensor], names: Collection[str]) -> Fit:
-    """Give weights the names that a model has, if all of the model's names are found then.
+    """Give weights the names that a model uses, if all of the model's names are then found.
 
     Args:
         path: The file, for messages.
@@ -84,7 +84,7 @@ def fit_names(path: str | Path, weights: Mapping[str, Tensor], names: Collection
 
 
 def without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the names of wrappers off weights whose own names are not known: those that stand before all of them."""
+    """Strip wrapper prefixes from weights whose own names are not known: those that all of them share."""
     result = {_without_wrappers(name): tensor for name, tensor in weights.items()}
     while result and len(first := {name.partition(".")[0] for name in result}) == 1 and first <= _OUTER:
         result = {name.partition(".")[2]: tensor for name, tensor in result.items()}

@@ -111,7 +111,7 @@ def _check_places(root: Path, images: dict[str, list[str]]) -> None:
     names: dict[str, str] = {}
     for folder, files in images.items():
         if not files:
-            raise DatasetError(f"class folder {folder} has no images, so that classes would be numbered without it; "
+            raise DatasetError(f"class folder {folder} has no images, so classes would be numbered without it; "
                                "add images or remove the folder")  # fmt: skip
         parent = next((each for each in map(str, Path(folder).parents) if each in images), None)
         if parent is not None:

@@ -204,7 +204,7 @@ def _say_by_position(names: Sequence[str], data: str) -> None:
     line = f"the model records no class names: the classes of {data} are taken in order, {_listed(names)}"
     if sorted(names) != list(names) and sorted(names, key=natural_key) == list(names):
         line += (
-            f"; this is timm's natural order, while torchvision's ImageFolder begins with {_listed(sorted(names))}: "
+            f"; this is timm's natural order, whereas torchvision's ImageFolder begins with {_listed(sorted(names))}: "
             "if the model was trained with that order, give it with --class-map"
         )
     notify(line)

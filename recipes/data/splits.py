@@ -63,7 +63,7 @@ def open_torchvision(spec: str, data_dir: str | None, split: str) -> Any:
         root = find_split_folder(data_dir, split)
         hidden = next((path for path in root.iterdir() if path.is_dir() and path.name.startswith(".")), None)
         if hidden is not None:
-            raise DatasetError(f"torchvision takes {hidden} for a class; remove it, or use --dataset folder")
+            raise DatasetError(f"torchvision would treat {hidden} as a class; remove it, or use --dataset folder")
         return create_dataset(spec, root=str(root), split=split, search_split=False)
     dataset: Any = create_dataset(spec, root=data_dir, split=split, download=False)
     known = (*_TRAIN, *_VALIDATION, *_TEST)

@@ -19,7 +19,7 @@ def connect() -> PartialState:
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     devices = torch.accelerator.device_count()
     if world > 1 and not devices:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, accelerate takes each process for a run of its own
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, accelerate treats each process as a separate run
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     if world > 1 and local > devices and not on_cpu:
         raise RecipeError(

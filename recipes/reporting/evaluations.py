@@ -83,7 +83,7 @@ def check_recordable(folder: Path, checkpoint: str | None = None) -> None:
     if (folder / "state").exists():
         raise AdderkitError(
             f"{folder} is a checkpoint that a run resumes from and is protected by checksums, so nothing can be "
-            "recorded in it; evaluate best/ beside it, or a copy without state/ and checksums.json"
+            "recorded in it; evaluate best/ next to it, or a copy without state/ and checksums.json"
         )
 
 

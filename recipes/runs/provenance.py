@@ -107,14 +107,14 @@ def default_data(
 ) -> tuple[str | None, str | None]:
     """Return the data set that was given, or else the one that a saved model records.
 
-    A report may be somebody else's, so that nothing is downloaded because it says so.
+    A report may be somebody else's, so nothing is downloaded just because it says so.
 
     Args:
         source: The model as it was named.
         dataset: Value of ``--dataset``.
         data_dir: Value of ``--data-dir``; without a data set, the place where the recorded one is now.
         announce: Called with a line that says what is used.
-        needed: Whether the verb needs images; otherwise it goes on without them, and a line says why.
+        needed: Whether the verb needs images; otherwise it continues without them, and a message says why.
 
     Returns:
         Name and folder of the data set; ``None`` where neither is known.

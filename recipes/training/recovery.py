@@ -27,7 +27,7 @@ def run_with_recovery(begin: Callable[[], list[Row]], folder: RunFolder) -> list
         folder: The folder of the run.
 
     Raises:
-        AdderkitError: The line. A process that has nothing to say beside the first exits silently with status 1.
+        AdderkitError: The line. A process that has nothing to add to the first exits silently with status 1.
     """
     try:
         return begin()

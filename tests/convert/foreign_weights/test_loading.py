@@ -185,7 +185,7 @@ def test_weights_of_a_run_are_known_by_the_folder_they_are_in(adder_model, tmp_p
 
 def test_pruned_weights(model, tmp_path):
     pruned = copy.deepcopy(model)
-    pruned._adderkit_transforms = [{"kind": "prune", "version": 1, "shapes": {}}]
+    adderkit.prune_(pruned, adderkit.PruneConfig(ratio=0.5, importance="magnitude"))
     folder = adderkit.save(pruned, tmp_path / "pruned")
     with pytest.raises(CheckpointError, match="the transforms prune"):
         build(folder / "model.safetensors")
