@@ -79,7 +79,7 @@ def report():
     """Gather and take apart the page that comes of it; facts and page."""
 
     def make(folder, **options):
-        facts = gather(Job(ModelSource(str(folder))), **options, announce=lambda line: None)
+        facts = gather(Job(ModelSource(str(folder))), **options, device=torch.device("cpu"), announce=lambda line: None)
         return facts, Page(page(facts))
 
     return make
