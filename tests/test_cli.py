@@ -77,7 +77,7 @@ class TestRoot:
         assert "--debug" in line
 
     def test_an_error_of_many_lines_becomes_one(self, fails, monkeypatch, cnn_folder):
-        def broken(*_):
+        def broken(*_, **__):
             raise RuntimeError("first\n  second\nthird")
 
         monkeypatch.setattr(models, "build_student", broken)

@@ -29,7 +29,7 @@ def import_checkpoint(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Import a checkpoint of AdderNet's published code, or of another adder library."""
+    """Import weights of AdderNet or another adder library."""
     result = run_import(file, model, num_classes, adder_layers or (), output, overwrite=overwrite)
     if json:
         print_json(result.to_dict())

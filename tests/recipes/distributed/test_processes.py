@@ -187,3 +187,11 @@ def test_the_command_line_starts_its_processes(adder_folder, tmp_path):
     report = json.loads((tmp_path / printed["output"] / "last" / "adder_report.json").read_text())
     assert report["training"]["processes"] == 2
     assert report["training"]["batches"] == 2
+
+
+def test_two_processes_without_a_shared_folder(run_processes, tmp_path):
+    """Files of the main process reach processes that do not see them; what differs between processes is refused."""
+    run_processes(Path(__file__).with_name("exchanging.py"), 2, tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        "0/done", "0/run/last/model.bin", "0/run/last/state/run.json", "1/done",
+    ]  # fmt: skip
