@@ -67,5 +67,8 @@ _SETTINGS: Mapping[str, _Check] = {
     "interpolation": (lambda value: value in _INTERPOLATIONS, f"one of {', '.join(_INTERPOLATIONS[:-1])}"),
     "mean": (_are_numbers, "a list of numbers"),
     "std": (_are_positive, "a list of positive numbers"),
-    "num_classes": (lambda value: type(value) is int and 0 <= value <= _MOST_CLASSES, "a whole number"),
+    "num_classes": (
+        lambda value: type(value) is int and 0 <= value <= _MOST_CLASSES,
+        f"a whole number from 0 to {_MOST_CLASSES}",
+    ),
 }

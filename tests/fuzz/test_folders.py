@@ -101,7 +101,7 @@ def test_changed_report(data, changed, damaged, saved, folder, survives):
 
 def test_configuration_of_a_model_that_would_fill_the_memory(saved, folder, survives):
     config = json.loads((saved / "config.json").read_text())
-    config["num_classes"] = config["model_args"]["num_classes"] = 1 << 33
+    config["model_args"]["num_classes"] = 1 << 33
     (folder / "config.json").write_text(json.dumps(config))
     for pretrained in (True, False):
         with pytest.raises(CheckpointError, match=r"describes a model with a tensor of shape \(8589934592, 64, 1, 1\)"):

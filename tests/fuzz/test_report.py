@@ -116,7 +116,7 @@ def folder(run, place, monkeypatch):
 
 
 def shown(folder):
-    return page(reader.gather(Job(ModelSource(str(folder))), announce=lambda line: None))
+    return page(reader.gather(Job(ModelSource(str(folder))), device=torch.device("cpu"), announce=lambda line: None))
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ class TestTorchvision:
 
     def test_a_hidden_folder_is_no_class(self, image_folder):
         root = image_folder(classes=("cat", ".ipynb_checkpoints"))
-        with pytest.raises(DatasetError, match=r"takes .*/.ipynb_checkpoints for a class; .*--dataset folder"):
+        with pytest.raises(DatasetError, match=r"would treat .*/.ipynb_checkpoints as a class; .*--dataset folder"):
             open_dataset("torch/folder", str(root), "train")
 
     def test_a_missing_split_is_not_the_whole_folder(self, image_folder):
