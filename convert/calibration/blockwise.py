@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ...adder_layers.conv import AdderConv2d
 from ...adder_layers.modules import adder_layers, sharp_gradient
@@ -22,6 +21,7 @@ from ..errors import AdderkitError
 from ..graph.hooks import hooked
 from ..graph.layers import Layer, trace_layers
 from ..graph.modes import eval_mode, move_like
+from ..graph.observe import returned_tensors
 from .batchnorm import updating_statistics
 from .config import CalibrationConfig
 
@@ -155,8 +155,7 @@ def difference(outputs: Outputs, wanted: Outputs, *, classifies: bool = True) ->
 
 def _compared(returned: Any) -> list[Tensor]:
     """Return the tensors to compare in what a model returned: logits, tokens or feature maps, also nested ones."""
-    tensors = (leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))
-    return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim >= 2]
+    return [tensor for tensor in returned_tensors(returned) if tensor.ndim >= 2]
 
 
 def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:

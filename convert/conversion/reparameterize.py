@@ -188,12 +188,10 @@ def apply_reparameterize_(model: nn.Module, transform: Mapping[str, Any]) -> Non
 
 def _check_same(model: nn.Module, images: Tensor) -> None:
     """Refuse a model that computes something else once it is merged, which happens with faulty methods."""
-    merged = copy.deepcopy(model)
+    images = move_like(images, model)
+    merged = reparameterize_model(copy.deepcopy(model).eval(), inplace=True)
     with eval_mode(model):
-        before, after = (
-            model(move_like(images, model)),
-            reparameterize_model(merged.eval(), inplace=True)(move_like(images, model)),
-        )
+        before, after = model(images), merged(images)
     if not isinstance(before, Tensor):
         return
     exact = model_dtype(model) in (torch.float32, torch.float64)

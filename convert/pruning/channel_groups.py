@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch_pruning import DependencyGraph, ops
 
 from ...adder_layers.conv import AdderConv2d
@@ -22,6 +21,7 @@ from ...adder_layers.modules import AdderConv2dSame, NormalizedAdderConv2d
 from ..conversion.converters import converter_of, plain_class
 from ..errors import AdderkitError
 from ..graph.hooks import copy_feature_hooks
+from ..graph.observe import returned_tensors
 from ..patterns import matching
 from .surgery import Kept, is_depthwise, shape_of, target_at
 
@@ -121,11 +121,6 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
     """Return the model's outputs, each after one more operation, so that the graph ends after the last layer."""
     return [output * 1 for output in returned_tensors(model(image))]
-
-
-def returned_tensors(outputs: Any) -> list[Tensor]:
-    """Return the tensors in what a model returned: logits, or the maps of a list or dictionary."""
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def kept_parts(removed: Sequence[tuple[ChannelGroup, Tensor]]) -> dict[str, Kept]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdderkitError
-from .channel_groups import kept_parts, plain_copy, returned_tensors
+from ..graph.observe import returned_tensors
+from .channel_groups import kept_parts, plain_copy
 from .importance import readers
 from .selection import Removal
 from .surgery import narrow_, target_at

@@ -4,8 +4,9 @@ timm's ``ImageDataset`` answers a damaged file with the next image and that imag
 to white. ``docs/usage.md`` lists what is done here instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,7 +35,7 @@ class DecodedImages(Dataset[tuple[Any, int]]):
         return len(self.reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        with _naming(self, index):
+        with naming(partial(image_name, self, index)):
             file, label = self.reader[index]
             with file:
                 return decode_image(file, self.mode), label
@@ -63,7 +64,7 @@ class ConvertedImages(Dataset[tuple[Any, int]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        with _naming(self, index):
+        with naming(partial(image_name, self, index)):
             image, label = self.dataset[index]
             return to_mode(image, self.mode), label
 
@@ -130,8 +131,11 @@ def image_name(dataset: Any, index: int) -> str:
 
 
 @contextmanager
-def naming(name: str) -> Iterator[None]:
+def naming(name: Callable[[], str]) -> Iterator[None]:
     """Turn any error inside the context into one line that names the image.
+
+    Args:
+        name: Returns the name; only called after an error.
 
     Raises:
         DatasetError: The line.
@@ -139,17 +143,7 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DatasetError(f"cannot read {name}: {_reason(error)}; repair or remove it") from error
-
-
-@contextmanager
-def _naming(dataset: Any, index: int) -> Iterator[None]:
-    """As ``naming``, but look for the name only after an error."""
-    try:
-        yield
-    except Exception as error:
-        with naming(image_name(dataset, index)):
-            raise error
+        raise DatasetError(f"cannot read {name()}: {_reason(error)}; repair or remove it") from error
 
 
 def _open_and_decode(path: str) -> Image.Image:

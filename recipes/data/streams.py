@@ -59,6 +59,10 @@ class StreamedImages(IterableDataset[tuple[Any, int]]):
             _leave_undecoded(reader)
         images = iter(reader)
         number = 0
+
+        def name() -> str:
+            return f"image {number} of {self.name}"
+
         while True:
             try:
                 image, label = next(images)
@@ -67,9 +71,9 @@ class StreamedImages(IterableDataset[tuple[Any, int]]):
             except DatasetError:
                 raise
             except Exception as error:
-                with naming(f"image {number} of {self.name}"):
+                with naming(name):
                     raise error
-            with naming(f"image {number} of {self.name}"):
+            with naming(name):
                 prepared = self._decoded(image), label if self.labels is None else self.labels(label)
             yield prepared
             number += 1
@@ -103,7 +107,7 @@ class _NamedSample:
         self.function = function
 
     def __call__(self, sample: Any) -> Any:
-        with naming(f"{sample.get('__key__')} of {sample.get('__url__')}"):
+        with naming(lambda: f"{sample.get('__key__')} of {sample.get('__url__')}"):
             return self.function(sample)
 
 

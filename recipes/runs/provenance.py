@@ -10,10 +10,11 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from ...convert.checkpoint.configuration import base_architecture
-from ...convert.checkpoint.report import NOT_RECORDED, read_report
+from ...convert.checkpoint.report import NOT_RECORDED, Report, read_report
 from ...convert.errors import DatasetError
 from ...convert.hub import PREFIX
 from ...convert.model_source import ModelSource
+from ..data.unlabeled import UnlabeledImages
 
 _PROGRAMS = ("adderkit", "convert")
 _FETCHING = ("hfds/", "hfids/", "tfds/", "wds/")  # readers that may download
@@ -92,9 +93,17 @@ def _last_part(text: str) -> str:
 
 def data_facts(dataset: str, data_dir: str | None) -> dict[str, Any]:
     """Return what a report records of a data set: its name, and the absolute path of its folder on this machine."""
-    if data_dir is None:
-        return {"dataset": dataset}
-    return {"dataset": dataset, "data_dir": str(Path(data_dir).resolve()) if Path(data_dir).exists() else data_dir}
+    return {"dataset": dataset} if data_dir is None else {"dataset": dataset, "data_dir": absolute_if_local(data_dir)}
+
+
+def facts_of_images(images: UnlabeledImages | None, before: Report) -> Mapping[str, Any]:
+    """Return what a report records of the images that a verb measured on; without any, what was recorded before."""
+    return before.data if images is None else data_facts(images.dataset, images.data_dir)
+
+
+def absolute_if_local(path: str) -> str:
+    """Return the absolute path of what exists on this machine, and anything else, such as an address, unchanged."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def default_data(

@@ -31,7 +31,7 @@ from ..runs.kept_teacher import TEACHER, kept_in
 from ..runs.layer_scales import watched_layers
 from ..runs.lock import folder_lock
 from ..runs.plan import device_name
-from ..runs.provenance import command_line, data_facts, weights_origin
+from ..runs.provenance import absolute_if_local, command_line, data_facts, weights_origin
 from ..runs.signals import Interrupted, StopRequest, any_process
 from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums, loss_columns, mean_losses
 from .assemble import assemble, first_model, open_data
@@ -65,10 +65,10 @@ def start(job: Job, recipe: Recipe, folder: RunFolder) -> list[Row]:
     model = first_model(job, recipe)
     teacher = teacher_of(job) if teacher_need(recipe) else None
     job = dataclasses.replace(job, teacher=teacher, command=command_line()).absolute()
-    if recipe.data_dir and Path(recipe.data_dir).exists():  # it may be an address
-        recipe = recipe.changed({"data_dir": str(Path(recipe.data_dir).resolve())})
-    if recipe.class_map and Path(recipe.class_map).exists():  # it may be beside the images
-        recipe = recipe.changed({"class_map": str(Path(recipe.class_map).resolve())})
+    if recipe.data_dir:  # it may be an address
+        recipe = recipe.changed({"data_dir": absolute_if_local(recipe.data_dir)})
+    if recipe.class_map:  # it may be beside the images
+        recipe = recipe.changed({"class_map": absolute_if_local(recipe.class_map)})
     run = _assemble_and_prepare(job, recipe, model, accelerator)
     with _alone(folder):
         if accelerator.is_main_process:

@@ -325,7 +325,7 @@ def _calibrate(
 def _report(
     job: ConversionJob, model: "nn.Module", plan: "ConversionPlan", calibration: "CalibrationReport | None"
 ) -> "Report":
-    from ..runs.provenance import command_line, data_facts, weights_origin
+    from ..runs.provenance import command_line, facts_of_images, weights_origin
 
     before = job.source.report()
     return before.after(
@@ -333,6 +333,6 @@ def _report(
         command_line(),
         plan=plan.to_dict(),
         calibration=calibration.to_dict() if calibration else {},
-        data=data_facts(job.images.dataset, job.images.data_dir) if job.images else before.data,
+        data=facts_of_images(job.images, before),
         source=weights_origin(job.source, model),
     )

@@ -1,6 +1,5 @@
 """``adderkit finetune``: fine-tune a converted model, or train a CNN; begin a run or resume one."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..data.notices import is_first_process
 from ..terminal.options import (
     Checkpoint,
     ClassMap,
@@ -171,8 +171,7 @@ def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any
     from ..training.models import default_recipe
 
     settings = load_recipe(recipe or default_recipe(source)).changed({**given, **parse_settings(changes)})
-    first = int(os.environ.get("RANK", 0)) == 0  # of several processes, one says it
-    say = announce if first else lambda line: None
+    say = announce if is_first_process() else lambda line: None
     dataset, data_dir = default_data(source, settings.dataset or None, settings.data_dir, say)
     return settings.changed({"dataset": dataset or "", "data_dir": data_dir})
 

@@ -221,14 +221,14 @@ def _prune(job: PruningJob, announce: Callable[[str], None]) -> "tuple[nn.Module
 
 
 def _report(job: PruningJob, model: "nn.Module", report: "PruningReport") -> "Report":
-    from ..runs.provenance import command_line, data_facts, weights_origin
+    from ..runs.provenance import command_line, facts_of_images, weights_origin
 
     before = job.source.report()
     return before.after(
         "prune",
         command_line(),
         pruning=report.to_dict(),
-        data=data_facts(job.images.dataset, job.images.data_dir) if job.images else before.data,
+        data=facts_of_images(job.images, before),
         source=weights_origin(job.source, model),
     )
 

@@ -188,7 +188,7 @@ def _quantize(
 
 
 def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequence[Range]") -> "Report":
-    from ..runs.provenance import command_line, data_facts, weights_origin
+    from ..runs.provenance import command_line, facts_of_images, weights_origin
 
     rows = [dataclasses.asdict(each) for each in ranges]
     before = job.source.report()
@@ -196,7 +196,7 @@ def _report(job: QuantizationJob, model: "nn.Module", images: int, ranges: "Sequ
         "quantize",
         command_line(),
         quantization={"config": job.config.to_dict(), "images": images, "ranges": rows},
-        data=data_facts(job.images.dataset, job.images.data_dir) if job.images else before.data,
+        data=facts_of_images(job.images, before),
         source=weights_origin(job.source, model),
     )
 
