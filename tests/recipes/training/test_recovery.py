@@ -66,11 +66,12 @@ def test_a_disk_without_room(method, room, match, straight, same_run, tmp_path, 
 def test_a_loader_process_is_killed(straight, same_run, tmp_path, monkeypatch):
     rows, through = straight("cnn-workers")
     folder = RunFolder(tmp_path / "run")
-    loss = steps._step
+    loss, others_children = steps._step, active_children()
 
     def killing(run, position, *others):
         if position.epoch == 1:
-            os.kill(active_children()[0].pid, signal.SIGKILL)
+            (loader,) = set(active_children()) - set(others_children)
+            os.kill(loader.pid, signal.SIGKILL)
             time.sleep(5)  # torch notices at once
         return loss(run, position, *others)
 
@@ -84,11 +85,11 @@ def test_a_loader_process_is_killed(straight, same_run, tmp_path, monkeypatch):
 @pytest.mark.skipif("fork" not in get_all_start_methods(), reason="signal handlers are not inherited")
 def test_a_loader_process_survives_what_is_sent_to_the_whole_group(train, monkeypatch):
     """As a batch system does: the step that is being done still needs its images."""
-    step, served = steps._step, []
+    step, served, others_children = steps._step, [], active_children()
 
     def terminating(run, position, *others):
         if not served:
-            (loader,) = active_children()
+            (loader,) = set(active_children()) - set(others_children)
             os.kill(loader.pid, signal.SIGTERM)
             loader.join(2)
             served.append(loader.is_alive())
