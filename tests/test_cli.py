@@ -275,9 +275,3 @@ def test_target_that_cannot_be_written_is_refused_before_the_work(words, fails, 
     (tmp_path / "file").write_text("")
     error = fails(*words, cnn_folder, "--dataset", "digits", "--output", "file/in/it")
     assert "cannot write --output file/in/it" in error
-
-
-def test_export_of_a_network_without_weights_names_no_option_it_lacks(fails):
-    error = fails("export", "cifar_resnet20", "--output", "x.onnx")
-    assert "timm has no pretrained weights for 'cifar_resnet20'" in error
-    assert "--" not in error

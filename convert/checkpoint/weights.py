@@ -16,6 +16,7 @@ from ..foreign_weights.read import safetensors_state
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_PICKLED = "pytorch_model.bin"  # the weights in a folder that timm wrote without safetensors
 _COMPUTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,7 +28,14 @@ def checked_weights(folder: Path) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected the weights next to {CONFIG}")
+        pickled = folder / _PICKLED
+        remedy = (
+            f"pass {pickled} with --checkpoint and its architecture as the model, or save the model again with "
+            "timm's save_for_hf(…, safe_serialization=True)"
+            if pickled.is_file()
+            else f"expected the weights next to {CONFIG}"
+        )
+        raise CheckpointError(f"{path} does not exist; {remedy}")
     state = safetensors_state(path)
     ours = read_json_object(folder / CONFIG).get("adderkit")
     expected = ours.get("sha256") if isinstance(ours, dict) else None

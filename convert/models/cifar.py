@@ -7,6 +7,7 @@ BatchNorm on the shortcuts that change shape; the classifier is a 1x1 convolutio
 on the logits. They are plain CNNs, which ``adderkit.convert_`` converts to adder networks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -44,11 +45,32 @@ class BasicBlock(nn.Module):
 
 
 class CifarNet(nn.Module):
-    """Base class of the networks: timm's interface around ``features`` and the convolutional classifier."""
+    """Base class of the networks: timm's interface around ``features`` and the convolutional classifier.
 
-    def __init__(self, features: nn.Module, num_features: int, pooled: bool, num_classes: int, in_chans: int) -> None:
+    Args:
+        features: Everything before the classifier.
+        maps: Channels, reduction and index in ``features`` of the feature maps that ``features_only`` can return.
+        num_features: Features that the classifier reads.
+        pooled: Whether the last feature map is averaged over its positions.
+        num_classes: Number of classes; 0 for no classifier.
+        in_chans: Number of image channels.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        maps: Sequence[tuple[int, int, int]],
+        num_features: int,
+        pooled: bool,
+        num_classes: int,
+        in_chans: int,
+    ) -> None:
         super().__init__()
         self.features = features
+        self.feature_info = [
+            {"num_chs": channels, "reduction": reduction, "module": f"features.{index}"}
+            for channels, reduction, index in maps
+        ]
         self.pooled = pooled
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
@@ -94,12 +116,14 @@ class CifarResNet(CifarNet):
         layers: list[nn.Module] = [
             nn.Sequential(nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         ]
+        maps = []
         channels = 16
         for stage, width in enumerate((16, 32, 64)):
             for block in range(blocks):
                 layers.append(BasicBlock(channels, width, 2 if stage and not block else 1))
                 channels = width
-        super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), 64, True, num_classes, in_chans)
+            maps.append((width, 2**stage, len(layers) - 1))
+        super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), maps, 64, True, num_classes, in_chans)
         _initialize(self)
 
 
@@ -114,19 +138,22 @@ class CifarVgg(CifarNet):
         drop_rate: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
+        maps = []
         channels = in_chans
-        for width in (128, 256, 512):
-            for last in (False, True):
+        for stage, width in enumerate((128, 256, 512)):
+            for _ in range(2):
                 layers += [
                     nn.Conv2d(channels, width, 3, 1, 1, bias=False),
                     nn.BatchNorm2d(width),
                     nn.ReLU(inplace=True),
                 ]
-                layers += [nn.MaxPool2d(2)] if last else []
                 channels = width
+            maps.append((width, 2**stage, len(layers) - 1))
+            layers.append(nn.MaxPool2d(2))
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         positions = (height // 8) * (width // 8)
-        super().__init__(nn.Sequential(*layers, nn.Dropout(drop_rate)), 512 * positions, False, num_classes, in_chans)
+        features = nn.Sequential(*layers, nn.Dropout(drop_rate))
+        super().__init__(features, maps, 512 * positions, False, num_classes, in_chans)
         _initialize(self)
 
 
@@ -181,6 +208,7 @@ def _create(variant: str, cls: type[CifarNet], pretrained: bool, **kwargs: Any) 
         pretrained,
         pretrained_filter_fn=drop_other_head,
         kwargs_filter=("global_pool",),
+        feature_cfg={"out_indices": (0, 1, 2), "flatten_sequential": True},
         **kwargs,
     )
     return model

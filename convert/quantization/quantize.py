@@ -13,6 +13,7 @@ from ..calibration.batchnorm_shift import calibration_statistics
 from ..calibration.config import CalibrationConfig
 from ..conversion.targets import require_support
 from ..errors import AdderkitError
+from ..graph.layers import is_feature_extractor
 from ..graph.modes import batches_of, eval_mode, move_like
 from ..record import record_, require_float_weights, set_transforms_, transforms_of
 from ..wrappers import unwrapped
@@ -60,6 +61,16 @@ def quantize(
     return quantize_with_ranges(model, images, config, memory=memory)[0]
 
 
+def require_logits(model: nn.Module) -> None:
+    """Refuse a feature extractor.
+
+    Raises:
+        AdderkitError: The model returns feature maps.
+    """
+    if is_feature_extractor(model):
+        raise AdderkitError("the model is a feature extractor, expected a classifier: integer networks return logits")
+
+
 def quantize_with_ranges(
     model: nn.Module,
     images: Tensor | Iterable[Tensor],
@@ -83,6 +94,7 @@ def quantize_with_ranges(
     """
     model = unwrapped(model)
     require_float_weights(model, "quantized again", "quantize the network that it was made from")
+    require_logits(model)
     batches = batches_of(images, 64)
     count = sum(map(len, batches))
     if count < _LEAST_IMAGES:

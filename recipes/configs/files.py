@@ -10,8 +10,11 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from ...convert.errors import RecipeError
+from ...convert.files import write_text
+from ...convert.output import check_output_file
 from .recipe import Recipe
 
+_SUFFIXES = (".yaml", ".yml")
 _MAX_BYTES = 1 << 16  # of a recipe file; the shipped ones have 2 kB, and PyYAML takes seconds for a megabyte
 
 
@@ -44,26 +47,30 @@ def recipe_text(name: str) -> str:
     if name in shipped:
         return files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix in _SUFFIXES and path.is_file():
         return read_text(path)
     near = get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "expected the path of a .yaml file or a shipped recipe;"
     raise RecipeError(f"unknown recipe {name!r}; {hint} shipped recipes: {', '.join(shipped)}")
 
 
-def copy_recipe(name: str, file: str | None) -> Path:
-    """Write a recipe's YAML text to a new file, by default ``<name>.yaml`` in the working directory.
+def copy_recipe(name: str, file: str | None, *, overwrite: bool = False) -> Path:
+    """Write a recipe's YAML text to a file, by default ``<name>.yaml`` in the working directory.
+
+    Args:
+        name: Name of a shipped recipe, or path of a YAML file.
+        file: File to write.
+        overwrite: Replace an existing file.
 
     Raises:
-        RecipeError: The recipe does not exist, or the file already exists or cannot be written.
+        AdderkitError: The recipe does not exist, or the file already exists or cannot be written.
     """
     load_recipe(name)
     target = Path(file or f"{Path(name).stem}.yaml")
+    check_output_file(str(target), target, _SUFFIXES, " or ".join(_SUFFIXES), overwrite=overwrite)
+    text = recipe_text(name)
     try:
-        with target.open("x", encoding="utf-8") as opened:
-            opened.write(recipe_text(name))
-    except FileExistsError as error:
-        raise RecipeError(f"{target} already exists; name another file: adderkit recipes copy {name} FILE") from error
+        write_text(target, text)
     except OSError as error:
         raise RecipeError(f"cannot write {target}: {error.strerror or error}") from error
     return target

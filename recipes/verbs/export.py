@@ -8,7 +8,18 @@ import typer
 
 from ...convert.export.opsets import DEFAULT_OPSET
 from ..configs.recipe import Recipe
-from ..terminal.options import DataDir, Dataset, Json, Overwrite, ValSplit, output_option
+from ..terminal.options import (
+    Checkpoint,
+    DataDir,
+    Dataset,
+    InChans,
+    Json,
+    NumClasses,
+    Overwrite,
+    Pretrained,
+    ValSplit,
+    output_option,
+)
 from ..terminal.output import print_json
 
 if TYPE_CHECKING:
@@ -37,6 +48,10 @@ def export(
     dataset: Dataset = None,
     data_dir: DataDir = None,
     val_split: ValSplit = Recipe.val_split,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
     json: Json = False,
 ) -> None:
     """Export a model for other programs.
@@ -46,7 +61,8 @@ def export(
     """
     from ...convert.model_source import ModelSource
 
-    result = run_export(ExportJob(ModelSource(model), form, output, opset, dataset, data_dir, val_split, overwrite))
+    source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
+    result = run_export(ExportJob(source, form, output, opset, dataset, data_dir, val_split, overwrite))
     if json:
         print_json(result.to_dict())
     else:
@@ -165,10 +181,10 @@ def run_export(job: ExportJob) -> ExportResult | PortableResult:
     _check_options(job)
     if job.form == "c" or job.form == "hex":
         with output_folder(job.target, portable_folder(job.form, job.name), overwrite=job.overwrite):
-            return _export_portable(_load(job.source), job, job.form)
+            return _export_portable(job.source.build(), job, job.form)
     suffix = _SUFFIXES[job.form]
     check_output_file(f"--output {job.target}", job.target, (suffix,), repr(suffix), overwrite=job.overwrite)
-    return _export_program(_load(job.source), job)
+    return _export_program(job.source.build(), job)
 
 
 def _check_options(job: ExportJob) -> None:
@@ -182,17 +198,6 @@ def _check_options(job: ExportJob) -> None:
             raise ExportError(f"{option} {value} goes with --format {' or '.join(_RECORDED)}, not with {job.form}")
     if job.data_dir is not None and job.dataset is None:
         raise ExportError(f"--data-dir {job.data_dir} needs the name of the data set: give --dataset as well")
-
-
-def _load(source: "ModelSource") -> "nn.Module":
-    from ...convert.errors import ModelSourceError
-
-    if not source.has_pretrained_weights:
-        raise ModelSourceError(
-            f"timm has no pretrained weights for {source.name!r}, expected a network that has some, or a folder that "
-            "convert or finetune wrote"
-        )
-    return source.build()
 
 
 def _export_program(model: "nn.Module", job: ExportJob) -> ExportResult:

@@ -216,7 +216,8 @@ def _prune(job: PruningJob, announce: Callable[[str], None]) -> "tuple[nn.Module
         if job.images is not None:
             announce(f"pruning {job.source.name} by {job.config.importance} on {job.images}")
             images = job.images.load(model)
-        teacher = KeptTeacher.of_successor(job.source, copy.deepcopy(model))
+        teacher = KeptTeacher.of_successor(job.source, model)
+        teacher = dataclasses.replace(teacher, model=copy.deepcopy(teacher.model))  # if it is the unpruned model
         return model, prune_(model, job.config, images), teacher
 
 

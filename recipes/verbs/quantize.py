@@ -15,7 +15,9 @@ from ..terminal.options import (
     DataDir,
     Dataset,
     Device,
+    InChans,
     Json,
+    NumClasses,
     Overwrite,
     Pretrained,
     TrainSplit,
@@ -54,6 +56,8 @@ def quantize(
     device: Device = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
+    num_classes: NumClasses = None,
+    in_chans: InChans = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print ranges and step sizes without writing anything.")
     ] = False,
@@ -67,7 +71,7 @@ def quantize(
     from ..runs.provenance import default_data
     from ..terminal.tables import integer_table, show
 
-    source = ModelSource(model, pretrained, checkpoint)
+    source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
     dataset, data_dir = default_data(source, dataset, data_dir, announce)
     job = QuantizationJob(
         source=source,
@@ -168,13 +172,14 @@ def _quantize(
 ) -> QuantizationResult:
     from ...convert.checkpoint.configuration import check_savable
     from ...convert.cost.integer import integer_rows
-    from ...convert.quantization.quantize import quantize_with_ranges
+    from ...convert.quantization.quantize import quantize_with_ranges, require_logits
     from ..distributed.device import compute_device
     from ..runs.kept_teacher import KeptTeacher
 
     with compute_device(job.device) as device:
         model = job.source.build().to(device)
         check_savable(model)
+        require_logits(model)  # before the images are read
         images = chosen.load(model)
         announce(f"quantizing {job.source.name} on {len(images)} unlabeled images of {chosen.dataset}")
         network, ranges = quantize_with_ranges(model, images, job.config)

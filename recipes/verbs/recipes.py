@@ -36,11 +36,9 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME", help="Shipp
 def recipes_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped recipe or YAML file.")],
     file: Annotated[str | None, typer.Argument(metavar="FILE", help="File to write.", show_default="NAME.yaml")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file of your own.
-
-    An existing file is not overwritten.
-    """
+    """Copy a recipe to a file of your own."""
     from ..configs.files import copy_recipe
 
-    print(f"recipe written: {copy_recipe(name, file)}")
+    print(f"recipe written: {copy_recipe(name, file, overwrite=overwrite)}")

@@ -2,15 +2,18 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 import adderkit
 from adderkit.convert.errors import AdderkitError, CheckpointError
+from adderkit.convert.model_source import ModelSource
 
 
 class Malicious:
@@ -207,6 +210,17 @@ def test_pickle_beside_the_configuration_is_never_run(saved, tmp_path, name):
     with pytest.raises(CheckpointError, match=r"model\.safetensors does not exist"):
         adderkit.load(saved)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_folder_of_timm_without_safetensors(tmp_path):
+    """The message names what reads the file, and that does."""
+    model = timm.create_model("cifar_resnet20").eval()
+    save_for_hf(model, tmp_path / "net", safe_serialization=False)
+    with pytest.raises(CheckpointError, match=r"\.bin with --checkpoint and its architecture") as caught:
+        adderkit.load(tmp_path / "net")
+    pickled = re.search(r"\S+pytorch_model\.bin", str(caught.value))[0]
+    images = torch.randn(2, 3, 32, 32)
+    assert ModelSource("cifar_resnet20", checkpoint=pickled).build()(images).equal(model(images))
 
 
 def test_pickle_in_the_place_of_the_weights_is_never_run(saved, tmp_path):

@@ -70,6 +70,24 @@ def test_vgg_takes_the_size_it_was_built_for(size):
     assert model(torch.randn(1, 3, height, width)).shape == (1, 10)
 
 
+@pytest.mark.parametrize(("name", "channels"), [("cifar_resnet20", (16, 32, 64)), ("cifar_vgg_small", (128, 256, 512))])
+@torch.no_grad()
+def test_feature_maps_are_the_last_of_each_resolution(name, channels):
+    model, image = timm.create_model(name).eval(), torch.randn(2, 3, 32, 32)
+    backbone = timm.create_model(name, features_only=True).eval()
+    weights = model.features.state_dict(prefix="features.")
+    backbone.load_state_dict({key.replace("features.", "features_"): value for key, value in weights.items()})
+    seen, x = {}, image
+    for layer in model.features:
+        x = layer(x.clone())  # some layers change their input
+        if not isinstance(layer, (nn.Dropout, nn.MaxPool2d)):
+            seen[x.shape[-1]] = x
+    found = backbone(image)
+    assert [tuple(each.shape[1:]) for each in found] == [(c, 32 // 2**i, 32 // 2**i) for i, c in enumerate(channels)]
+    assert backbone.feature_info.reduction() == [1, 2, 4]
+    assert all(each.equal(seen[each.shape[-1]]) for each in found)
+
+
 @pytest.mark.parametrize(("name", "shape"), [("cifar_resnet20", (64, 8, 8)), ("cifar_vgg_small", (512, 4, 4))])
 def test_features_and_head_are_the_whole(name, shape):
     model, image = timm.create_model(name).eval(), torch.randn(2, 3, 32, 32)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adderkit.convert.errors import RecipeError
+from adderkit.convert.errors import AdderkitError, RecipeError
 from adderkit.recipes.configs.files import (
     copy_recipe,
     load_recipe,
@@ -134,20 +134,28 @@ class TestCopy:
         assert Path("distill.yaml").read_text() == recipe_text("distill")
         assert load_recipe(str(copy_recipe("distill.yaml", "mine.yaml"))) == load_recipe("distill")
 
-    def test_never_overwrites(self, tmp_path):
-        (tmp_path / "mine.yaml").write_text("lr: 3")
-        with pytest.raises(RecipeError, match=r"mine\.yaml already exists; name another file"):
-            copy_recipe("cnn", str(tmp_path / "mine.yaml"))
-        assert (tmp_path / "mine.yaml").read_text() == "lr: 3"
+    def test_replaces_a_file_only_on_request(self, tmp_path):
+        mine = tmp_path / "mine.yaml"
+        mine.write_text("lr: 3")
+        with pytest.raises(AdderkitError, match=r"mine\.yaml exists already; .*--overwrite"):
+            copy_recipe("cnn", str(mine))
+        assert mine.read_text() == "lr: 3"
+        assert copy_recipe("cnn", str(mine), overwrite=True).read_text() == recipe_text("cnn")
 
     @pytest.mark.parametrize(
-        ("name", "file", "message"), [("cn", None, "did you mean 'cnn'"), ("cnn", "no/x", "cannot write no/x: ")]
+        ("name", "file", "message"),
+        [
+            ("cn", None, "did you mean 'cnn'"),
+            ("cnn", "mine.txt", "mine.txt ends in '.txt', expected .yaml or .yml"),
+            ("cnn", "file/in/it.yaml", "cannot write file/in/it.yaml: .* is not a writable directory"),
+        ],
     )
     def test_refused(self, name, file, message, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(RecipeError, match=message):
-            copy_recipe(name, file)
-        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "file").touch()
+        with pytest.raises(AdderkitError, match=message):
+            copy_recipe(name, file, overwrite=True)
+        assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_key_that_is_there_twice():

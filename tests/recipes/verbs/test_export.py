@@ -186,3 +186,23 @@ def test_wrong_input_is_one_line(words, message, quantized, adder_kit, tmp_path)
 
 def test_format_is_a_choice(misused):
     assert "'cpp' is not one of 'onnx', 'torch-export', 'c', 'hex'" in misused("export", "net", "--format", "cpp")
+
+
+def test_own_weights(adder_kit, fails, tmp_path):
+    """A CNN of timm's with the user's weights, whose number of classes the file determines."""
+    torch.manual_seed(0)
+    model = timm.create_model("cifar_resnet20", num_classes=7).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    words = ("export", "cifar_resnet20", "--checkpoint", "weights.pth", "--format", "torch-export")
+    assert "add --num-classes 7" in fails(*words)
+    assert adder_kit(*words, "--num-classes", 7)[0] == 0
+    images = torch.randn(2, 3, 32, 32)
+    exported = torch.export.load(tmp_path / "cifar_resnet20.pt2").module()
+    torch.testing.assert_close(exported(images), model(images))
+
+
+def test_network_without_weights(fails):
+    line = fails("export", "cifar_resnet20")
+    assert "timm has no pretrained weights for 'cifar_resnet20'" in line
+    assert "--checkpoint" in line
+    assert "--no-pretrained" in line

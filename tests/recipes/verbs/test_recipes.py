@@ -22,7 +22,9 @@ def test_copy(adder_kit, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert adder_kit("recipes", "copy", "cnn", "mine.yaml") == (0, "recipe written: mine.yaml\n", "")
     assert (tmp_path / "mine.yaml").read_text() == recipe_text("cnn")
-    assert "exists" in fails("recipes", "copy", "cnn", "mine.yaml")
+    assert "exists already" in fails("recipes", "copy", "cnn", "mine.yaml")
+    assert adder_kit("recipes", "copy", "distill", "mine.yaml", "--overwrite")[0] == 0
+    assert (tmp_path / "mine.yaml").read_text() == recipe_text("distill")
 
 
 def test_show_of_an_unknown_one(fails):

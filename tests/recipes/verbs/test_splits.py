@@ -92,6 +92,12 @@ def test_quantize_says_that_classes_are_others(adder_kit, folder, model, caplog)
     assert class_names_of(adderkit.load("int8")) == ("eel", "dog", "cat")
 
 
+def test_backbone_is_refused_before_the_images_are_read(fails, tmp_path):
+    adderkit.save(timm.create_model(NET, features_only=True), tmp_path / "backbone")
+    for verb in ("quantize", "evaluate", "finetune"):
+        assert "is a feature extractor" in fails(verb, "backbone", *DATA, "nowhere")
+
+
 def test_class_map(json_of, adder_kit, folder, model):
     """Folders with other words for the classes, and a map that says which is which."""
     expected = json_of("evaluate", model, *DATA, folder, "--split", "test", "-j", 0)
