@@ -1,1 +1,1 @@
-"""Count the operations, bytes and energy of a network for one image."""
+"""Count the operations, bytes, energy and area of a network for one image."""

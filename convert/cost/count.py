@@ -6,6 +6,7 @@ scales only if ``x`` does too, and ``x`` is shared by all filters. So a conversi
 """
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,7 @@ def _events(model: nn.Module, image: Tensor) -> tuple[list[Event], tuple[str, ..
 
 def _rows(model: nn.Module, events: Sequence[Event]) -> tuple[LayerCost, ...]:
     modules = dict(model.named_modules())
+    normalized = {id(_normalized_layer(event, events)) for event in events}
     groups: dict[tuple[str, str], list[Event]] = {}
     for event in events:
         groups.setdefault((event.path, event.tally.kind), []).append(event)
@@ -76,6 +78,11 @@ def _rows(model: nn.Module, events: Sequence[Event]) -> tuple[LayerCost, ...]:
             parameters=own,
             weights=min(own, max(event.tally.weights for event in group)),
             activations=sum(event.tally.moved for event in group),
+            requantized=sum(
+                math.prod(event.output_shape)
+                for event in group
+                if (kind == "adder" and id(event) not in normalized) or kind in ("convolution", "linear")
+            ),
         )
         if row.operations != Operations() or row.parameters or row.activations:
             rows.append(row)
@@ -85,7 +92,13 @@ def _rows(model: nn.Module, events: Sequence[Event]) -> tuple[LayerCost, ...]:
 def _folded(event: Event, events: Sequence[Event]) -> tuple[Operations, Operations]:
     """Return the operations of an event as a CNN and as they are, with BatchNorms folded where possible."""
     operations = event.tally.operations
-    source = events[event.source] if event.foldable and event.source is not None else None
-    if source is None or source.uses != 1 or source.tally.kind not in WEIGHT_LAYERS:
+    source = _normalized_layer(event, events)
+    if source is None:
         return operations.as_products(), operations
     return Operations(), operations if source.tally.kind == "adder" else Operations()
+
+
+def _normalized_layer(event: Event, events: Sequence[Event]) -> Event | None:
+    """Return the weight layer whose outputs a BatchNorm, and nothing else, reads."""
+    source = events[event.source] if event.foldable and event.source is not None else None
+    return source if source is not None and source.uses == 1 and source.tally.kind in WEIGHT_LAYERS else None

@@ -32,7 +32,8 @@ _KINDS = {"max_pool": "pooling", "average_pool": "pooling", "rescale": "element-
 def integer_cost(network: IntegerNetwork) -> Cost:
     """Count the operations and bytes of an integer network."""
     plan = network.plan
-    rows = [_row(step, path, plan) for step, path in zip(plan.steps, plan.paths, strict=True)]
+    bits = _code_bits(plan)
+    rows = [_row(step, path, plan, bits[step.input]) for step, path in zip(plan.steps, plan.paths, strict=True)]
     first = plan.activations[0]
     shape = (first.channels, first.height, first.width)
     if network.stem is not None:
@@ -68,7 +69,17 @@ def integer_rows(plan: IntegerPlan) -> list[IntegerRow]:
     return rows
 
 
-def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
+def _code_bits(plan: IntegerPlan) -> dict[int, int]:
+    """Return the bits of the codes of each activation, by its number."""
+    bits = {0: 8}
+    for step in plan.steps:
+        if not isinstance(step, Linear):
+            factors = requantization_of(step)
+            bits[step.output] = bits[step.input] if factors is None else factors.quant_max.bit_length()
+    return bits
+
+
+def _row(step: Step, path: str, plan: IntegerPlan, bits: int) -> LayerCost:
     source = plan.activations[step.input]
     if isinstance(step, Linear):
         shape: tuple[int, ...] = (len(step.offset),)
@@ -93,7 +104,7 @@ def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
     sums = size * (taps - 1) + (0 if factors is None else size * (1 + added))
     before = Operations(products=terms, scalings=scalings, sums=sums)
     shifts = factors is not None and powers_of_two(step)
-    after = dataclasses.replace(before, scalings=0) if shifts else before
+    after = dataclasses.replace(before, scalings=0, shifts=scalings) if shifts else before
     own = 0 if factors is None else 3 * len(factors.offset)
     return LayerCost(
         path=path,
@@ -105,6 +116,7 @@ def _row(step: Step, path: str, plan: IntegerPlan) -> LayerCost:
         parameters=weights + own,
         weights=weights,
         activations=source.channels * source.height * source.width + size * (1 + added),
+        bits=bits,
     )
 
 

@@ -14,6 +14,7 @@ class Operations:
         products: Accumulated products ``x·w``.
         distances: Accumulated distances ``|x - w|``.
         scalings: Other multiplications.
+        shifts: Shifts by a stored number of bits, in place of a scaling.
         sums: Other additions and comparisons.
         functions: Exponentials, roots, divisions and the like.
     """
@@ -21,6 +22,7 @@ class Operations:
     products: int = 0
     distances: int = 0
     scalings: int = 0
+    shifts: int = 0
     sums: int = 0
     functions: int = 0
 

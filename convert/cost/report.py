@@ -8,6 +8,7 @@ runs: first and last layer as they are, normalizations, gates, residual sums, po
 import dataclasses
 from typing import Any
 
+from .area import WEIGHT_BITS, arithmetic_area, equal_weight_bits
 from .energy import PRECISIONS, Precision, arithmetic_energy, memory_energy
 from .operations import WEIGHT_LAYERS, Operations, total
 
@@ -28,6 +29,9 @@ class LayerCost:
         weights: Number of those parameters that belong to the weight of a weight layer.
         activations: Number of values read and written. A normalization or activation is fused into the layer before it
             and moves none.
+        bits: Bits of the operands as integers.
+        requantized: Number of outputs of a weight layer that integers must scale besides ``operations``: those that no
+            normalization of the model scales.
     """
 
     path: str
@@ -39,6 +43,8 @@ class LayerCost:
     parameters: int
     weights: int
     activations: int
+    bits: int = 8
+    requantized: int = 0
 
     @property
     def multiplications(self) -> int:
@@ -58,6 +64,26 @@ class LayerCost:
         """Return the bytes of the activations read and written."""
         return self.activations * precision.bytes
 
+    @property
+    def area(self) -> float:
+        """Transistors of the arithmetic; see ``area.py``."""
+        return arithmetic_area(self.operations + self._requantization, self.bits)
+
+    def cnn_area(self, weight_bits: float) -> float:
+        """Return the transistors as a layer of a CNN with such weights and the same requantization.
+
+        Products of two activations keep their bits.
+        """
+        if self.kind not in WEIGHT_LAYERS:
+            return self.area
+        own = {"scalings": self.operations.scalings, "shifts": self.operations.shifts}
+        operations = dataclasses.replace(self.before, **own) + self._requantization
+        return arithmetic_area(operations, self.bits, weight_bits)
+
+    @property
+    def _requantization(self) -> Operations:
+        return Operations(scalings=self.requantized, sums=self.requantized)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
         return {
@@ -71,6 +97,7 @@ class LayerCost:
             "weight_bytes": {name: self.weight_bytes(each) for name, each in PRECISIONS.items()},
             "activation_bytes": {name: self.activation_bytes(each) for name, each in PRECISIONS.items()},
             "energy_pj": _energies(self.before, self.operations),
+            "area": {"before": self.cnn_area(8), "after": self.area},
         }
 
 
@@ -154,6 +181,24 @@ class Cost:
         """Additions for one image, by the honest count."""
         return self.honest.additions
 
+    @property
+    def area(self) -> float:
+        """Transistors of the arithmetic of everything that runs; see ``area.py``."""
+        return sum(layer.area for layer in self.layers)
+
+    def cnn_area(self, weight_bits: float) -> float:
+        """Return the transistors of the CNN of the same shape with such weights, and the same requantization.
+
+        The weights of its first and last layer have 8 bits, as is usual.
+        """
+        outer = (*self.weight_layers[:1], *self.weight_layers[-1:])
+        return sum(layer.cnn_area(8 if layer in outer else weight_bits) for layer in self.layers)
+
+    @property
+    def equal_weight_bits(self) -> float | None:
+        """Bits of the weights with which the CNN has the same area, interpolated; ``None`` outside 2 to 8 bits."""
+        return equal_weight_bits(self.area, self.cnn_area)
+
     def weight_bytes(self, precision: Precision) -> int:
         """Return the bytes of all parameters."""
         weights = sum(layer.weights for layer in self.layers)
@@ -173,6 +218,11 @@ class Cost:
             "headline": {"before": self.headline_before.to_dict(), "after": self.headline.to_dict()},
             "honest": {"before": self.honest_before.to_dict(), "after": self.honest.to_dict()},
             "energy_pj": _energies(self.honest_before, self.honest),
+            "area": {
+                "after": self.area,
+                "cnn": {str(bits): self.cnn_area(bits) for bits in WEIGHT_BITS},
+                "equal_weight_bits": self.equal_weight_bits,
+            },
             "memory": {name: self._memory(precision) for name, precision in PRECISIONS.items()},
             "uncounted": list(self.uncounted),
             "integers": [dataclasses.asdict(row) for row in self.integers],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...convert.conversion.targets import ADDER
+from ...convert.cost.area import name_equal_cnn
 from ...convert.cost.energy import PRECISIONS, arithmetic_energy
 from ...convert.cost.operations import Operations
 from ...convert.cost.report import LayerCost
@@ -32,6 +33,9 @@ _COUNTING = """All operations are counted, including the first and last layers, 
 sums. Papers count only weight layers, and count the first and last layers as adder layers."""
 _ENERGY = """Energy of the arithmetic only, from the table by Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
 takes as long as a multiplication: the savings need hardware designed for additions."""
+_AREA = """Transistors of the arithmetic in integers that computes one image in a million cycles, by logic synthesis,
+without memory and wiring; activations have 8 bits unless the model is quantized to fewer. The CNN has 8-bit weights
+and the same requantization."""
 _FIDELITY = """Correlation between the output of each adder layer and that of the convolution it replaced, averaged
 over channels and for the worst channel, on images that were not used for the fit. It was measured during calibration,
 before any training; 1 means equal up to scale and offset."""
@@ -170,13 +174,16 @@ def _cost(facts: ReportFacts) -> Html:
     for name, form in PRECISIONS.items():
         before, after = (arithmetic_energy(each, form) / _UJ for each in (cost.honest_before, cost.honest))
         rows.append(before_after(f"energy in µJ, {name}", before, after, ",.1f"))
+    rows.append(before_after("transistors, integers", cost.cnn_area(8), cost.area, ",.0f"))
     shape = "x".join(map(str, cost.input_shape))
     uncounted = f" Not counted, for lack of a formula: {', '.join(cost.uncounted)}." if cost.uncounted else ""
     return join(
         [
             tag("p", f"For an input image of {shape}; {cost.parameters:,} parameters. {_COUNTING}{uncounted}"),
             table(("", "as a CNN", "this model"), rows, numbers=2),
+            tag("p", f"As integers, this model takes {name_equal_cnn(cost.area, cost.cnn_area)}."),
             tag("p", _ENERGY, class_="faint"),
+            tag("p", _AREA, class_="faint"),
             *_cost_chart(facts),
         ]
     )

@@ -1,10 +1,11 @@
-"""Tables of a model's cost: operations, bytes and energy, by layer and in total."""
+"""Tables of a model's cost: operations, bytes, energy and area, by layer and in total."""
 
 from collections.abc import Iterable
 
 from rich.markup import escape
 from rich.table import Table
 
+from ...convert.cost.area import name_equal_cnn
 from ...convert.cost.energy import PRECISIONS, arithmetic_energy, memory_energy
 from ...convert.cost.operations import Operations
 from ...convert.cost.report import Cost
@@ -12,13 +13,15 @@ from .tables import integer_table, new_table
 
 _UJ = 1e6  # pJ
 _MB = 1e6  # bytes
+_CNN_BITS = (8, 6, 4, 3, 2)
 _COUNTS = ("multiplications before", "after", "additions before", "after")
 
 
 def cost_tables(cost: Cost) -> list[Table]:
     """Tables of operations and of energy by layer, followed by their totals, which a reader sees last."""
     integers = [integer_table(cost.integers)] if cost.integers else []
-    return [*integers, _operations_table(cost), _energy_table(cost), _total_table(cost), _total_energy_table(cost)]
+    totals = [_total_table(cost), _total_energy_table(cost), _area_table(cost)]
+    return [*integers, _operations_table(cost), _energy_table(cost), *totals]
 
 
 def _operations_table(cost: Cost) -> Table:
@@ -101,6 +104,24 @@ def _total_energy_table(cost: Cost) -> Table:
         f"{cost.parameters:,} parameters. Memory is the same before and after: each weight is read once,\n"
         "each activation written and read once, all in a 1 MB SRAM or all in DRAM. On GPUs, an fp32 addition is no\n"
         "faster than a multiplication: these figures are for dedicated hardware."
+    )
+    return table
+
+
+def _area_table(cost: Cost) -> Table:
+    """Table of the area of the arithmetic, beside CNNs with narrower weights."""
+    title = "area of the arithmetic in integers, for one image in a million cycles"
+    table = new_table(title, ("network",), ("transistors", "of those with 8-bit weights"))
+    reference = cost.cnn_area(8)
+    areas = {f"as a CNN with {bits}-bit weights": cost.cnn_area(bits) for bits in _CNN_BITS}
+    for name, area in {**areas, "this model": cost.area}.items():
+        table.add_row(name, f"{area:,.0f}", f"{100 * area / reference:.0f} %" if reference else "")
+    table.caption_justify = "left"
+    table.caption = (
+        f"This model takes {name_equal_cnn(cost.area, cost.cnn_area)}.\n"
+        "By logic synthesis, without memory and wiring; activations have 8 bits\n"
+        "unless the model is quantized to fewer. The CNNs have the same\n"
+        "requantization, and 8-bit weights in their first and last layer."
     )
     return table
 

@@ -1,4 +1,4 @@
-"""``adderkit inspect``: count the operations, bytes and energy of a model."""
+"""``adderkit inspect``: count the operations, bytes, energy and area of a model."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +27,7 @@ def inspect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier chart.")] = False,
     json: Json = False,
 ) -> None:
-    """Count the operations, bytes and energy of a model.
+    """Count the operations, bytes, energy and area of a model.
 
     Counts are for one image, next to those of a CNN of the same shape.
     """
