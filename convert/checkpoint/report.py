@@ -68,8 +68,8 @@ class Report:
         quantization: Configuration and activation ranges of the quantization.
         imported: Name and SHA-256 of the file that the weights were imported from.
         teacher: Name of the model to distil from; ``teacher`` for the one in the folder of that name.
-        data: Data set that the model was made with: ``dataset`` and ``data_dir``, as on the command line; not recorded
-            in published folders.
+        data: Data set that the model was made with: ``dataset``, ``data_dir``, ``train_split``, ``val_split`` and
+            ``class_map``, as on the command line where they are not the defaults; not recorded in published folders.
         source: Origin of the weights: a timm name, Hub repository or folder; ``None`` for random weights or a file of
             unknown origin, ``NOT_RECORDED`` where nothing is recorded.
         commands: Command lines that made the model, in order.

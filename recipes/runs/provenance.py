@@ -1,5 +1,6 @@
 """Provenance of a model: the command that makes it, the origin of its weights, and the data set it was made with."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from ...convert.checkpoint.report import NOT_RECORDED, Report, read_report
 from ...convert.errors import DatasetError
 from ...convert.hub import PREFIX
 from ...convert.model_source import ModelSource
+from ..configs.recipe import Recipe
 from ..data.unlabeled import UnlabeledImages
 
 _PROGRAMS = ("adderkit", "convert")
@@ -91,14 +93,65 @@ def _last_part(text: str) -> str:
     return text
 
 
-def data_facts(dataset: str, data_dir: str | None) -> dict[str, Any]:
-    """Return what a report records of a data set: its name, and the absolute path of its folder on this machine."""
-    return {"dataset": dataset} if data_dir is None else {"dataset": dataset, "data_dir": absolute_if_local(data_dir)}
+@dataclasses.dataclass(frozen=True)
+class DataChoice:
+    """A data set as it is named on the command line; ``None`` for an option that is not given.
+
+    Args:
+        dataset: Name of the data set.
+        data_dir: Folder, or address, of its files.
+        train_split: Name of the training split.
+        val_split: Name of the evaluation split.
+        class_map: File with the class index of each class name.
+    """
+
+    dataset: str | None = None
+    data_dir: str | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    class_map: str | None = None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "DataChoice":
+        """Return what a recipe names, other than by its defaults."""
+        values = ((name, getattr(recipe, name)) for name in _FIELDS)
+        return cls(**{name: value for name, value in values if value != getattr(Recipe, name)})
+
+    @classmethod
+    def of_images(cls, images: UnlabeledImages) -> "DataChoice":
+        """Return where unlabeled images are from."""
+        return cls(images.dataset, images.data_dir, images.split if images.split != Recipe.train_split else None)
+
+    @classmethod
+    def recorded_in(cls, report: Report) -> "DataChoice":
+        """Return what a report records, which somebody else may have written."""
+        return cls(**{name: value for name in _FIELDS if isinstance(value := report.data.get(name), str) and value})
+
+    def given(self) -> dict[str, str]:
+        """Return what is not ``None``, by name."""
+        return {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+
+    def facts(self) -> dict[str, str]:
+        """Return what a report records: what was given, with absolute paths of what is on this machine."""
+        paths = ("data_dir", "class_map")
+        return {name: absolute_if_local(value) if name in paths else value for name, value in self.given().items()}
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(DataChoice))
 
 
 def facts_of_images(images: UnlabeledImages | None, before: Report) -> Mapping[str, Any]:
-    """Return what a report records of the images that a verb measured on; without any, what was recorded before."""
-    return before.data if images is None else data_facts(images.dataset, images.data_dir)
+    """Return what a report records of the images that a verb measured on, and still of their data set.
+
+    Args:
+        images: The images; without any, what was recorded before.
+        before: Report of the model that the verb began with.
+    """
+    if images is None:
+        return before.data
+    facts = DataChoice.of_images(images).facts()
+    same = all(before.data.get(name) == facts.get(name) for name in ("dataset", "data_dir"))
+    return {**before.data, **facts} if same else facts
 
 
 def absolute_if_local(path: str) -> str:
@@ -107,34 +160,30 @@ def absolute_if_local(path: str) -> str:
 
 
 def default_data(
-    source: ModelSource,
-    dataset: str | None,
-    data_dir: str | None,
-    announce: Callable[[str], None],
-    *,
-    needed: bool = True,
-) -> tuple[str | None, str | None]:
-    """Return the data set that was given, or else the one that a saved model records.
+    source: ModelSource, given: DataChoice, announce: Callable[[str], None], *, needed: bool = True
+) -> DataChoice:
+    """Return the data set that was given, or else the one that a saved model records, with its splits and class map.
 
     A report may be somebody else's, so nothing is downloaded just because it says so.
 
     Args:
         source: The model as it was named.
-        dataset: Value of ``--dataset``.
-        data_dir: Value of ``--data-dir``; without a data set, the place where the recorded one is now.
+        given: Options of the command line; a ``data_dir`` without a data set is where the recorded one is now.
         announce: Called with a line that says what is used.
         needed: Whether the verb needs images; otherwise it continues without them, and a message says why.
 
     Returns:
-        Name and folder of the data set; ``None`` where neither is known.
+        The data set; its name is ``None`` where none is known.
 
     Raises:
         DatasetError: The recorded data set is not where it was, or would be downloaded.
     """
-    name, place = (source.report().data.get(key) for key in ("dataset", "data_dir"))
-    if dataset is not None or not isinstance(name, str) or not name:
-        return dataset, data_dir
-    place = data_dir or (place if isinstance(place, str) else None)
+    recorded = DataChoice.recorded_in(source.report())
+    name = recorded.dataset
+    if given.dataset is not None or name is None:
+        return given
+    chosen = DataChoice(**{**recorded.given(), **given.given()})
+    place = chosen.data_dir
     if place is not None and not Path(place).exists():
         problem = (
             f"{source.name} was made with data set {name} in {place}, which does not exist; say where it is now with "
@@ -145,10 +194,15 @@ def default_data(
             f"{source.name} was made with data set {name}, which may be downloaded: allow that with --dataset {name}"
         )
     else:
+        others = "".join(
+            f", --{option.replace('_', '-')} {value}"
+            for option, value in recorded.given().items()
+            if option in ("train_split", "val_split", "class_map") and getattr(given, option) is None
+        )
         where = f" in {place}" if place else ""
-        announce(f"using data set {name}{where}, with which {source.name} was made; --dataset selects another")
-        return name, place
-    if needed or data_dir is not None:
+        announce(f"using data set {name}{where}{others}, with which {source.name} was made; --dataset selects another")
+        return chosen
+    if needed or given.data_dir is not None:
         raise DatasetError(problem)
     announce(f"no images: {problem}")
-    return None, None
+    return DataChoice()

@@ -13,8 +13,10 @@ Dataset = Annotated[
     typer.Option(metavar="NAME", help="Data set: digits, fashion-mnist, folder, hfds/…, wds/… or torch/…."),
 ]
 DataDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder with the files of the data set.")]
-TrainSplit = Annotated[str, typer.Option(metavar="NAME", help="Training split.")]
-ValSplit = Annotated[str, typer.Option(metavar="NAME", help="Evaluation split.")]
+TrainSplit = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Training split.", show_default=UnlabeledImages.split)
+]
+ValSplit = Annotated[str | None, typer.Option(metavar="NAME", help="Evaluation split.", show_default="validation")]
 ClassMap = Annotated[
     str | None, typer.Option(metavar="FILE", help="Class index of each class name: .txt or .json.", show_default="none")
 ]
@@ -46,11 +48,11 @@ def output_option(metavar: str, default: str, help: str = "Folder to write.") ->
 
 
 def unlabeled_images(
-    dataset: str | None, data_dir: str | None, split: str, count: int, seed: int
+    dataset: str | None, data_dir: str | None, split: str | None, count: int, seed: int
 ) -> UnlabeledImages | None:
     """Return the images that ``--dataset`` and the options about it name, if any."""
     if dataset is not None:
-        return UnlabeledImages(dataset, data_dir, count, seed, split)
+        return UnlabeledImages(dataset, data_dir, count, seed, split or UnlabeledImages.split)
     if data_dir is not None:
         raise typer.BadParameter("give --dataset as well", param_hint="--data-dir")
     return None

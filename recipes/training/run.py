@@ -31,7 +31,7 @@ from ..runs.kept_teacher import TEACHER, kept_in
 from ..runs.layer_scales import watched_layers
 from ..runs.lock import folder_lock
 from ..runs.plan import device_name
-from ..runs.provenance import absolute_if_local, command_line, data_facts, weights_origin
+from ..runs.provenance import DataChoice, absolute_if_local, command_line, weights_origin
 from ..runs.signals import Interrupted, StopRequest, any_process
 from ..runs.state import AVERAGE_COLUMNS, Row, RunState, gather_sums, loss_columns, mean_losses
 from .assemble import assemble, first_model, open_data
@@ -278,7 +278,7 @@ def _report(run: Run, job: Job, folder: RunFolder, state: RunState, metrics: Met
         job.command,
         source=weights_origin(job.source, run.bare_model),
         teacher=TEACHER if kept_in(folder.path) else job.teacher or before.teacher,
-        data=data_facts(run.recipe.dataset, run.recipe.data_dir),
+        data=DataChoice.of_recipe(run.recipe).facts(),
         training={
             "recipe": run.recipe.to_dict(),
             "epoch": state.epoch,

@@ -94,7 +94,7 @@ def convert(
     budget: Budget = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    train_split: TrainSplit = UnlabeledImages.split,
+    train_split: TrainSplit = None,
     calibration_images: CalibrationImages = UnlabeledImages.count,
     calibration_steps: CalibrationSteps = CalibrationConfig.steps,
     matching_steps: MatchingSteps = CalibrationConfig.matching_steps,

@@ -33,8 +33,11 @@ def evaluate(
     dataset: Dataset = None,
     data_dir: DataDir = None,
     split: Annotated[
-        str, typer.Option("--split", "--val-split", metavar="NAME", help="Split to evaluate on.")
-    ] = Recipe.val_split,
+        str | None,
+        typer.Option(
+            "--split", "--val-split", metavar="NAME", help="Split to evaluate on.", show_default=Recipe.val_split
+        ),
+    ] = None,
     class_map: ClassMap = None,
     batch_size: BatchSize = Recipe.batch_size,
     workers: Workers = Recipe.workers,
@@ -53,18 +56,27 @@ def evaluate(
     from accelerate import PartialState
 
     from ...convert.model_source import ModelSource
-    from ..runs.provenance import default_data
+    from ..runs.provenance import DataChoice, default_data
     from ..terminal.tables import metrics_table, show
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
-    dataset, data_dir = default_data(source, dataset, data_dir, announce)
+    data = default_data(source, DataChoice(dataset, data_dir, val_split=split, class_map=class_map), announce)
+    split = data.val_split or Recipe.val_split
     metrics = evaluate_model(
-        source, dataset, data_dir, split, batch_size, workers, class_map=class_map, record=record, device=device
+        source,
+        data.dataset,
+        data.data_dir,
+        split,
+        batch_size,
+        workers,
+        class_map=data.class_map,
+        record=record,
+        device=device,
     )
     if not PartialState().is_main_process:
         return
     if json:
-        print_json({"model": model, "dataset": dataset, "split": split, **metrics.to_dict()})
+        print_json({"model": model, "dataset": data.dataset, "split": split, **metrics.to_dict()})
     else:
         show(metrics_table([(model, metrics)]))
 

@@ -47,7 +47,7 @@ def export(
     ] = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    val_split: ValSplit = Recipe.val_split,
+    val_split: ValSplit = None,
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     num_classes: NumClasses = None,
@@ -62,7 +62,8 @@ def export(
     from ...convert.model_source import ModelSource
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
-    result = run_export(ExportJob(source, form, output, opset, dataset, data_dir, val_split, overwrite))
+    split = val_split or Recipe.val_split
+    result = run_export(ExportJob(source, form, output, opset, dataset, data_dir, split, overwrite))
     if json:
         print_json(result.to_dict())
     else:

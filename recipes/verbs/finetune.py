@@ -167,13 +167,12 @@ def _launch(processes: int | None, resumed: str | None = None) -> None:
 def _settings(source: "ModelSource", recipe: str | None, given: Mapping[str, Any], changes: Sequence[str]) -> "Recipe":
     """Return the recipe with the settings of the command line: first the options, then each ``--set``."""
     from ..configs.files import load_recipe, parse_settings
-    from ..runs.provenance import default_data
+    from ..runs.provenance import DataChoice, default_data
     from ..training.models import default_recipe
 
     settings = load_recipe(recipe or default_recipe(source)).changed({**given, **parse_settings(changes)})
     say = announce if is_first_process() else lambda line: None
-    dataset, data_dir = default_data(source, settings.dataset or None, settings.data_dir, say)
-    return settings.changed({"dataset": dataset or "", "data_dir": data_dir})
+    return settings.changed(default_data(source, DataChoice.of_recipe(settings), say).given())
 
 
 def _start(job: "Job", settings: "Recipe", output: str | None) -> "tuple[RunFolder, list[Row]]":

@@ -68,7 +68,7 @@ def prune(
     ignore: Ignore = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    train_split: TrainSplit = UnlabeledImages.split,
+    train_split: TrainSplit = None,
     calibration_images: CalibrationImages = UnlabeledImages.count,
     seed: Seed = PruneConfig.seed,
     output: Annotated[str | None, output_option("DIR", "MODEL-pruned")] = None,
@@ -86,7 +86,7 @@ def prune(
     Give either --ratio or --target.
     """
     from ...convert.model_source import ModelSource
-    from ..runs.provenance import default_data
+    from ..runs.provenance import DataChoice, default_data
     from ..terminal.tables import show
 
     config = PruneConfig(
@@ -101,12 +101,12 @@ def prune(
     )
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
     needed = importance in NEED_IMAGES
-    dataset, data_dir = default_data(source, dataset, data_dir, announce, needed=needed)
+    data = default_data(source, DataChoice(dataset, data_dir, train_split), announce, needed=needed)
     job = PruningJob(
         source=source,
         config=config,
         output=output,
-        images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
+        images=unlabeled_images(data.dataset, data.data_dir, data.train_split, calibration_images, seed),
         overwrite=overwrite,
         device=device,
     )

@@ -45,7 +45,7 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Saved folder or timm model name.")],
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    train_split: TrainSplit = UnlabeledImages.split,
+    train_split: TrainSplit = None,
     bits: BitsOption = QuantizeConfig.bits,
     requant: Rescaling = QuantizeConfig.requant,
     first_last: Ends = QuantizeConfig.first_last,
@@ -68,16 +68,16 @@ def quantize(
     Ranges of activations are measured on unlabeled training images of --dataset.
     """
     from ...convert.model_source import ModelSource
-    from ..runs.provenance import default_data
+    from ..runs.provenance import DataChoice, default_data
     from ..terminal.tables import integer_table, show
 
     source = ModelSource(model, pretrained, checkpoint, num_classes, in_chans)
-    dataset, data_dir = default_data(source, dataset, data_dir, announce)
+    data = default_data(source, DataChoice(dataset, data_dir, train_split), announce)
     job = QuantizationJob(
         source=source,
         config=QuantizeConfig(bits, requant, first_last),
         output=output,
-        images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
+        images=unlabeled_images(data.dataset, data.data_dir, data.train_split, calibration_images, seed),
         overwrite=overwrite,
         device=device,
     )

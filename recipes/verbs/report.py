@@ -27,7 +27,7 @@ def report(
     overwrite: Overwrite = False,
     dataset: Dataset = None,
     data_dir: DataDir = None,
-    val_split: ValSplit = Recipe.val_split,
+    val_split: ValSplit = None,
     class_map: ClassMap = None,
     teacher: Teacher = None,
     teacher_checkpoint: TeacherCheckpoint = None,
@@ -40,13 +40,12 @@ def report(
     """
     from ...convert.model_source import ModelSource
     from ..reporting.report import ReportJob, run_report
-    from ..runs.provenance import default_data
+    from ..runs.provenance import DataChoice, default_data
 
     check_teacher(teacher, teacher_checkpoint)
-    data = None
-    dataset, data_dir = default_data(ModelSource(folder), dataset, data_dir, announce, needed=False)
-    if dataset is not None:
-        data = Recipe(dataset=dataset, data_dir=data_dir, val_split=val_split, class_map=class_map or "")
+    given = DataChoice(dataset, data_dir, val_split=val_split, class_map=class_map)
+    chosen = default_data(ModelSource(folder), given, announce, needed=False)
+    data = Recipe().changed(chosen.given()) if chosen.dataset is not None else None
     job = ReportJob(folder, output, data, teacher, teacher_checkpoint, overwrite, device)
     result = run_report(job, announce)
     if json:

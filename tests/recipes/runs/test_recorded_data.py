@@ -7,7 +7,9 @@ import adderkit
 from adderkit.convert.checkpoint.report import Report
 from adderkit.convert.errors import DatasetError
 from adderkit.convert.model_source import ModelSource
-from adderkit.recipes.runs.provenance import data_facts, default_data
+from adderkit.recipes.configs.recipe import Recipe
+from adderkit.recipes.data.unlabeled import UnlabeledImages
+from adderkit.recipes.runs.provenance import DataChoice, default_data, facts_of_images
 
 
 @pytest.fixture
@@ -22,9 +24,10 @@ def source(tmp_path):
 
 
 def chosen(source, dataset=None, data_dir=None, **options):
-    """What is used, and the lines that say so."""
+    """Data set and folder that are used, and the lines that say so."""
     said = []
-    return default_data(source, dataset, data_dir, said.append, **options), said
+    found = default_data(source, DataChoice(dataset, data_dir), said.append, **options)
+    return (found.dataset, found.data_dir), said
 
 
 def test_recorded_one_is_used_and_said(source, tmp_path):
@@ -68,7 +71,35 @@ def test_one_that_would_be_downloaded(source, name):
 
 def test_facts_are_good_from_another_directory(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
+    (tmp_path / "map.txt").touch()
     monkeypatch.chdir(tmp_path)
-    assert data_facts("folder", "images") == {"dataset": "folder", "data_dir": str(tmp_path / "images")}
-    assert data_facts("digits", None) == {"dataset": "digits"}
-    assert data_facts("wds/x", "https://x/{0..3}.tar") == {"dataset": "wds/x", "data_dir": "https://x/{0..3}.tar"}
+    assert DataChoice("folder", "images").facts() == {"dataset": "folder", "data_dir": str(tmp_path / "images")}
+    assert DataChoice("digits").facts() == {"dataset": "digits"}
+    shards = {"dataset": "wds/x", "data_dir": "https://x/{0..3}.tar"}
+    assert DataChoice(**shards).facts() == shards
+    mapped = DataChoice("folder", train_split="a", val_split="b", class_map="map.txt").facts()
+    assert mapped == {"dataset": "folder", "train_split": "a", "val_split": "b", "class_map": str(tmp_path / "map.txt")}
+
+
+def test_splits_and_class_map_belong_to_the_data_set(source):
+    net = source(dataset="digits", train_split="fold1", val_split="fold2", class_map="map.txt")
+    said = []
+    found = default_data(net, DataChoice(val_split="fold3"), said.append)
+    assert found == DataChoice("digits", None, "fold1", "fold3", "map.txt")
+    assert said[0].startswith("using data set digits, --train-split fold1, --class-map map.txt, with which")
+    other = DataChoice("folder", "images")
+    assert default_data(net, other, said.append) == other
+
+
+def test_defaults_of_a_recipe_are_not_recorded():
+    recipe = Recipe().changed({"dataset": "digits"})
+    assert DataChoice.of_recipe(recipe) == DataChoice("digits")
+    assert DataChoice.of_recipe(recipe.changed({"val_split": "fold2"})) == DataChoice("digits", val_split="fold2")
+
+
+def test_facts_of_images_keep_what_is_known_of_their_data_set():
+    before = Report(data={"dataset": "digits", "val_split": "fold2"})
+    assert facts_of_images(None, before) == before.data
+    fold = UnlabeledImages("digits", split="fold1")
+    assert facts_of_images(fold, before) == {"dataset": "digits", "train_split": "fold1", "val_split": "fold2"}
+    assert facts_of_images(UnlabeledImages("fashion-mnist"), before) == {"dataset": "fashion-mnist"}

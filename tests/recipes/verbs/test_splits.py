@@ -54,6 +54,10 @@ def test_other_names_of_splits(adder_kit, json_of, folder, model):
     splits = ("--train-split", "fold1", "--val-split", "fold2")
     assert adder_kit("finetune", model, "--recipe", "cnn", *words, *splits)[0] == 0
     assert json_of("evaluate", "run/last", *DATA, folder, "--val-split", "fold1", "-j", 0)["images"] == 24
+    # The run records the splits with the data set.
+    (folder / "fold2" / "cat" / "0.png").unlink()
+    assert json_of("evaluate", "run/last", "-j", 0)["images"] == 23
+    assert adder_kit("quantize", "run/last", "--dry-run")[0] == 0
     assert adder_kit("quantize", model, *DATA, folder, "--train-split", "fold1", "--dry-run")[0] == 0
     assert adder_kit("prune", model, "--ratio", 0.3, *DATA, folder, "--train-split", "fold1", "--dry-run")[0] == 0
     status, _, errors = adder_kit("convert", "--model", model, *DATA, folder, "--train-split", "fold3")
