@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,22 @@ def test_one_process_continues_what_two_began(runs, adder_folder, run_processes)
     assert losses(two / "handed")[0] == pytest.approx(losses(two / "step")[0], rel=1e-6)
     arguments = yaml.safe_load((two / "handed" / "args.yaml").read_text())
     assert arguments["resumed"][0]["changes"] == {"grad_accum_steps": [1, 2], "processes": [2, 1]}
+
+
+def test_teacher_that_the_run_has_kept(adder_folder, cnn_folder, run_processes, tmp_path):
+    """The resumed run is taught by the copy in its folder, which the second process does not see."""
+    shutil.copytree(cnn_folder, tmp_path / "teacher")
+    run_processes(SCRIPT, 2, adder_folder, tmp_path, "teacher")
+    through, stopped = tmp_path / "0" / "through", tmp_path / "0" / "stopped"
+    assert not (tmp_path / "teacher").exists()
+    kept = (stopped / "teacher" / "model.safetensors").read_bytes()
+    assert kept == (cnn_folder / "model.safetensors").read_bytes()
+    assert (stopped / "last" / "model.safetensors").read_bytes() == (
+        through / "last" / "model.safetensors"
+    ).read_bytes()
+    assert losses(stopped) == losses(through)
+    assert len(losses(stopped)) == 2
+    assert list((tmp_path / "1").iterdir()) == []
 
 
 @pytest.mark.parametrize(("process", "spoken"), [("0", "error: no"), ("3", "error: process 3: no")])

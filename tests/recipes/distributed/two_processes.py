@@ -2,10 +2,11 @@
 
 import os
 import runpy
+import shutil
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 
 from adderkit.convert.checkpoint import configuration
@@ -121,8 +122,38 @@ def stopped_in_the_last_step(place):
     finetune.resume(folder)
 
 
+def taught_by_what_was_kept(adder, place):
+    """Cut off after the first of two epochs, and resumed when the teacher is gone; and the same run without that.
+
+    As on two machines, only the first process sees the folders of the runs.
+    """
+    own, teacher = Path(place) / os.environ["RANK"], Path(place) / "teacher"
+    own.mkdir()
+    os.chdir(own)
+    recipe = load_recipe("distill").changed({**SETTINGS, "epochs": 2, "train_images": 64, "batch_size": 16})
+    job, folder = Job(ModelSource(adder), teacher=str(teacher)), RunFolder("stopped")
+    finetune.start(job, recipe, RunFolder("through"))
+    train_epoch = finetune.train_epoch
+
+    def stopping(run, state, *rest):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        train_epoch(run, state, *rest)
+
+    finetune.train_epoch = stopping
+    try:
+        finetune.start(job, recipe, folder)
+    except KeyboardInterrupt:
+        finetune.train_epoch = train_epoch
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        shutil.rmtree(teacher)
+    PartialState().wait_for_everyone()
+    finetune.resume(folder)
+
+
 def main(environment, adder, place, what="all"):
-    """All runs of one of the processes; or the rest of one that two processes began."""
+    """All runs of one of the processes; or the rest of one that two processes began; or those with a teacher."""
     os.environ.update(environment)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
@@ -130,6 +161,9 @@ def main(environment, adder, place, what="all"):
     Accelerator.end_training = lambda self: None  # it would end the process group that the next run needs
     if what == "continue":
         resumed("handed", adder, place)
+        return
+    if what == "teacher":
+        taught_by_what_was_kept(adder, place)
         return
     train("step", adder, place, processes, clip_grad=1.0, **FAR)
     train("backward", adder, place, processes, **FAR)
