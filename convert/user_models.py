@@ -1,5 +1,6 @@
 """``--import``: Python code of the user that registers networks with timm."""
 
+import logging
 import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from .errors import ModelSourceError
 
+_logger = logging.getLogger(__name__)
 OPTION = "--import"
 
 
@@ -46,12 +48,14 @@ def import_models(name: str, debug: bool = False) -> None:
     Raises:
         ModelSourceError: The module does not exist, or raises an error.
     """
-    import timm  # noqa: F401 - registers our own models first, so that a module may build on them
+    import timm  # registers our own models first, so that a module may build on them
 
     path = Path(name)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
         raise ModelSourceError(f"{OPTION} {name} does not exist, expected a Python file or the name of a module")
+    first = (path.stem if is_file else name) not in sys.modules
+    known = timm.list_models()
     folder = str(path.resolve().parent if is_file else Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)  # at the end, so that no file there takes the name of an installed package
@@ -64,6 +68,8 @@ def import_models(name: str, debug: bool = False) -> None:
         raise ModelSourceError(
             f"cannot import {name} ({type(error).__name__}: {reason}); --debug shows where it fails"
         ) from error
+    if first and timm.list_models() == known:
+        _logger.warning("%s %s registers no new model with timm, expected functions with @register_model", OPTION, name)
 
 
 def _run_file(path: Path) -> None:

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+_SECONDS_BETWEEN_LINES = 30.0
+
 
 class ProgressBar:
     """Progress of one task, with a status text such as loss and images per second.
@@ -17,7 +19,7 @@ class ProgressBar:
         title: Name of the task.
         total: Number of steps.
         enabled: Whether to print; only on the first process.
-        log_interval: Steps between lines where there is no terminal; 0 means only the last.
+        log_interval: Steps between lines where there is no terminal; 0 means one every half minute, and the last.
         note: Called with each of these lines, on a terminal too.
         rest: Returns the seconds of a run after this task, given those of a step.
     """
@@ -38,7 +40,7 @@ class ProgressBar:
         self.log_interval = log_interval
         self.note = note
         self.console = Console(stderr=True, quiet=not enabled)
-        self.started = time.perf_counter()
+        self.started = self._written = time.perf_counter()
         self._shown = 0.0
         self._timed = 0  # steps since ``started``; a resumed epoch has others before
         self._bar = Progress(
@@ -78,9 +80,9 @@ class ProgressBar:
             if self.done == self.total or time.perf_counter() - self._shown > 0.2:
                 self._shown = time.perf_counter()
                 self._bar.update(self._task, status=f"{self._time_left()} {status()}".strip())
-        due = self.done == self.total or (self.log_interval and self.done % self.log_interval == 0)
-        if due and (self.note is not None or not self.live):
-            seconds = time.perf_counter() - self.started
+        if self._line_is_due() and (self.note is not None or not self.live):
+            self._written = time.perf_counter()
+            seconds = self._written - self.started
             share = 100 * self.done // max(1, self.total)
             line = f"{self.title} [{self.done}/{self.total} ({share}%)] {seconds:.1f}s"
             line = " ".join(filter(None, (line, self._time_left(), status())))
@@ -89,12 +91,22 @@ class ProgressBar:
             if not self.live:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def _line_is_due(self) -> bool:
+        if self.done == self.total:
+            return True
+        if self.log_interval:
+            return self.done % self.log_interval == 0
+        return time.perf_counter() - self._written >= _SECONDS_BETWEEN_LINES
+
     def _time_left(self) -> str:
-        """Return the time to the end of the task and of the run, at the rate so far; empty for a task by itself."""
-        if self.rest is None:
-            return ""
+        """Return the time to the end of the task and of the run, at the rate so far.
+
+        Of a task by itself, a bar shows it in a column of its own.
+        """
         step = (time.perf_counter() - self.started) / self._timed
         task = step * (self.total - self.done)
+        if self.rest is None:
+            return "" if self.live or self.done >= self.total else f"eta {_duration(task)}"
         return f"eta {_duration(task)}, run {_duration(task + self.rest(step))}"
 
 

@@ -144,7 +144,7 @@ def build_teacher(
         raise ModelSourceError(f"cannot build the teacher: {error}; or name another with --teacher") from error
     classes, own = (getattr(each, "num_classes", None) for each in (model, student))
     if classes != own:
-        raise ModelSourceError(f"the teacher {name} has {classes} classes, expected {own}, like the student")
+        raise ModelSourceError(f"the teacher {name} has {classes or 'no'} classes, expected {own}, like the student")
     names, own_names = class_names_of(model), class_names_of(student)
     if names is not None and own_names is not None and names != own_names:
         index = next(index for index, name in enumerate(names) if name != own_names[index])

@@ -54,6 +54,16 @@ def test_file_or_module_of_the_working_directory(tmp_path, monkeypatch, name):
     assert timm.create_model(own).out_features == 3
 
 
+def test_code_that_registers_nothing_is_noticed(tmp_path, caplog):
+    (tmp_path / "own_nothing.py").write_text("WIDTH = 5\n")
+    (tmp_path / "own_network.py").write_text(CODE.format(name="own_network", size=3))
+    for _ in range(2):
+        import_models(str(tmp_path / "own_network.py"))
+    assert caplog.text == ""
+    import_models(str(tmp_path / "own_nothing.py"))
+    assert "own_nothing.py registers no new model with timm" in caplog.text
+
+
 def test_file_imports_its_neighbors(tmp_path):
     (tmp_path / "own_parts.py").write_text("WIDTH = 5\n")
     (tmp_path / "own_whole.py").write_text(

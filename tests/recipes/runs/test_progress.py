@@ -35,6 +35,21 @@ def test_a_line_every_so_many_steps(capsys):
     ]  # fmt: skip
 
 
+def test_a_line_every_half_minute_of_a_slow_task(capsys, monkeypatch):
+    """Of 12 steps of 8 seconds, the fourth and the eighth are the first after 30 and after 60 seconds."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with ProgressBar("fitting layers", 12) as bar:
+        for _ in range(12):
+            now[0] += 8.0
+            bar.step(lambda: "conv")
+    assert lines(capsys) == [
+        "fitting layers [4/12 (33%)] 32.0s eta 0:01:04 conv",
+        "fitting layers [8/12 (66%)] 64.0s eta 0:00:32 conv",
+        "fitting layers [12/12 (100%)] 96.0s conv",
+    ]
+
+
 def test_time_left_of_epoch_and_run(capsys, monkeypatch):
     """Two seconds a step, resumed after 90 of 100; two more epochs, each followed by 100 seconds of evaluation."""
     monkeypatch.setattr(progress.time, "perf_counter", lambda: 0.0)
