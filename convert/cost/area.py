@@ -82,7 +82,7 @@ def name_equal_cnn(area: float, cnn_area: Callable[[float], float]) -> str:
     """Say in words which CNN has a given area; arguments as for ``equal_weight_bits``."""
     bits = equal_weight_bits(area, cnn_area)
     if bits is not None:
-        return f"as much area as the CNN with {bits:.1f}-bit weights"
+        return f"as much area as the CNN with {round(bits, 1):g}-bit weights"
     least, most = WEIGHT_BITS[0], WEIGHT_BITS[-1]
     if area < cnn_area(most):
         return f"less area than the CNN with {least}-bit weights"

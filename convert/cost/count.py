@@ -91,10 +91,10 @@ def _rows(model: nn.Module, events: Sequence[Event]) -> tuple[LayerCost, ...]:
 
 def _folded(event: Event, events: Sequence[Event]) -> tuple[Operations, Operations]:
     """Return the operations of an event as a CNN and as they are, with BatchNorms folded where possible."""
-    operations = event.tally.operations
+    operations, before = event.tally.operations, event.tally.before
     source = _normalized_layer(event, events)
     if source is None:
-        return operations.as_products(), operations
+        return operations if before is None else before, operations
     return Operations(), operations if source.tally.kind == "adder" else Operations()
 
 

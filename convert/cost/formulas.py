@@ -29,12 +29,14 @@ class Tally:
         operations: Its operations.
         moved: Number of activations read and written; 0 for an operator that is fused into the layer before it.
         weights: Number of weight values, for weight layers.
+        before: Operations as a convolution, for adder layers.
     """
 
     kind: str
     operations: Operations = dataclasses.field(default_factory=Operations)
     moved: int = 0
     weights: int = 0
+    before: Operations | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +105,13 @@ def _convolution(call: Call) -> Tally:
 
 
 def _adder(call: Call) -> Tally:
-    weight = call.arguments[1]  # [O, C / groups, kh, kw]
-    return _layer(call, "adder", Operations(distances=call.size * weight[0].numel()), weight.numel())
+    weight = call.arguments[1]  # [O, C / groups, kh, kw], or [O, C / groups, T, kh, kw] with T terms
+    terms = weight.shape[2] if weight.ndim == 5 else 1
+    distances = call.size * weight[0].numel()
+    # The sums of the terms are combined by shifts, which are wiring, and additions.
+    operations = Operations(distances=distances, sums=call.size * (terms - 1))
+    counted = _layer(call, "adder", operations, weight.numel())
+    return dataclasses.replace(counted, before=Operations(products=distances // terms))
 
 
 def _matrix_product(call: Call) -> Tally:

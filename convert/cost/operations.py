@@ -40,10 +40,6 @@ class Operations:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Operations(*(mine + its for mine, its in pairs))
 
-    def as_products(self) -> "Operations":
-        """Return the operations with every distance replaced by a product, as in a convolution."""
-        return dataclasses.replace(self, products=self.products + self.distances, distances=0)
-
     def as_distances(self) -> "Operations":
         """Return the operations with every product replaced by a distance, as in an adder layer."""
         return dataclasses.replace(self, products=0, distances=self.products + self.distances)

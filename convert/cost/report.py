@@ -164,7 +164,7 @@ class Cost:
     @property
     def headline_before(self) -> Operations:
         """The papers' count for the CNN of the same shape."""
-        return self.headline.as_products()
+        return total(Operations(products=row.before.products) for row in self.weight_layers)
 
     @property
     def weight_layers(self) -> tuple[LayerCost, ...]:

@@ -75,9 +75,9 @@ def test_between_whole_numbers_of_bits():
 @pytest.mark.parametrize(
     ("found", "bits", "words"),
     [
-        (200, 2, "as much area as the CNN with 2.0-bit weights"),
+        (200, 2, "as much area as the CNN with 2-bit weights"),
         (325, 3.25, "as much area as the CNN with 3.2-bit weights"),
-        (800, 8, "as much area as the CNN with 8.0-bit weights"),
+        (800, 8, "as much area as the CNN with 8-bit weights"),
         (199, None, "less area than the CNN with 2-bit weights"),
         (801, None, "more area than the CNN with 8-bit weights"),
     ],
@@ -89,7 +89,7 @@ def test_the_cnn_of_equal_area(found, bits, words):
 
 def layer(path, kind, **counts):
     operations = Operations(**counts)
-    before = operations.as_products() if kind == "adder" else operations
+    before = Operations(products=counts["distances"]) if kind == "adder" else operations
     return LayerCost(path, "", kind, (1,), operations, before, 0, 0, 0)
 
 

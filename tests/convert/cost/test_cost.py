@@ -15,6 +15,7 @@ from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.rewrite import convert_, revert_
 from adderkit.convert.cost.cost import cost
 from adderkit.convert.cost.energy import PRECISIONS
+from adderkit.convert.cost.formulas import Call, tally
 from adderkit.convert.cost.operations import Operations
 from adderkit.convert.errors import AdderkitError
 
@@ -353,3 +354,14 @@ def test_torch_counts_an_adder_layer_like_its_convolution():
     adder = AdderConv2d(4, 6, 3, stride=2, padding=1, groups=2)
     image = torch.zeros(2, 4, 9, 8)
     assert flops(adder, image) == flops(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), image) > 0
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_terms_are_distances_of_their_own(terms):
+    """6 filters of 8 x 3 x 3 weights, on 4 x 5 pixels; the sums of the terms are added for each output."""
+    x, y = torch.zeros(1, 8, 6, 7), torch.zeros(1, 6, 4, 5)
+    weight = torch.zeros(6, 8, 3, 3) if terms == 1 else torch.zeros(6, 8, terms, 3, 3)
+    found = tally(Call("adder_conv2d", (x, weight), {}, y, [x]))
+    assert found.operations == Operations(distances=120 * 72 * terms, sums=120 * (terms - 1))
+    assert found.before == Operations(products=120 * 72)
+    assert found.weights == 6 * 72 * terms

@@ -58,7 +58,7 @@ def test_tables_show_every_layer_and_both_counts(inspect, adder, tmp_path):
     assert "honest" in out
     assert all(name in out for name in ("fp32", "fp16", "int8", "DRAM"))
     assert all(f"{area:,.0f}" in out for area in (found.area, found.cnn_area(8), found.cnn_area(3)))
-    assert "This model takes as much area as the CNN with 2.0-bit weights." in out
+    assert "This model takes as much area as the CNN with 2-bit weights." in out
     assert "…" not in out
 
 
