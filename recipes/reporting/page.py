@@ -174,7 +174,7 @@ def _cost(facts: ReportFacts) -> Html:
     for name, form in PRECISIONS.items():
         before, after = (arithmetic_energy(each, form) / _UJ for each in (cost.honest_before, cost.honest))
         rows.append(before_after(f"energy in µJ, {name}", before, after, ",.1f"))
-    rows.append(before_after("transistors, integers", cost.cnn_area(8), cost.area, ",.0f"))
+    rows.append(before_after("area in transistors, integers", cost.cnn_area(8), cost.area, ",.0f"))
     shape = "x".join(map(str, cost.input_shape))
     uncounted = f" Not counted, for lack of a formula: {', '.join(cost.uncounted)}." if cost.uncounted else ""
     return join(

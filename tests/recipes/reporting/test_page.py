@@ -100,7 +100,7 @@ def test_page_of_an_adder_network(report, saved):
     for count in (cost.honest_before, cost.honest, cost.headline_before, cost.headline):
         assert f" {count.multiplications:,} " in found.text
         assert f" {count.additions:,} " in found.text
-    assert f" transistors, integers {cost.cnn_area(8):,.0f} {cost.area:,.0f} " in found.text
+    assert f" area in transistors, integers {cost.cnn_area(8):,.0f} {cost.area:,.0f} " in found.text
     assert f"as much area as the CNN with {round(cost.equal_weight_bits, 1):g}-bit weights" in found.text
     assert "3 of 22 convolutions are adder layers" in found.text
     assert f"{cost.parameters:,} parameters" in found.text
