@@ -33,9 +33,9 @@ _COUNTING = """All operations are counted, including the first and last layers, 
 sums. Papers count only weight layers, and count the first and last layers as adder layers."""
 _ENERGY = """Energy of the arithmetic only, from the table by Horowitz (ISSCC 2014, 45 nm). On CPUs and GPUs an addition
 takes as long as a multiplication: the savings need hardware designed for additions."""
-_AREA = """Transistors of the arithmetic in integers that computes one image in a million cycles, by logic synthesis,
-without memory and wiring; activations have 8 bits unless the model is quantized to fewer. The CNN has 8-bit weights
-and the same requantization."""
+_AREA = """The area is the number of transistors that compute one image in a million cycles, by logic synthesis, without
+memory and wiring. Activations have 8 bits unless the model is quantized to fewer; the CNN has 8-bit weights and the
+same requantization."""
 _FIDELITY = """Correlation between the output of each adder layer and that of the convolution it replaced, averaged
 over channels and for the worst channel, on images that were not used for the fit. It was measured during calibration,
 before any training; 1 means equal up to scale and offset."""
