@@ -140,7 +140,7 @@ class _Described:
         self._model, self._model_args = model, arguments
 
     def __getattr__(self, name: str) -> Any:
-        defaults = {"num_classes": 0, "num_features": None}
+        defaults = {"num_classes": self._model_args.get("num_classes", 0), "num_features": None}
         return getattr(self._model, name, defaults[name]) if name in defaults else getattr(self._model, name)
 
 

@@ -17,6 +17,7 @@ from ...convert.graph.layers import trace_layers
 from ...convert.graph.modes import eval_mode
 from ..configs.recipe import Recipe
 from ..data.datasets import DataConfig
+from ..data.notices import notify
 from .term import Outputs, Term, to_float32
 
 
@@ -82,7 +83,7 @@ def blocks_loss(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Ten
 class BlockDistillation(Term):
     """Squared error between the outputs of the student's blocks and the teacher's.
 
-    Blocks whose shape differs from the teacher's, as after pruning, are not compared.
+    Blocks whose shape differs from the teacher's, as after pruning, are not compared, which a message says.
 
     Args:
         recipe: All settings.
@@ -103,6 +104,12 @@ class BlockDistillation(Term):
         assert teacher is not None
         shapes = common_blocks(student, teacher)
         self.paths = [path for path, (ours, theirs) in shapes.items() if ours == theirs]
+        left_out = len(shapes) - len(self.paths)
+        if left_out:
+            notify(
+                f"block_loss_weight: {left_out} of {len(shapes)} blocks have other shapes in the teacher, as after "
+                "pruning, and are not compared with it"
+            )
 
     def forward(self, student: Outputs, teacher: Outputs | None, targets: Tensor) -> Tensor:
         """Return the mean over blocks and images, a scalar; 0 where no block has the teacher's shape."""

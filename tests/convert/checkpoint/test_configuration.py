@@ -36,6 +36,13 @@ def configured_plain(pretrained=False, **kwargs):
 
 
 @register_model
+def adjustable_plain(pretrained=False, num_classes=3, **kwargs):
+    model = Plain(num_classes)
+    model.pretrained_cfg = dict(IMAGES)
+    return model
+
+
+@register_model
 def unconfigured_plain(pretrained=False, **kwargs):
     return Plain()
 
@@ -168,6 +175,16 @@ def test_own_network_needs_a_name_only(tmp_path, converted):
     check_savable(loaded)
     assert loaded.pretrained_cfg["mean"] == list(IMAGES["mean"])
     assert not hasattr(loaded, "num_classes")
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_number_of_classes_that_only_the_registered_function_knows(tmp_path, converted):
+    model = ModelSource("adjustable_plain", pretrained=False, num_classes=5).build()
+    if converted:
+        adderkit.convert_(model)
+    ours, theirs, loaded = there_and_back(model, tmp_path / "net")
+    assert loaded.linear.out_features == 5
+    assert torch.equal(ours, theirs)
 
 
 def test_own_network_without_a_name():

@@ -60,7 +60,7 @@ def test_the_gradient_of_a_block_reaches_it_and_those_before_it(pair):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_blocks_that_pruning_made_smaller_are_not_compared(pair):
+def test_blocks_that_pruning_made_smaller_are_not_compared(pair, caplog):
     student, teacher = pair
     config = adderkit.PruneConfig(ratio=0.5, importance="magnitude", ignore=("features.[0-3].*",))
     adderkit.prune_(student, config)
@@ -70,6 +70,7 @@ def test_blocks_that_pruning_made_smaller_are_not_compared(pair):
     kept = term.paths
     assert kept == [path for path, (ours, theirs) in shapes.items() if ours == theirs]
     assert set(kept) < set(BLOCKS)
+    assert f"{len(BLOCKS) - len(kept)} of {len(BLOCKS)} blocks have other shapes in the teacher" in caplog.text
     term.paths = []
     images = torch.randn(2, 3, 16, 16)
     outputs, _ = forward_both(student, None, images, [])
