@@ -5,12 +5,12 @@ models are registered with it, so that ``timm.create_model("local-dir:…", pret
 imported, our operators are registered with it, so that ``torch.export.load`` reads programs that use them.
 """
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from sys import modules
+from importlib.machinery import ModuleSpec
+from sys import meta_path, modules
 from types import ModuleType
 from typing import TYPE_CHECKING
-
-from wrapt import register_post_import_hook
 
 if TYPE_CHECKING:
     from .adder_layers.conv import AdderConv2d, adder_conv2d
@@ -97,5 +97,41 @@ def _register_operator(_torch: ModuleType) -> None:
         import_module(".adder_layers.ops", __name__)
 
 
-register_post_import_hook(_register_models, "timm")
-register_post_import_hook(_register_operator, "torch")
+class _PostImportHooks:
+    """Finder that calls a function when a module has been imported; the other finders and their loaders import it.
+
+    The package wrapt has such hooks too, but its import takes longer than that of the whole command line.
+    """
+
+    def __init__(self, hooks: dict[str, Callable[[ModuleType], None]]) -> None:
+        self._hooks = hooks
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None, /
+    ) -> ModuleSpec | None:
+        if name not in self._hooks:
+            return None
+        others = (finder for finder in meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module: ModuleType) -> None:
+                execute(module)
+                hook = self._hooks.pop(module.__name__, None)
+                if hook is not None:
+                    hook(module)
+
+            vars(spec.loader)["exec_module"] = execute_and_call
+        return spec
+
+
+def _install_hooks(hooks: dict[str, Callable[[ModuleType], None]]) -> None:
+    """Call each function with its module: now if that has been imported, else when it is."""
+    for name, hook in hooks.items():
+        if name in modules:
+            hook(modules[name])
+    meta_path.insert(0, _PostImportHooks({name: hook for name, hook in hooks.items() if name not in modules}))
+
+
+_install_hooks({"timm": _register_models, "torch": _register_operator})

@@ -5,11 +5,11 @@ Verbs import everything heavy inside their functions, so that ``--help`` is quic
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from adderkit import __version__
 from adderkit.convert.user_models import import_models, split_imports
 from adderkit.recipes.distributed.worker import follow_launcher
 from adderkit.recipes.terminal.errors import fail, one_line
@@ -49,7 +49,7 @@ app.add_typer(recipes_app, name="recipes")
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"adderkit {version('adderkit')}")
+        print(f"adderkit {__version__}")
         raise typer.Exit
 
 

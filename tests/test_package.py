@@ -178,11 +178,29 @@ def test_type_checkers_see_the_same_names() -> None:
 
 @pytest.mark.parametrize(
     ("imports", "registered"),
-    [("adderkit, timm", True), ("timm, adderkit", True), ("timm", False)],
+    [
+        ("adderkit, timm", True),
+        ("timm, adderkit", True),
+        ("timm", False),
+        ("adderkit, timm.layers, timm", True),
+        ("adderkit, importlib.util; importlib.util.find_spec('timm'); import timm", True),
+    ],
 )
 def test_models_are_registered_with_timm(imports: str, registered: bool, tmp_path: Path) -> None:
     code = f"import {imports}; print(timm.is_model('adder'), timm.is_model('cifar_resnet20'))"
     assert python("-c", code, cwd=tmp_path).stdout.split() == [str(registered)] * 2
+
+
+def test_imported_modules_keep_what_their_loaders_can_do(tmp_path: Path) -> None:
+    """Source code and data files of timm are found, and it can be imported again."""
+    code = """
+import importlib.resources, inspect
+import adderkit, timm
+print(inspect.getsource(timm).startswith("from ."))
+print(importlib.resources.files(timm).joinpath("version.py").is_file())
+print(importlib.reload(timm).is_model("adder"))
+"""
+    assert python("-c", code, cwd=tmp_path).stdout.split() == ["True"] * 3
 
 
 FIRST_IMPORTS = """

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ...convert.output import FolderKind, output_folder
 from ..terminal.options import Json, Overwrite, output_option
 from ..terminal.output import announce, print_json
 
@@ -62,6 +61,8 @@ def run_demo(output: str | None, announce: Callable[[str], None], *, overwrite: 
     Raises:
         AdderkitError: The folder is taken, or is not writable.
     """
+    from ...convert.output import FolderKind, output_folder
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output or scratch)
         with output_folder(folder, FolderKind("a demo", _is_demo), overwrite=overwrite):
