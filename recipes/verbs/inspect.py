@@ -27,7 +27,7 @@ def inspect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier chart.")] = False,
     json: Json = False,
 ) -> None:
-    """Count the operations, bytes, energy and area of a model.
+    """Count operations, bytes, energy and area of a model.
 
     Counts are for one image, next to those of a CNN of the same shape.
     """
