@@ -12,7 +12,8 @@ Pair = tuple[int, int]  # (height, width)
 def available() -> list[str]: ...
 def integer_available() -> list[str]: ...
 
-# input, output, grad and result are float32 of any strides; input and result have the same ones. The result holds only
+# input, output, grad and result are float32 of any strides; input and result have the same ones. The weight is
+# [T, O, C / groups, kh, kw]; term j has the factor 2^-j. The result holds only
 # if True is returned: input and weight are finite, and below 2^115, so that sums cannot overflow.
 def forward(
     isa: str,

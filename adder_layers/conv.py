@@ -23,13 +23,17 @@ def adder_conv2d(
 ) -> Tensor:
     """Apply an adder convolution, ``y = -Σ|x - w| + bias`` over each window, with the arguments of ``F.conv2d``.
 
+    A weight may have several terms, ``y = -Σ_j 2^-j Σ|x - w_j| + bias``: adder layers of the same input, combined by
+    shifts. Term by term, a weight of the convolution that they replace is followed more closely.
+
     The gradients are those of AdderNet (arXiv 1912.13200, section 3.2) in place of the derivative: ``x - w`` for the
     weight and ``HardTanh(w - x)`` for the input. Padded taps count: each contributes ``-|0 - w|``. Half precision is
     summed in fp32; under autocast the output is fp32 for any input.
 
     Args:
         input: ``[N, C, H, W]`` or ``[C, H, W]``, floating point.
-        weight: ``[O, C / groups, kh, kw]``, of the input's dtype and device.
+        weight: ``[O, C / groups, kh, kw]``, or ``[O, C / groups, T, kh, kw]`` with T terms, of the input's dtype and
+            device.
         bias: ``[O]`` or ``None``.
         stride: Step of the window in pixels, one number or ``(height, width)``.
         padding: Zeros on each side in pixels, one number or ``(height, width)``; ``"valid"`` for none, or ``"same"``
@@ -72,7 +76,7 @@ def _resolve_named_padding(
         raise ValueError(f"padding is {padding!r}, expected 'same', 'valid' or numbers")
     if stride != (1, 1):
         raise ValueError(f"stride is {stride}, expected 1 with padding='same'")
-    height, width = (dil * (k - 1) for dil, k in zip(dilation, weight.shape[2:], strict=True))
+    height, width = (dil * (k - 1) for dil, k in zip(dilation, weight.shape[-2:], strict=True))
     if height % 2 or width % 2:
         input = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
         return input, (0, 0)
@@ -88,6 +92,9 @@ class AdderConv2d(nn.Conv2d):
 
     Weights are initialized from N(0, 1), as in the code of the authors of AdderNet (arXiv 1912.13200).
 
+    With ``terms=T`` above 1, each weight has T terms, whose distances are added with the factors 1, 1/2, 1/4 and so on:
+    ``y = -Σ_j 2^-j Σ|x - w_j|``. The weight then is ``[O, C / groups, T, kh, kw]``.
+
     In training, ``sharpness`` changes the input's gradient from AdderNet's ``HardTanh(w - x)`` (1, the default) to
     ``HardTanh(sharpness · (w - x))``, which approaches the true derivative, the sign, as ``sharpness`` grows. For
     powers of two, the output is the same to the bit. It is a training setting and is not saved with the model.
@@ -101,6 +108,44 @@ class AdderConv2d(nn.Conv2d):
     sharpness: float = 1.0
     # Saved in the metadata of a state dict, where it tells adder weights from a convolution's, which have version 1.
     _version: int = 2
+
+    def __init__(self, *args: Any, terms: int = 1, **kwargs: Any) -> None:
+        """Create the layer.
+
+        Args:
+            args: Positional arguments of ``torch.nn.Conv2d``.
+            terms: Terms of each weight.
+            kwargs: Named arguments of ``torch.nn.Conv2d``.
+
+        Raises:
+            ValueError: ``terms`` is not a whole number of at least 1.
+        """
+        super().__init__(*args, **kwargs)
+        if terms != 1:
+            self.set_terms_(terms)
+            self.reset_parameters()
+
+    @property
+    def terms(self) -> int:
+        """Number of terms of each weight."""
+        return 1 if self.weight.ndim == 4 else self.weight.shape[2]
+
+    def set_terms_(self, terms: int) -> None:
+        """Give each weight another number of terms, in place; all start with the values of the first.
+
+        Raises:
+            ValueError: ``terms`` is not a whole number of at least 1.
+        """
+        if type(terms) is not int or terms < 1:
+            raise ValueError(f"terms is {terms!r}, expected a whole number of at least 1")
+        first = self.weight.detach() if self.terms == 1 else self.weight.detach()[:, :, 0]
+        weight = first.clone() if terms == 1 else first[:, :, None].repeat(1, 1, terms, 1, 1)
+        self.weight = nn.Parameter(weight, self.weight.requires_grad)
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``repr``, as of ``torch.nn.Conv2d``."""
+        settings: str = super().extra_repr()
+        return f"{settings}, terms={self.terms}" if self.terms > 1 else settings
 
     def reset_parameters(self) -> None:
         """Draw weights from N(0, 1); the bias starts at zero."""

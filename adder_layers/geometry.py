@@ -44,9 +44,9 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> "Window":
-        """Return the window that a ``[O, C / groups, kh, kw]`` weight slides over its input."""
+        """Return the window that a weight ``[O, C / groups, kh, kw]`` or ``[O, C / groups, T, kh, kw]`` slides."""
         settings = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
-        return cls((weight.shape[2], weight.shape[3]), *settings)
+        return cls((weight.shape[-2], weight.shape[-1]), *settings)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the output's ``(height, width)`` for an input's, by the formula in ``torch.nn.Conv2d``'s docs."""
@@ -141,7 +141,8 @@ def check_arguments(
 
     Args:
         input: Expected to be ``[N, C, H, W]``, floating point.
-        weight: Expected to be ``[O, C / groups, kh, kw]``, on the input's device and of a dtype that fits the input's.
+        weight: Expected to be ``[O, C / groups, kh, kw]`` or ``[O, C / groups, T, kh, kw]``, on the
+            input's device and of a dtype that fits the input's.
         bias: Expected to be ``[O]``, with device and dtype as the weight, or ``None``.
         stride: ``(height, width)``, each at least 1.
         padding: ``(height, width)``, each at least 0.
@@ -166,6 +167,15 @@ def check_arguments(
             f"= {channels} of weight {tuple(weight.shape)} x {groups} groups"
         )
     return window
+
+
+def terms_first(weight: Tensor) -> Tensor:
+    """Return a weight as ``[T, O, C / groups, kh, kw]``, a view.
+
+    Args:
+        weight: ``[O, C / groups, kh, kw]``, or ``[O, C / groups, T, kh, kw]`` with T terms.
+    """
+    return weight[None] if weight.ndim == 4 else weight.movedim(2, 0)
 
 
 def check_output_size(input: Tensor, window: Window) -> None:
@@ -214,8 +224,11 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     filters = weight.shape
     if input.ndim != 4:
         raise ValueError(f"input has shape {tuple(input.shape)}, expected [N, C, H, W] or [C, H, W]")
-    if len(filters) != 4 or 0 in filters:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected non-empty [O, C / groups, kh, kw]")
+    if len(filters) not in (4, 5) or 0 in filters:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, expected non-empty [O, C / groups, kh, kw], or "
+            "[O, C / groups, T, kh, kw] for T terms a weight"
+        )
     check_dtypes(input, weight, bias, mixed=True)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}, expected [{weight.shape[0]}], one value per filter")

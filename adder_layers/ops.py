@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .backends import choose_backend
 from .backends.blocked import compute_dtype
-from .geometry import Window, check_arguments, check_grad, check_output_size
+from .geometry import Window, check_arguments, check_grad, check_output_size, terms_first
 
 NO_FORWARD_MODE = (
     "adder_conv2d has no forward-mode derivative (torch.func.jvp, jacfwd, hessian): its gradients are AdderNet's "
@@ -64,9 +64,12 @@ def adder_conv2d(
 ) -> Tensor:
     """``y[n,o,p] = -Σ_k |x[n,k,p] - w[o,k]| + bias[o]`` (AdderNet, arXiv 1912.13200, equation 1).
 
+    With several terms a weight, it is ``-Σ_j 2^-j Σ_k |x[n,k,p] - w[j,o,k]| + bias[o]``, summed without further memory.
+
     Args:
         input: ``[N, C, H, W]``, floating point.
-        weight: ``[O, C / groups, kh, kw]`` of the input's dtype; fp32 may meet half precision, as under autocast.
+        weight: ``[O, C / groups, kh, kw]`` of the input's dtype, or ``[O, C / groups, T, kh, kw]`` with T terms; fp32
+            may meet half precision, as under autocast.
         bias: ``[O]`` of the weight's dtype, or ``None``.
         stride: Step of the window in pixels, ``(height, width)``.
         padding: Zeros on each side in pixels, ``(height, width)``; each padded tap contributes ``-|0 - w|``.
@@ -85,7 +88,7 @@ def adder_conv2d(
     _check_tangents(input, weight, *([] if bias is None else [bias]))
     window = check_arguments(input, weight, bias, stride, padding, dilation, groups)
     output = _empty_output(input, weight, window)
-    choose_backend(input.device.type, input.dtype).forward(input, weight, output, window, groups)
+    choose_backend(input.device.type, input.dtype).forward(input, terms_first(weight), output, window, groups)
     return output if bias is None else output.add_(bias[:, None, None])
 
 
@@ -113,14 +116,14 @@ def adder_conv2d_input_grad(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Gradient of the input, ``Σ_o grad[o] · HardTanh(w[o] - x)`` over the windows that contain a pixel.
+    """Gradient of the input, ``Σ_j 2^-j Σ_o grad[o] · HardTanh(w[j,o] - x)`` over the windows that contain a pixel.
 
     AdderNet (arXiv 1912.13200, section 3.2) takes HardTanh in place of the derivative, which is the sign.
 
     Args:
         grad: Gradient of the output, ``[N, O, H', W']``.
         input: ``[N, C, H, W]``, floating point.
-        weight: ``[O, C / groups, kh, kw]``.
+        weight: ``[O, C / groups, kh, kw]``, or ``[O, C / groups, T, kh, kw]`` with T terms.
         stride: Step of the window in pixels, ``(height, width)``.
         padding: Zeros on each side in pixels, ``(height, width)``.
         dilation: Distance between taps in pixels, ``(height, width)``.
@@ -139,7 +142,7 @@ def adder_conv2d_input_grad(
     check_grad(grad, input, weight, window)
     dtype, memory_format = compute_dtype(input.dtype), _memory_format(input)
     result = torch.empty_like(input, dtype=dtype, memory_format=memory_format)
-    choose_backend(input.device.type, input.dtype).input_grad(grad, input, weight, result, window, groups)
+    choose_backend(input.device.type, input.dtype).input_grad(grad, input, terms_first(weight), result, window, groups)
     return result.to(input.dtype)
 
 
@@ -170,27 +173,33 @@ def adder_conv2d_weight_grad(
     """Gradient of the weight, ``Σ_p grad[o,p] · (x[k,p] - w[o,k])`` (AdderNet, arXiv 1912.13200, section 3.2).
 
     Expanded, it is a convolution's weight gradient minus ``w[o,k] · Σ_p grad[o,p]``, so no L1 kernel is needed. Padded
-    taps are zeros in the first term and ``-w`` in the second, as the formula requires.
+    taps are zeros in the first term and ``-w`` in the second, as the formula requires. All terms of a weight share the
+    convolution's gradient; that of term j has the factor ``2^-j``.
 
     Args:
         grad: Gradient of the output, ``[N, O, H', W']``.
         input: ``[N, C, H, W]``, floating point.
-        weight: ``[O, C / groups, kh, kw]``.
+        weight: ``[O, C / groups, kh, kw]``, or ``[O, C / groups, T, kh, kw]`` with T terms.
         stride: Step of the window in pixels, ``(height, width)``.
         padding: Zeros on each side in pixels, ``(height, width)``.
         dilation: Distance between taps in pixels, ``(height, width)``.
         groups: Number of channel groups.
 
     Returns:
-        ``[O, C / groups, kh, kw]`` of the weight's dtype, summed in fp32 for half precision. On GPUs its products are
+        The gradient in the weight's shape and dtype, summed in fp32 for half precision. On GPUs its products are
         TF32 where torch allows convolutions that, as it does by default.
     """
     dtype = compute_dtype(weight.dtype)
     grad, input, wide = grad.to(dtype), input.to(dtype), weight.to(dtype)
+    filters = wide if wide.ndim == 4 else wide[:, :, 0]
     products: Tensor = torch.ops.aten.convolution_backward(
-        grad, input, wide, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
+        grad, input, filters, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
     )[1]
-    return (products - wide * grad.sum((0, 2, 3))[:, None, None, None]).to(weight.dtype)
+    totals = grad.sum((0, 2, 3))[:, None, None, None]
+    if wide.ndim == 4:
+        return (products - wide * totals).to(weight.dtype)
+    factors = 0.5 ** torch.arange(wide.shape[2], dtype=dtype, device=wide.device)
+    return ((products[:, :, None] - wide * totals[..., None]) * factors[:, None, None]).to(weight.dtype)
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -255,7 +264,7 @@ _library.impl("adder_conv2d", _autocast("CUDA"), "AutocastCUDA")
 
 @register_flop_formula(torch.ops.adderkit.adder_conv2d)
 def _forward_flops(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    """Count two operations a term, as for a convolution: a subtraction and an addition. Arguments are shapes."""
+    """Count a subtraction and an addition for each ``|x - w|``, as many as a convolution. Arguments are shapes."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 

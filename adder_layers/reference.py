@@ -41,12 +41,13 @@ def adder_conv2d_reference(
 ) -> Tensor:
     """``y[n,o,p] = -Σ_k |x[n,k,p] - w[o,k]| + bias[o]``, k over input channels of the group and kernel taps.
 
-    This is equation 1 of AdderNet (arXiv 1912.13200), with the gradients of its section 3.2. Padded taps are zeros like
-    any other input: each contributes ``-|0 - w|``.
+    With T terms a weight, it is the sum of ``2^-j`` times this function of each term's weights. This is
+    equation 1 of AdderNet (arXiv 1912.13200), with the gradients of its section 3.2. Padded taps are zeros like any
+    other input: each contributes ``-|0 - w|``.
 
     Args:
         input: ``[N, C, H, W]``, floating point.
-        weight: ``[O, C / groups, kh, kw]``, of the input's dtype.
+        weight: ``[O, C / groups, kh, kw]``, or ``[O, C / groups, T, kh, kw]``, of the input's dtype.
         bias: ``[O]`` or ``None``.
         stride: Step of the window in pixels.
         padding: Zeros on each side in pixels.
@@ -56,6 +57,13 @@ def adder_conv2d_reference(
     Returns:
         ``[N, O, H', W']`` of the input's dtype.
     """
+    if weight.ndim == 5:
+        terms = [
+            2.0**-index * adder_conv2d_reference(input, term, None, stride, padding, dilation, groups)
+            for index, term in enumerate(weight.unbind(2))
+        ]
+        total = torch.stack(terms).sum(0)
+        return total if bias is None else total + bias[:, None, None]
     filters, _, *kernel = weight.shape
     batch, _, height, width = input.shape
     columns = F.unfold(input, tuple(kernel), pair(dilation), pair(padding), pair(stride))

@@ -15,14 +15,15 @@ class Backend(Protocol):
 
     Tensors are floating point, on one device, and may have any strides. ``input`` and ``weight`` have one dtype, except
     under autocast, where fp32 may meet half precision. Half precision is summed in fp32. Arguments have been checked.
+    The weight's terms come first, ``[T, O, C / groups, kh, kw]``; an AdderNet has one.
     """
 
     def forward(self, input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
-        """Overwrite ``output`` with ``-Σ|x - w|``, without a bias.
+        """Overwrite ``output`` with ``-Σ_j 2^-j Σ|x - w[j]|``, without a bias.
 
         Args:
             input: ``[N, C, H, W]``.
-            weight: ``[O, C / groups, kh, kw]``.
+            weight: ``[T, O, C / groups, kh, kw]``.
             output: ``[N, O, H', W']`` of the dtype to which the operands promote; its content on entry is ignored.
             window: The sliding window.
             groups: Number of channel groups.
@@ -31,12 +32,14 @@ class Backend(Protocol):
     def input_grad(
         self, grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int
     ) -> None:
-        """Overwrite ``result`` with ``Σ_o grad[o] · HardTanh(w - x)`` (AdderNet, arXiv 1912.13200, section 3.2).
+        """Overwrite ``result`` with ``Σ_j 2^-j Σ_o grad[o] · HardTanh(w[j] - x)``.
+
+        For a single term, this is AdderNet's gradient (arXiv 1912.13200, section 3.2).
 
         Args:
             grad: Gradient of the output, ``[N, O, H', W']``.
             input: ``[N, C, H, W]``.
-            weight: ``[O, C / groups, kh, kw]``.
+            weight: ``[T, O, C / groups, kh, kw]``.
             result: ``[N, C, H, W]`` of ``blocked.compute_dtype(input.dtype)``; its content on entry is ignored, and
                 pixels that no window reads become 0.
             window: The sliding window.

@@ -25,40 +25,48 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
-    """Overwrite ``output`` with ``-Σ|x - w|``; ``Backend.forward`` describes the arguments."""
-    filters = _filters(weight, groups)
+    """Overwrite ``output`` with ``-Σ_j 2^-j Σ|x - w[j]|``; ``Backend.forward`` describes the arguments."""
+    terms = _filters(weight, groups)
     for tile in _tiles(window, input, weight, groups):
-        patches = _patches(input, window, tile, groups, filters.dtype)
-        distance = patches.new_empty(groups, patches.shape[1], filters.shape[1])
-        for group, position, out in _blocks(patches, filters):
-            difference = patches[group, position, None] - filters[group, None, out]
-            torch.sum(difference.abs_(), -1, out=distance[group, position, out])
+        patches = _patches(input, window, tile, groups, terms.dtype)
+        distance = patches.new_zeros(groups, patches.shape[1], terms.shape[2])
+        for factor, filters in _factors(terms):
+            for group, position, out in _blocks(patches, filters):
+                difference = patches[group, position, None] - filters[group, None, out]
+                distance[group, position, out].add_(difference.abs_().sum(-1), alpha=factor)
         _output_box(output, tile).copy_(_from_positions(distance.neg_(), tile))
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
-    """Overwrite ``result`` with ``Σ_o grad[o] · HardTanh(w - x)``; ``Backend.input_grad`` describes the arguments."""
+    """Overwrite ``result`` with the input's gradient; ``Backend.input_grad`` describes formula and arguments."""
     result.zero_()
-    filters = _filters(weight, groups)
+    terms = _filters(weight, groups)
     for tile in _tiles(window, input, weight, groups):
-        patches = _patches(input, window, tile, groups, filters.dtype)
-        slopes = _to_positions(_output_box(grad, tile).to(filters.dtype), groups)  # [G, P, O]
+        patches = _patches(input, window, tile, groups, terms.dtype)
+        slopes = _to_positions(_output_box(grad, tile).to(terms.dtype), groups)  # [G, P, O]
         patch_grad = torch.zeros_like(patches)
-        for group, position, out in _blocks(patches, filters):
-            difference = filters[group, None, out] - patches[group, position, None]
-            with torch.autocast(grad.device.type, enabled=False):  # it would narrow the products
-                step = slopes[group, position, None, out] @ difference.clamp_(-1, 1)  # [G, P, 1, K]
-            patch_grad[group, position] += step.squeeze(2)
+        for factor, filters in _factors(terms):
+            for group, position, out in _blocks(patches, filters):
+                difference = filters[group, None, out] - patches[group, position, None]
+                with torch.autocast(grad.device.type, enabled=False):  # it would narrow the products
+                    step = slopes[group, position, None, out] @ difference.clamp_(-1, 1)  # [G, P, 1, K]
+                patch_grad[group, position].add_(step.squeeze(2), alpha=factor)
         _add_patches(patch_grad, result, window, tile)
 
 
 def _filters(weight: Tensor, groups: int) -> Tensor:
-    """Reshape ``[O, C / groups, kh, kw]`` to ``[G, O / G, K]`` in the compute dtype."""
-    return weight.to(compute_dtype(weight.dtype)).reshape(groups, weight.shape[0] // groups, -1)
+    """Reshape ``[T, O, C / groups, kh, kw]`` to ``[T, G, O / G, K]`` in the compute dtype."""
+    return weight.to(compute_dtype(weight.dtype)).reshape(len(weight), groups, weight.shape[1] // groups, -1)
+
+
+def _factors(terms: Tensor) -> Iterator[tuple[float, Tensor]]:
+    """Yield each term of a weight with its factor, 1, 1/2, 1/4 and so on."""
+    for index, term in enumerate(terms):
+        yield 2.0**-index, term
 
 
 def _tiles(window: Window, input: Tensor, weight: Tensor, groups: int) -> Iterator[Tile]:
-    elements_per_position = max(weight[0].numel() * groups, weight.shape[0])
+    elements_per_position = max(weight[0, 0].numel() * groups, weight.shape[1])
     return tiles(window, input, elements_per_position, PATCH_ELEMENTS)
 
 

@@ -75,7 +75,7 @@ def choose(names: tuple[str, ...], wanted: str, asked: str = VARIABLE) -> str | 
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
-    """Overwrite ``output`` with ``-Σ|x - w|``; ``Backend.forward`` describes the arguments."""
+    """Overwrite ``output`` with ``-Σ_j 2^-j Σ|x - w[j]|``; ``Backend.forward`` describes the arguments."""
     wide, kernel = input.float(), weight.float().contiguous()
     result = output if output.dtype == torch.float32 else torch.empty_like(output, dtype=torch.float32)
     # A tenth of the time that nanobind would take for a tensor's capsule, and parameters need not be detached.
@@ -97,7 +97,7 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
-    """Overwrite ``result`` with ``Σ_o grad[o] · HardTanh(w - x)``; ``Backend.input_grad`` describes the arguments."""
+    """Overwrite ``result`` with the input's gradient; ``Backend.input_grad`` describes formula and arguments."""
     result.zero_()  # the kernel leaves pixels that no window reads as they are
     # The kernel reads input and result through one set of strides.
     wide = torch.empty_like(result).copy_(input) if input.stride() != result.stride() else input.float()

@@ -109,7 +109,7 @@ def launch_of(kernel: str, layer: Layer, memory_format: str, dtype: str, target:
     padding = layer.kernel // 2
     shape = (layer.filters, layer.channels // layer.groups, layer.kernel, layer.kernel)
     options: dict[str, Any] = {"device": "meta", "dtype": DTYPES[dtype]}
-    weight = torch.empty(shape, **options)
+    weight = torch.empty(1, *shape, **options)
     window = Window.of(weight, *((value, value) for value in (layer.stride, padding, 1)))
     rows, columns = window.output_size(layer.size, layer.size)
     input = torch.empty(layer.batch, layer.channels, layer.size, layer.size, **options)

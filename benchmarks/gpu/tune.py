@@ -141,7 +141,7 @@ def time_on_device(kernel: str, layer: Layer, tile: Tile) -> float:
 
 def launch_of(kernel: str, layer: Layer, tile: Tile, device: str = "cuda") -> gpu.Launch:
     """Return the launch for a layer with a given tile, on random operands."""
-    input, weight = torch.randn(layer.input, device=device), torch.randn(layer.weight, device=device)
+    input, weight = torch.randn(layer.input, device=device), torch.randn(1, *layer.weight, device=device)
     window = Window.of(weight, *((value, value) for value in (layer.stride, layer.padding, 1)))
     output = torch.randn(layer.output, device=device)
     where = gpu.device(input.device.index) if device == "cuda" else Device(1)

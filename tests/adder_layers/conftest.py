@@ -36,6 +36,9 @@ CASES = {
     "one-pixel-output": Case((2, 3, 4, 5), (4, 3, 4, 5), {}),
     "one-pixel-input": Case((2, 3, 1, 1), (4, 3, 3, 3), {"padding": 1}),
     "stride-above-kernel": Case((2, 3, 9, 8), (4, 3, 1, 2), {"stride": (4, 3)}),
+    "two-terms": Case((2, 3, 7, 6), (4, 3, 2, 3, 3), {"stride": 2, "padding": 1}),
+    "three-terms-groups2": Case((2, 6, 5, 6), (4, 3, 3, 2, 3), {"groups": 2, "dilation": 2, "padding": (1, 2)}),
+    "two-terms-depthwise": Case((2, 5, 6, 6), (10, 1, 2, 3, 3), {"groups": 5, "padding": 1}),
     "one-filter-one-channel": Case((1, 1, 5, 5), (1, 1, 3, 3), {"padding": 1}),
 }
 

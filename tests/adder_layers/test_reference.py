@@ -35,12 +35,14 @@ def terms(input, weight, options):
 
 
 def unfolded(input, weight, options):
-    """``[N, G, K, L]`` columns and ``[G, O / G, K]`` filters."""
+    """``[N, G, K, L]`` columns and ``[G, O / G, K]`` filters, for each term of the weight and with its factor."""
     groups = options.get("groups", 1)
     others = {name: value for name, value in options.items() if name != "groups"}
-    columns = F.unfold(input, weight.shape[2:], **others)
-    taps = weight[0].numel()
-    return columns.reshape(len(input), groups, taps, -1), weight.reshape(groups, -1, taps)
+    columns = F.unfold(input, weight.shape[-2:], **others)
+    terms = [weight] if weight.ndim == 4 else weight.unbind(2)
+    taps = terms[0][0].numel()
+    columns = columns.reshape(len(input), groups, taps, -1)
+    return [(2.0**-index, columns, term.reshape(groups, -1, taps)) for index, term in enumerate(terms)]
 
 
 TINY = {
@@ -86,8 +88,10 @@ def test_gradients_equal_loops_over_the_published_formulas(input_shape, weight_s
 
 def test_values_equal_cdist_of_unfolded_input(case, operands):
     input, weight, _ = operands(case)
-    columns, filters = unfolded(input, weight, case.options)
-    distance = torch.cdist(filters.expand(len(input), -1, -1, -1), columns.mT.contiguous(), p=1)
+    distance = sum(
+        factor * torch.cdist(filters.expand(len(input), -1, -1, -1), columns.mT.contiguous(), p=1)
+        for factor, columns, filters in unfolded(input, weight, case.options)
+    )
 
     actual = adder_conv2d_reference(input, weight, **case.options)
     torch.testing.assert_close(actual, -distance.reshape(actual.shape))
@@ -95,16 +99,20 @@ def test_values_equal_cdist_of_unfolded_input(case, operands):
 
 def test_gradients_equal_einsum_over_the_published_formulas(case, operands):
     input, weight, _ = operands(case)
-    columns, filters = unfolded(input, weight, case.options)
+    terms = unfolded(input, weight, case.options)
     leaves = [input.requires_grad_(), weight.requires_grad_()]
     output = adder_conv2d_reference(input, weight, **case.options)
     grad = torch.randn_like(output)
     input_grad, weight_grad = torch.autograd.grad(output, leaves, grad)
 
-    split = grad.reshape(len(input), *filters.shape[:2], -1)
-    gap = columns[:, :, None] - filters[None, ..., None]  # [N, G, O / G, K, L]
-    torch.testing.assert_close(weight_grad, torch.einsum("ngol,ngokl->gok", split, gap).reshape(weight.shape))
-    columns_grad = torch.einsum("ngol,ngokl->ngkl", split, F.hardtanh(-gap))
+    split = grad.reshape(len(input), *terms[0][2].shape[:2], -1)
+    columns_grad = torch.zeros_like(terms[0][1])
+    for index, (factor, columns, filters) in enumerate(terms):
+        gap = columns[:, :, None] - filters[None, ..., None]  # [N, G, O / G, K, L]
+        actual = weight_grad if weight.ndim == 4 else weight_grad[:, :, index]
+        expected = factor * torch.einsum("ngol,ngokl->gok", split, gap)
+        torch.testing.assert_close(actual, expected.reshape(actual.shape))
+        columns_grad += factor * torch.einsum("ngol,ngokl->ngkl", split, F.hardtanh(-gap))
     others = {name: value for name, value in case.options.items() if name != "groups"}
-    expected = F.fold(columns_grad.flatten(1, 2), input.shape[2:], weight.shape[2:], **others)
+    expected = F.fold(columns_grad.flatten(1, 2), input.shape[2:], weight.shape[-2:], **others)
     torch.testing.assert_close(input_grad, expected)

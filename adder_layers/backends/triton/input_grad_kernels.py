@@ -58,6 +58,7 @@ def input_grad_tiled(
     grad_strides,
     result_strides,
     G_O: tl.constexpr,
+    TERMS: tl.constexpr,
     OUTER: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -68,7 +69,7 @@ def input_grad_tiled(
 
     This is AdderNet's gradient (arXiv 1912.13200, section 3.2), not the derivative. Since
     ``HardTanh(t) = 2·clamp((t + 1) / 2, 0, 1) - 1``, the loop consists of a saturating subtraction of ``x / 2`` from
-    the packed ``(w + 1) / 2``, ``[G, taps, O / G, tiles x width]``, and one FMA.
+    the packed ``(w + 1) / 2``, ``[G, T, taps, O / G, tiles x width]``, and one FMA.
 
     ``x`` and ``result`` are ``[N, C, H, W]``, ``grad`` is ``[N, O, out_h, out_w]``. Programs are divided by phase, the
     remainders of row and column modulo the stride: within a phase a tap meets all pixels or none, and
@@ -98,34 +99,43 @@ def input_grad_tiled(
         accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.float32),)
         totals = totals + (tl.zeros([1, ROWS, LANES], tl.float32),)
     packed = channel_tiles * CHANNELS
-    for tap in range(geometry.taps):
-        up = phase_h + geometry.padding_h - tap // geometry.kernel_w * geometry.dilation_h
-        left = phase_w + geometry.padding_w - tap % geometry.kernel_w * geometry.dilation_w
-        # Exact division: the loop is empty where the stride does not divide, so rounding does not matter.
-        meets = (up % geometry.stride_h == 0) & (left % geometry.stride_w == 0)
-        up, left = up // geometry.stride_h, left // geometry.stride_w
-        slopes = ()
-        insides = ()
-        for piece in tl.static_range(PIECES):
-            image, row, column = pixels[piece]
-            slopes = slopes + (grad_ptr + _pixel(image, row + up, column + left, grad_strides),)
-            insides = insides + (_inside(row + up, column + left, geometry.out_h, geometry.out_w),)
-        w_row = w_ptr + (group.to(tl.int64) * geometry.taps + tap) * filters * packed
-        for _ in tl.range(0, tl.where(meets, filters, 0), loop_unroll_factor=UNROLL):
-            half_w = tl.load(w_row + channel, mask=True, other=0.0)  # [OUTER, 1, LANES], padded to whole tiles
+    for term in tl.static_range(TERMS):
+        if term > 0:
             sums = ()
             slope_sums = ()
-            following = ()
             for piece in tl.static_range(PIECES):
-                g = tl.load(slopes[piece], mask=insides[piece], other=0.0).to(tl.float32)
-                g = tl.reshape(g, [1, ROWS, LANES])
-                sums = sums + (tl.fma(g, tl.clamp(half_w - halves[piece], 0.0, 1.0), accs[piece]),)
-                slope_sums = slope_sums + (totals[piece] + g,)
-                following = following + (slopes[piece] + G_O,)
+                sums = sums + (accs[piece] * 0.5,)
+                slope_sums = slope_sums + (totals[piece] * 0.5,)
             accs = sums
             totals = slope_sums
-            slopes = following
-            w_row += packed
+        for tap in range(geometry.taps):
+            up = phase_h + geometry.padding_h - tap // geometry.kernel_w * geometry.dilation_h
+            left = phase_w + geometry.padding_w - tap % geometry.kernel_w * geometry.dilation_w
+            # Exact division: the loop is empty where the stride does not divide, so rounding does not matter.
+            meets = (up % geometry.stride_h == 0) & (left % geometry.stride_w == 0)
+            up, left = up // geometry.stride_h, left // geometry.stride_w
+            slopes = ()
+            insides = ()
+            for piece in tl.static_range(PIECES):
+                image, row, column = pixels[piece]
+                slopes = slopes + (grad_ptr + _pixel(image, row + up, column + left, grad_strides),)
+                insides = insides + (_inside(row + up, column + left, geometry.out_h, geometry.out_w),)
+            w_row = w_ptr + ((group.to(tl.int64) * TERMS + term) * geometry.taps + tap) * filters * packed
+            for _ in tl.range(0, tl.where(meets, filters, 0), loop_unroll_factor=UNROLL):
+                half_w = tl.load(w_row + channel, mask=True, other=0.0)  # [OUTER, 1, LANES], padded to whole tiles
+                sums = ()
+                slope_sums = ()
+                following = ()
+                for piece in tl.static_range(PIECES):
+                    g = tl.load(slopes[piece], mask=insides[piece], other=0.0).to(tl.float32)
+                    g = tl.reshape(g, [1, ROWS, LANES])
+                    sums = sums + (tl.fma(g, tl.clamp(half_w - halves[piece], 0.0, 1.0), accs[piece]),)
+                    slope_sums = slope_sums + (totals[piece] + g,)
+                    following = following + (slopes[piece] + G_O,)
+                accs = sums
+                totals = slope_sums
+                slopes = following
+                w_row += packed
     result_ptr += phase_h.to(tl.int64) * result_strides.h + phase_w.to(tl.int64) * result_strides.w
     offset = (group * channels + channel).to(tl.int64) * result_strides.c
     for piece in tl.static_range(PIECES):
@@ -158,12 +168,13 @@ def input_grad_direct(
     x_strides,
     grad_strides,
     result_strides,
+    TERMS: tl.constexpr,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """``input_grad_tiled`` for thin groups, a ``[POSITIONS, WIDTH]`` tile of one phase of the input.
 
-    ``w`` is ``[O, C / G, taps]`` as in the module; ``all_channels`` counts those of all groups.
+    ``w`` is ``[T, O, C / G, taps]``; ``all_channels`` counts those of all groups.
     """
     program = tl.program_id(0)
     phase_h = tl.program_id(1) // geometry.stride_w
@@ -181,21 +192,25 @@ def input_grad_direct(
     first_filter = (group * filters).to(tl.int64)
     first_weight = (first_filter * channels + channel - group * channels) * geometry.taps
     acc = tl.zeros([POSITIONS, WIDTH], tl.float32)
-    for tap_row in range(geometry.taps // geometry.kernel_w):
-        up = phase_h + geometry.padding_h - tap_row * geometry.dilation_h
-        for tap_column in range(tl.where(up % geometry.stride_h == 0, geometry.kernel_w, 0)):
-            left = phase_w + geometry.padding_w - tap_column * geometry.dilation_w
-            g_row, g_column = row + up // geometry.stride_h, column + left // geometry.stride_w
-            inside = _inside(g_row, g_column, geometry.out_h, geometry.out_w)
-            g_pixel = _pixel(image, g_row, g_column, grad_strides)
-            g_pointer = grad_ptr + (g_pixel[:, None] + (first_filter * grad_strides.c)[None, :])
-            w_pointer = w_ptr + first_weight + tap_row * geometry.kernel_w + tap_column
-            for _ in range(tl.where(left % geometry.stride_w == 0, filters, 0)):
-                slope = tl.load(g_pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
-                w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
-                acc += slope * tl.clamp(w[None, :] - x, -1.0, 1.0)
-                g_pointer += grad_strides.c
-                w_pointer += channels * geometry.taps
+    for term in tl.static_range(TERMS):
+        if term > 0:
+            acc *= 0.5
+        for tap_row in range(geometry.taps // geometry.kernel_w):
+            up = phase_h + geometry.padding_h - tap_row * geometry.dilation_h
+            for tap_column in range(tl.where(up % geometry.stride_h == 0, geometry.kernel_w, 0)):
+                left = phase_w + geometry.padding_w - tap_column * geometry.dilation_w
+                g_row, g_column = row + up // geometry.stride_h, column + left // geometry.stride_w
+                inside = _inside(g_row, g_column, geometry.out_h, geometry.out_w)
+                g_pixel = _pixel(image, g_row, g_column, grad_strides)
+                g_pointer = grad_ptr + (g_pixel[:, None] + (first_filter * grad_strides.c)[None, :])
+                w_pointer = w_ptr + first_weight + tap_row * geometry.kernel_w + tap_column
+                for _ in range(tl.where(left % geometry.stride_w == 0, filters, 0)):
+                    slope = tl.load(g_pointer, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
+                    w = tl.load(w_pointer, mask=kept, other=0.0).to(tl.float32)
+                    acc += slope * tl.clamp(w[None, :] - x, -1.0, 1.0)
+                    g_pointer += grad_strides.c
+                    w_pointer += channels * geometry.taps
+        w_ptr += (all_channels * filters).to(tl.int64) * geometry.taps
     result_ptr += phase_h.to(tl.int64) * result_strides.h + phase_w.to(tl.int64) * result_strides.w
     pixel = _phase_pixel(image, row, column, result_strides, geometry)
     target = result_ptr + (pixel[:, None] + (channel.to(tl.int64) * result_strides.c)[None, :])

@@ -114,7 +114,7 @@ def device(index: int | None) -> Device:
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, groups: int) -> None:
-    """Overwrite ``output`` with ``-Σ|x - w|``; ``Backend.forward`` describes the arguments. Sums are fp32."""
+    """Overwrite ``output`` with ``-Σ_j 2^-j Σ|x - w[j]|``; ``Backend.forward`` describes the arguments."""
     rows, columns = output.shape[2:]
     for images in parts(input.shape[0], rows * columns):
         with torch.cuda.device_of(input):
@@ -123,7 +123,7 @@ def forward(input: Tensor, weight: Tensor, output: Tensor, window: Window, group
 
 
 def input_grad(grad: Tensor, input: Tensor, weight: Tensor, result: Tensor, window: Window, groups: int) -> None:
-    """Overwrite ``result`` with ``Σ_o grad[o] · HardTanh(w - x)``; ``Backend.input_grad`` describes the arguments.
+    """Overwrite ``result`` with the input's gradient; ``Backend.input_grad`` describes formula and arguments.
 
     NaN in ``input`` or ``grad`` propagates. NaN in ``weight`` counts as a slope of -1, because saturation turns it into
     0; its outputs are NaN all the same, and with them any gradient that depends on their values.
@@ -151,16 +151,16 @@ def plan_forward(
 ) -> Launch:
     """Return the launch that ``forward`` makes, or would make with another tile; weights are packed already."""
     batch, all_filters, rows, columns = output.shape
-    channels, filters = weight.shape[1], all_filters // groups
+    channels, filters = weight.shape[2], all_filters // groups
     positions = batch * rows * columns
     geometry = geometry_of((*input.shape[2:], rows, columns), (rows, columns), positions, window)
     strides = (Strides(*input.stride()), Strides(*output.stride()))
     if filters < TILED_WIDTH:
         tiles, grid, options = _direct(output, positions, where)
-        arguments = (input, weight.contiguous(), output, channels, filters, all_filters, tiles, geometry, *strides)
-        return Launch(FORWARD, "forward_direct", (grid,), arguments, options)
+        arguments = (input, _last_to_first(weight), output, channels, filters, all_filters, tiles, geometry, *strides)
+        return Launch(FORWARD, "forward_direct", (grid,), arguments, {"TERMS": len(weight), **options})
     tile = tile or choose_tile("forward", filters, positions, groups, where)
-    packed, tiles, grid, options = _tiled(tile, weight, (0, 3, 2, 1), positions, groups, where)
+    packed, tiles, grid, options = _tiled(tile, weight, (1, 0, 4, 3, 2), positions, groups, where)
     arguments = (input, packed, output, channels, filters, tiles, groups, geometry, *strides)
     return Launch(FORWARD, "forward_tiled", (grid,), arguments, {"X_C": input.stride(1), **options})
 
@@ -177,7 +177,7 @@ def plan_input_grad(
 ) -> Launch:
     """Return the launch that ``input_grad`` makes, or would make with another tile; weights are packed already."""
     batch, all_channels, height, width = input.shape
-    channels, filters = weight.shape[1], weight.shape[0] // groups
+    channels, filters = weight.shape[2], weight.shape[1] // groups
     phases = window.stride[0] * window.stride[1]
     # Rows and columns of the largest phase; the kernel skips pixels that a smaller one lacks.
     rows, columns = -(-height // window.stride[0]), -(-width // window.stride[1])
@@ -187,10 +187,10 @@ def plan_input_grad(
     if channels < TILED_WIDTH:
         tiles, grid, options = _direct(result, positions, where)
         sizes = (channels, all_channels, tiles, filters)
-        arguments = (grad, input, weight.contiguous(), result, *sizes, geometry, *strides)
-        return Launch(INPUT_GRAD, "input_grad_direct", (grid, phases), arguments, options)
+        arguments = (grad, input, _last_to_first(weight), result, *sizes, geometry, *strides)
+        return Launch(INPUT_GRAD, "input_grad_direct", (grid, phases), arguments, {"TERMS": len(weight), **options})
     tile = tile or choose_tile("input_grad", channels, positions, groups * phases, where)
-    packed, tiles, grid, options = _tiled(tile, weight, (0, 3, 1, 2), positions, groups, where)
+    packed, tiles, grid, options = _tiled(tile, weight, (1, 0, 4, 2, 3), positions, groups, where)
     packed.add_(1).mul_(0.5)
     arguments = (grad, input, packed, result, channels, tiles, filters, groups, geometry, *strides)
     return Launch(INPUT_GRAD, "input_grad_tiled", (grid, phases), arguments, {"G_O": grad.stride(1), **options})
@@ -221,12 +221,13 @@ def _direct(written: Tensor, positions: int, where: Device) -> tuple[int, int, d
 
 
 def _tiled(
-    tile: Tile, weight: Tensor, order: tuple[int, int, int, int], positions: int, groups: int, where: Device
+    tile: Tile, weight: Tensor, order: tuple[int, ...], positions: int, groups: int, where: Device
 ) -> tuple[Tensor, int, int, dict[str, int | bool]]:
     """Return packed weights, tiles along filters (or channels), programs, and options."""
     packed = _packed(weight, groups, tile.width, order)
-    tiles = packed.shape[3] // tile.width
+    tiles = packed.shape[-1] // tile.width
     options = {
+        "TERMS": len(weight),
         "OUTER": tile.outer,
         "ROWS": tile.rows,
         "LANES": tile.lanes,
@@ -242,10 +243,18 @@ def launch_options(warps: int, where: Device) -> dict[str, int | bool]:
     return {"num_warps": max(1, warps * 32 // where.wave), "enable_fp_fusion": True}
 
 
-def _packed(weight: Tensor, groups: int, width: int, order: tuple[int, int, int, int]) -> Tensor:
-    """Permute ``[G, O / G, C / G, taps]`` of the weight ``[O, C / G, kh, kw]``, in fp32, last axis in whole tiles."""
-    filters, channels, *_ = weight.shape
-    grouped = weight.reshape(groups, filters // groups, channels, -1).permute(order)
+def _last_to_first(weight: Tensor) -> Tensor:
+    """Return a weight ``[T, O, C / G, kh, kw]`` with its terms in reverse order, contiguous."""
+    return weight.flip(0).contiguous() if len(weight) > 1 else weight.contiguous()
+
+
+def _packed(weight: Tensor, groups: int, width: int, order: tuple[int, ...]) -> Tensor:
+    """Permute ``[T, G, O / G, C / G, taps]`` of a weight ``[T, O, C / G, kh, kw]``, terms from last to first.
+
+    The result is fp32, its last axis in whole tiles.
+    """
+    terms, filters, channels, *_ = weight.shape
+    grouped = _last_to_first(weight).reshape(terms, groups, filters // groups, channels, -1).permute(order)
     *leading, last = grouped.shape
     padded = -(-last // width) * width
     packed = torch.empty(*leading, padded, dtype=torch.float32, device=weight.device)

@@ -24,7 +24,7 @@ namespace {
 
 using Pair = std::pair<Index, Index>;  // (height, width)
 using Input = nb::ndarray<const float, nb::ndim<4>, nb::device::cpu>;
-using Weight = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Weight = nb::ndarray<const float, nb::ndim<5>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<float, nb::ndim<4>, nb::device::cpu>;
 
 constexpr double kLargestPlanes = 1LL << 48;  // elements; products of sizes below it do not overflow
@@ -56,7 +56,7 @@ Problem problem(const Input& input, const Weight& weight, const Tensor& output, 
                 Index groups) {
     Problem p{};
     p.batch = input.shape(0), p.channels = input.shape(1), p.height = input.shape(2), p.width = input.shape(3);
-    p.filters = weight.shape(0), p.kernel_h = weight.shape(2), p.kernel_w = weight.shape(3);
+    p.levels = weight.shape(0), p.filters = weight.shape(1), p.kernel_h = weight.shape(3), p.kernel_w = weight.shape(4);
     p.out_h = output.shape(2), p.out_w = output.shape(3);
     std::tie(p.stride_h, p.stride_w) = stride;
     std::tie(p.pad_h, p.pad_w) = padding;
@@ -68,8 +68,8 @@ Problem problem(const Input& input, const Weight& weight, const Tensor& output, 
     }
     require(std::min({p.stride_h, p.stride_w, p.dilation_h, p.dilation_w, groups}) > 0 && std::min(p.pad_h, p.pad_w) >= 0,
             "stride, dilation and groups must be positive, padding not negative");
-    require(p.filters % groups == 0 && p.channels == Index(weight.shape(1)) * groups,
-            "channels, filters and groups do not fit together");
+    require(p.filters % groups == 0 && p.channels == Index(weight.shape(2)) * groups && p.levels > 0,
+            "channels, filters, groups and levels do not fit together");
     require(Index(output.shape(0)) == p.batch && Index(output.shape(1)) == p.filters &&
                 p.out_h == output_size(p.height, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h) &&
                 p.out_w == output_size(p.width, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w),

@@ -4,6 +4,7 @@
 
 #include <omp.h>
 
+#include <cmath>
 #include <memory>
 
 namespace adderkit {
@@ -69,6 +70,12 @@ void for_rows(const Planes& planes, Index begin, Index end, Copy copy) {
     }
 }
 
+// Adds a level's tile of results to the sum over levels: sum[r][t] += factor * tile[r][t].
+void add_tile(const float* tile, Index rows, Index count, float factor, float* sum) {
+    for (Index r = 0; r < rows; ++r)
+        for (Index t = 0; t < count; ++t) sum[r * kBlock + t] += factor * tile[r * kBlock + t];
+}
+
 // target[r * row_step + t * step] = tile[r][t]; the inner loop follows the smaller step.
 void write_tile(const float* tile, Index rows, Index count, float* target, Index row_step, Index step) {
     if (step <= row_step) {
@@ -110,26 +117,26 @@ bool forward(const Problem& p, const Kernels& kernels, const float* x, const flo
     const Index phases = planes.count(), plane = planes.plane(), terms = p.terms();
     const Index group_filters = p.group_filters(), packed_row = terms + chunks(terms);
     Buffer input = buffer(0, p.channels * phases * plane, planes.beyond);
-    Buffer packed = buffer(0, p.filters * packed_row, 0);
+    Buffer packed = buffer(0, p.levels * p.filters * packed_row, 0);
     std::vector<Index> offsets(terms);
     for (Index k = 0; k < terms; ++k)
         offsets[k] = (k / p.taps() * phases + planes.tap_phase[k % p.taps()]) * plane + planes.tap_offset[k % p.taps()];
     const Index tiles = (group_filters + kernels.filters - 1) / kernels.filters;
-    bool moderate = kernels.moderate(weight, p.filters * terms);
+    bool moderate = kernels.moderate(weight, p.levels * p.level_size());
 #pragma omp parallel num_threads(threads) reduction(&& : moderate)
     {
 #pragma omp for schedule(static)
-        for (Index task = 0; task < p.groups * tiles; ++task) {
-            const Index o = task % tiles * kernels.filters, filter = task / tiles * group_filters + o;
+        for (Index task = 0; task < p.levels * p.groups * tiles; ++task) {
+            const Index o = task % tiles * kernels.filters, filter = task / tiles * group_filters + o;  // of all levels
             pack_filters(weight + filter * terms, terms, std::min(kernels.filters, group_filters - o),
                          packed.get() + filter * packed_row);
         }
-        float tile[kMaxRows * kBlock];
+        float tile[kMaxRows * kBlock], level_tile[kMaxRows * kBlock];
         std::vector<float> sums(chunks(terms) * kBlock);
         for (Index first = 0; first < p.batch; first += planes.images) {
             const Index images = std::min(planes.images, p.batch - first);
             const Index positions = ((images - 1) * planes.rows + p.out_h - 1) * planes.columns + p.out_w;
-            const Tasks tasks(p.groups, group_filters, kernels.filters, positions, terms, threads);
+            const Tasks tasks(p.groups, group_filters, kernels.filters, positions, p.levels * terms, threads);
 #pragma omp for schedule(static)
             for (Index line = 0; line < images * planes.rows; ++line)
                 fill_input_row(p, planes, x, first, line / planes.rows, line % planes.rows, input.get());
@@ -145,8 +152,11 @@ bool forward(const Problem& p, const Kernels& kernels, const float* x, const flo
                 const Index stop = std::min(group_filters, (part + 1) * tasks.part_rows);
                 for (Index o = part * tasks.part_rows; o < stop; o += kernels.filters) {
                     const Index rows = std::min(kernels.filters, stop - o), filter = g * group_filters + o;
-                    kernels.forward[rows](source, offsets.data(), packed.get() + filter * packed_row, terms, sums.data(),
-                                          end - begin, tile);
+                    for (Index level = 0; level < p.levels; ++level) {
+                        kernels.forward[rows](source, offsets.data(), packed.get() + (level * p.filters + filter) * packed_row,
+                                              terms, sums.data(), end - begin, level ? level_tile : tile);
+                        if (level) add_tile(level_tile, rows, end - begin, std::ldexp(1.0f, -int(level)), tile);
+                    }
                     write_output(p, planes, tile, begin, end, first, filter, rows, y);
                 }
             }
@@ -162,28 +172,30 @@ bool input_grad(const Problem& p, const Kernels& kernels, const float* grad, con
     const Index group_channels = p.group_channels(), group_filters = p.group_filters();
     Buffer input = buffer(0, p.channels * phases * plane, 0);
     Buffer slopes = buffer(margin, p.filters * plane, 0);
-    Buffer packed = buffer(0, p.filters * p.terms(), 0);
+    Buffer packed = buffer(0, p.levels * p.level_size(), 0);
     // First packed weight of each phase, which has those of all channels.
     std::vector<Index> phase_start;
     for (Index f = 0, start = 0; f < phases; start += p.channels * group_filters * Index(planes.phases[f++].taps.size()))
         phase_start.push_back(start);
     const Index tiles = (group_channels + kernels.channels - 1) / kernels.channels;
-    bool moderate = kernels.moderate(weight, p.filters * p.terms());
+    bool moderate = kernels.moderate(weight, p.levels * p.level_size());
 #pragma omp parallel num_threads(threads) reduction(&& : moderate)
     {
 #pragma omp for schedule(static)
-        for (Index task = 0; task < phases * p.groups * tiles; ++task) {
-            const Index c = task % tiles * kernels.channels, g = task / tiles % p.groups, f = task / tiles / p.groups;
+        for (Index task = 0; task < p.levels * phases * p.groups * tiles; ++task) {
+            const Index c = task % tiles * kernels.channels, g = task / tiles % p.groups;
+            const Index f = task / tiles / p.groups % phases, level = task / tiles / p.groups / phases * p.level_size();
             const Phase& phase = planes.phases[f];
-            pack_channels(p, phase, weight + (g * group_filters * group_channels + c) * p.taps(),
+            pack_channels(p, phase, weight + level + (g * group_filters * group_channels + c) * p.taps(),
                           std::min(kernels.channels, group_channels - c),
-                          packed.get() + phase_start[f] + (g * group_channels + c) * group_filters * Index(phase.taps.size()));
+                          packed.get() + level + phase_start[f] +
+                              (g * group_channels + c) * group_filters * Index(phase.taps.size()));
         }
-        float tile[kMaxRows * kBlock];
+        float tile[kMaxRows * kBlock], level_tile[kMaxRows * kBlock];
         for (Index first = 0; first < p.batch; first += planes.images) {
             const Index images = std::min(planes.images, p.batch - first);
             const Index positions = images * planes.rows * planes.columns;
-            const Tasks tasks(p.groups, group_channels, kernels.channels, positions, group_filters * p.taps(), threads);
+            const Tasks tasks(p.groups, group_channels, kernels.channels, positions, p.levels * group_filters * p.taps(), threads);
 #pragma omp for schedule(static)
             for (Index line = 0; line < images * planes.rows; ++line) {
                 fill_input_row(p, planes, x, first, line / planes.rows, line % planes.rows, input.get());
@@ -203,10 +215,14 @@ bool input_grad(const Problem& p, const Kernels& kernels, const float* grad, con
                     for (Index f = 0; f < phases; ++f) {
                         const Phase& phase = planes.phases[f];
                         const Index taps = Index(phase.taps.size());
-                        kernels.input_grad[rows](input.get() + (channel * phases + f) * plane + begin, phases * plane, source,
-                                                 plane, phase.offsets.data(), taps,
-                                                 packed.get() + phase_start[f] + channel * group_filters * taps,
-                                                 group_filters, end - begin, tile);
+                        for (Index level = 0; level < p.levels; ++level) {
+                            kernels.input_grad[rows](
+                                input.get() + (channel * phases + f) * plane + begin, phases * plane, source, plane,
+                                phase.offsets.data(), taps,
+                                packed.get() + level * p.level_size() + phase_start[f] + channel * group_filters * taps,
+                                group_filters, end - begin, level ? level_tile : tile);
+                            if (level) add_tile(level_tile, rows, end - begin, std::ldexp(1.0f, -int(level)), tile);
+                        }
                         write_grad(p, planes, phase, tile, begin, end, first, channel, rows, result);
                     }
                 }

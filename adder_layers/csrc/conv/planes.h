@@ -19,7 +19,8 @@ namespace adderkit {
 // Sizes and strides of one call; strides are in elements and arbitrary.
 struct Problem {
     Index batch, channels, height, width;  // input [N, C, H, W]
-    Index filters, kernel_h, kernel_w;     // weight [O, C / groups, kh, kw], contiguous
+    Index levels;                          // distances that are summed, each with half the factor of the one before
+    Index filters, kernel_h, kernel_w;     // weight [levels, O, C / groups, kh, kw], contiguous
     Index out_h, out_w;
     Index stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
     Index x_stride[4];  // input and its gradient, which has the same layout
@@ -29,6 +30,7 @@ struct Problem {
     Index group_filters() const { return filters / groups; }
     Index taps() const { return kernel_h * kernel_w; }
     Index terms() const { return group_channels() * taps(); }
+    Index level_size() const { return filters * terms(); }  // weights of a level
 };
 
 struct Phase {

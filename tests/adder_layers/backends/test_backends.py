@@ -29,8 +29,8 @@ def test_results_are_overwritten(backend, kernel, stride, assert_close):
     expected.backward(grad)
     output, result = torch.full_like(expected, torch.nan), torch.full_like(input, torch.nan)
     window = Window.of(weight, (stride, stride), (0, 0), (1, 1))
-    backend.forward(input.detach(), weight, output, window, 2)
-    backend.input_grad(grad, input.detach(), weight, result, window, 2)
+    backend.forward(input.detach(), weight[None], output, window, 2)
+    backend.input_grad(grad, input.detach(), weight[None], result, window, 2)
     assert_close(output, expected.detach())
     assert_close(result, input.grad)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from adderkit.adder_layers.backends import blocked
-from adderkit.adder_layers.geometry import Window
+from adderkit.adder_layers.geometry import Window, terms_first
 from adderkit.adder_layers.reference import adder_conv2d_reference
 
 MEGABYTE = 1 << 20
@@ -52,7 +52,7 @@ def test_forward_writes_the_reference_to_every_output(case, operands, assert_clo
     input, weight, _ = operands(case)
     expected = adder_conv2d_reference(input, weight, **case.options)
     output = torch.full_like(expected, torch.nan)
-    blocked.forward(input, weight, output, window_of(weight, case.options), case.options.get("groups", 1))
+    blocked.forward(input, terms_first(weight), output, window_of(weight, case.options), case.options.get("groups", 1))
     assert_close(output, expected)
 
 
@@ -65,16 +65,16 @@ def test_input_grad_overwrites_every_pixel_with_that_of_the_reference(case, oper
     (expected,) = torch.autograd.grad(output, leaf, grad)
     result = torch.full_like(input, torch.nan)
     window = window_of(weight, case.options)
-    blocked.input_grad(grad, input, weight, result, window, case.options.get("groups", 1))
+    blocked.input_grad(grad, input, terms_first(weight), result, window, case.options.get("groups", 1))
     assert_close(result, expected)
 
 
 def test_input_grad_inside_autocast_stays_in_fp32():
     grad, input, weight = torch.randn(2, 4, 4, 4), torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
     expected, actual = torch.zeros_like(input), torch.zeros_like(input)
-    blocked.input_grad(grad, input, weight, expected, window_of(weight, {}), 1)
+    blocked.input_grad(grad, input, terms_first(weight), expected, window_of(weight, {}), 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        blocked.input_grad(grad, input, weight, actual, window_of(weight, {}), 1)
+        blocked.input_grad(grad, input, terms_first(weight), actual, window_of(weight, {}), 1)
     assert torch.equal(actual, expected)
 
 
@@ -122,8 +122,8 @@ def test_extra_memory_stays_below_256_megabytes(tmp_path, input_shape, weight_sh
     output = torch.empty(F.conv2d(input.to("meta"), weight.to("meta"), **options).shape)
     result = torch.zeros_like(input)
     calls = {
-        "forward": lambda: blocked.forward(input, weight, output, window, groups),
-        "input gradient": lambda: blocked.input_grad(output, input, weight, result, window, groups),
+        "forward": lambda: blocked.forward(input, terms_first(weight), output, window, groups),
+        "input gradient": lambda: blocked.input_grad(output, input, terms_first(weight), result, window, groups),
     }
     peaks = {name: peak_bytes(call, tmp_path / "trace.json") for name, call in calls.items()}
     assert all(MEGABYTE < peak < 256 * MEGABYTE for peak in peaks.values()), peaks

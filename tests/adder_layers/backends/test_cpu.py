@@ -122,7 +122,7 @@ def test_every_output_is_written(forced):
     expected = adder_conv2d(input, weight, padding=1)
     window = cpu.Window.of(weight, (1, 1), (1, 1), (1, 1))
     poisoned = torch.full_like(expected, float("nan"))
-    cpu.forward(input, weight, poisoned, window, 1)
+    cpu.forward(input, weight[None], poisoned, window, 1)
     assert torch.equal(poisoned, expected)
 
 
@@ -175,7 +175,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 SETTINGS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "threads": 1}
-INPUT, WEIGHT, OUTPUT = torch.zeros(2, 4, 5, 6), torch.zeros(3, 4, 3, 3), torch.zeros(2, 3, 3, 4)
+INPUT, WEIGHT, OUTPUT = torch.zeros(2, 4, 5, 6), torch.zeros(1, 3, 4, 3, 3), torch.zeros(2, 3, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,25 @@ INPUT, WEIGHT, OUTPUT = torch.zeros(2, 4, 5, 6), torch.zeros(3, 4, 3, 3), torch.
     [
         ((INPUT.double(), WEIGHT, OUTPUT), TypeError),
         ((INPUT[0], WEIGHT, OUTPUT), TypeError),
-        ((INPUT, WEIGHT.transpose(2, 3), OUTPUT), TypeError),
+        ((INPUT, WEIGHT[0], OUTPUT), TypeError),
+        ((INPUT, WEIGHT.transpose(3, 4), OUTPUT), TypeError),
         ((INPUT, WEIGHT, OUTPUT.half()), TypeError),
         ((INPUT, WEIGHT.to("meta"), OUTPUT), TypeError),
-        ((INPUT, WEIGHT[:, :3].contiguous(), OUTPUT), ValueError),
+        ((INPUT, WEIGHT[:, :, :3].contiguous(), OUTPUT), ValueError),
         ((INPUT, WEIGHT, OUTPUT[:, :, 1:]), ValueError),
         ((INPUT, WEIGHT, OUTPUT[:1]), ValueError),
     ],
-    ids=["dtype", "rank", "not-contiguous", "output-dtype", "device", "channels", "output-size", "batch"],
+    ids=[
+        "dtype",
+        "rank",
+        "weight-without-terms",
+        "not-contiguous",
+        "output-dtype",
+        "device",
+        "channels",
+        "output-size",
+        "batch",
+    ],
 )
 def test_the_extension_refuses_tensors_that_do_not_fit(tensors, error):
     with pytest.raises(error):
@@ -204,7 +215,7 @@ def test_the_extension_refuses_a_result_of_another_layout():
 
 
 def test_the_extension_refuses_an_image_spread_over_more_memory_than_there_is():
-    input, weight, output = torch.zeros(1, 9, 2, 2), torch.zeros(1, 9, 2, 2), torch.zeros(1, 1, 2, 2)
+    input, weight, output = torch.zeros(1, 9, 2, 2), torch.zeros(1, 1, 9, 2, 2), torch.zeros(1, 1, 2, 2)
     spread = {"padding": (2**29, 2**29), "dilation": (2**30, 2**30)}
     with pytest.raises(ValueError, match="more memory than any machine has"):
         cpu._cpu.forward("baseline", input, weight, output, **SETTINGS | spread)

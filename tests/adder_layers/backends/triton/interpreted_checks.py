@@ -14,7 +14,7 @@ import torch
 
 from adderkit.adder_layers.backends.blocked import compute_dtype
 from adderkit.adder_layers.backends.triton import launch as gpu
-from adderkit.adder_layers.geometry import Window, pair
+from adderkit.adder_layers.geometry import Window, pair, terms_first
 from adderkit.adder_layers.reference import adder_conv2d_reference
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -33,6 +33,9 @@ CASES = {
     "non-square": ((2, 8, 9, 12), (16, 8, 2, 5), {"stride": (3, 2), "padding": (1, 4), "dilation": (2, 1)}),
     "few-filters": ((3, 3, 7, 11), (5, 3, 3, 2), {"stride": (2, 3)}),
     "one-pixel-output": ((2, 3, 4, 5), (4, 3, 4, 5), {}),
+    "three-terms": ((2, 9, 5, 6), (17, 9, 3, 2, 3), {"stride": 2, "padding": 1}),
+    "two-terms-groups2": ((2, 16, 5, 4), (18, 8, 2, 3, 3), {"groups": 2, "padding": 1}),
+    "two-terms-depthwise": ((2, 5, 6, 6), (10, 1, 2, 3, 3), {"groups": 5, "padding": 1}),
     "stride-above-kernel": ((2, 8, 9, 8), (8, 8, 1, 2), {"stride": (4, 3)}),
 }
 
@@ -75,9 +78,9 @@ def both(input, weight, options, memory_format):
     x, w = guarded(input.contiguous(memory_format=memory_format)), guarded(weight)
     g = guarded(grad.contiguous(memory_format=memory_format))
     output, output_memory = poisoned(expected.shape, dtype, memory_format)
-    gpu.forward(x, w, output, window, groups)
+    gpu.forward(x, terms_first(w), output, window, groups)
     result, result_memory = poisoned(input.shape, compute_dtype(input.dtype), memory_format)
-    gpu.input_grad(g, x, w, result, window, groups)
+    gpu.input_grad(g, x, terms_first(w), result, window, groups)
     return {
         "forward": error(output, expected.detach()),
         "input_grad": error(result, expected_grad),
@@ -98,8 +101,8 @@ def run_nan(name, input, weight, options):
     expected.sum().backward()
     window = Window.of(weight, *(pair(options.get(key, default)) for key, default in WINDOW.items()))
     output, result = torch.zeros_like(expected), torch.zeros_like(input)
-    gpu.forward(input, weight, output, window, options.get("groups", 1))
-    gpu.input_grad(torch.ones_like(expected), input, weight, result, window, options.get("groups", 1))
+    gpu.forward(input, terms_first(weight), output, window, options.get("groups", 1))
+    gpu.input_grad(torch.ones_like(expected), input, terms_first(weight), result, window, options.get("groups", 1))
     wrong = [float((a.isnan() != b.isnan()).any()) for a, b in ((output, expected), (result, leaf.grad))]
     checked = {"name": name, "dtype": "fp32", "forward": wrong[0], "input_grad": wrong[1], "margins": True}
     print(json.dumps(checked), flush=True)

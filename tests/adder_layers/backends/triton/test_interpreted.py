@@ -18,7 +18,7 @@ KERNELS = sorted(Path(conv.__file__).parent.rglob("*_kernels.py"))
 # A sum of up to 576 terms in another order; half precision also rounds the result.
 TOLERANCE = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 8e-3, "bf16-fp32": 1e-5}
 PARTS = ["cases", "half", "kinks", "nan", "resnet", "parts"]
-EXPECTED_CHECKS = 13 + 15 + 2 + 2 + 2 + 1
+EXPECTED_CHECKS = 16 + 15 + 2 + 2 + 2 + 1
 
 
 def test_kernels_match_the_reference():
