@@ -140,6 +140,7 @@ def test_one_process_continues_what_two_began(runs, adder_folder, run_processes)
     assert arguments["resumed"][0]["changes"] == {"grad_accum_steps": [1, 2], "processes": [2, 1]}
 
 
+@pytest.mark.slow
 def test_teacher_that_the_run_has_kept(adder_folder, cnn_folder, run_processes, tmp_path):
     """The resumed run is taught by the copy in its folder, which the second process does not see."""
     shutil.copytree(cnn_folder, tmp_path / "teacher")
