@@ -174,7 +174,7 @@ def _group(
     group = ChannelGroup(tuple(sorted(producers)) or (names[traced[0].dep.target.module],), channels, tuple(members))
     blocks, uneven = _blocks(plain, group)
     if reason is None:
-        reason = uneven or _entangled(graph, traced, group, names)
+        reason = uneven or _beyond(members) or _entangled(graph, traced, group, names)
     return dataclasses.replace(group, blocks=blocks, reason=reason)
 
 
@@ -212,6 +212,14 @@ def _blocks(plain: nn.Module, group: ChannelGroup) -> tuple[int, str | None]:
     if any(blocks % count for count in counts):
         return 1, f"its convolutions have {' and '.join(map(str, sorted(set(counts[1:]))))} groups"
     return blocks, None
+
+
+def _beyond(members: Sequence[Member]) -> str | None:
+    """Return why channels cannot be followed where the graph gives a layer channels that it does not have."""
+    for member in members:
+        if int(member.positions.max()) >= member.size:
+            return f"channels of {member.path} are padded or cut between layers"
+    return None
 
 
 def _entangled(graph: DependencyGraph, traced: Any, group: ChannelGroup, names: Mapping[Any, str]) -> str | None:

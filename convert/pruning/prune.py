@@ -261,7 +261,8 @@ def _removed_inputs(model: nn.Module, removal: Sequence[Removal]) -> dict[str, T
 
 def _row(model: nn.Module, group: ChannelGroup) -> PrunedGroup:
     after = shape_of(target_at(model, group.layers[0]))[0]
-    return PrunedGroup(group.layers, group.channels, after, group.reason)
+    before = group.channels if group.reason is None else after  # the graph may count padded channels
+    return PrunedGroup(group.layers, before, after, group.reason)
 
 
 def _why_not(groups: Sequence[ChannelGroup], config: PruneConfig) -> str:

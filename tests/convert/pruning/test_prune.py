@@ -152,6 +152,34 @@ class Shuffled(nn.Module):
         return self.second(self.first(x).flip(1))
 
 
+class PaddedShortcut(nn.Module):
+    """Two convolutions beside a shortcut without weights: every second pixel, zeros for the new channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm0 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv1, self.norm1 = nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.norm0(self.stem(x)).relu()
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+        return self.fc((nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)) + y).relu().mean((2, 3)))
+
+
+def test_channels_beside_a_padded_shortcut_are_kept():
+    """He's shortcuts for CIFAR: the channels within a block go, those of the residual stream stay."""
+    model = PaddedShortcut().eval()
+    report = adderkit.prune_(model, PruneConfig(ratio=0.5), torch.randn(32, 3, 8, 8))
+    assert (model.conv1.out_channels, model.conv2.in_channels) == (8, 8)
+    assert (model.stem.out_channels, model.conv1.in_channels, model.conv2.out_channels) == (8, 8, 16)
+    kept = next(row for row in report.groups if row.layers[0] == "stem" or "stem" in row.layers)
+    assert "padded or cut" in kept.reason
+    assert kept.before == kept.after
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
 def test_channels_that_cannot_be_followed_are_refused_before_anything_changes():
     model = Shuffled()
     model.first.weight.data[:4] *= 0.1
