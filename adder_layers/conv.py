@@ -139,7 +139,9 @@ class AdderConv2d(nn.Conv2d):
         if type(terms) is not int or terms < 1:
             raise ValueError(f"terms is {terms!r}, expected a whole number of at least 1")
         first = self.weight.detach() if self.terms == 1 else self.weight.detach()[:, :, 0]
-        weight = first.clone() if terms == 1 else first[:, :, None].repeat(1, 1, terms, 1, 1)
+        shape = first.shape if terms == 1 else (*first.shape[:2], terms, *first.shape[2:])
+        weight = torch.empty(shape, dtype=first.dtype, device=first.device)
+        weight.copy_(first if terms == 1 else first[:, :, None])
         self.weight = nn.Parameter(weight, self.weight.requires_grad)
 
     def extra_repr(self) -> str:

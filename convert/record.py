@@ -19,6 +19,7 @@ ModelForm = Literal["float", "fake_quantized", "integer"]
 _FORMS: dict[str, ModelForm] = {"fake_quantize": "fake_quantized", "quantize": "integer"}
 _WORDS: dict[ModelForm, str] = {"fake_quantized": "prepared for quantization-aware training", "integer": "quantized"}
 PATH_LISTS = ("modules", "normalized", "folded")
+TERMS = "terms"  # terms of the weights by path, where they are several
 
 
 def transforms_of(model: nn.Module) -> list[Transform]:
@@ -51,9 +52,11 @@ def forget_(model: nn.Module, paths: Collection[str], kinds: Collection[str]) ->
     for transform in transforms_of(model):
         if transform["kind"] in kinds:
             folded += [path for path in transform.get("folded", ()) if path in paths]
-            lists = {
+            lists: dict[str, Any] = {
                 key: [path for path in transform[key] if path not in paths] for key in PATH_LISTS if key in transform
             }
+            if TERMS in transform:
+                lists[TERMS] = {path: number for path, number in transform[TERMS].items() if path not in paths}
             transform = {key: lists.get(key, value) for key, value in transform.items() if lists.get(key, True)}
             if not transform.get("modules"):
                 continue

@@ -160,7 +160,7 @@ def _chosen(plan: Any, layers: list[dict[str, Any]], costs: tuple[int, int], rem
 
 
 def _share(plan: Any, paths: tuple[str, ...], multiplications: int) -> float:
-    terms: int = sum(row.terms for row in plan.rows if row.path in paths)
+    terms: int = sum(row.products for row in plan.rows if row.path in paths)
     return terms / multiplications
 
 

@@ -65,8 +65,8 @@ def _counts(made: ConversionPlan) -> dict[str, Any]:
         "converted": len(made.paths("convert")),
         "inserted": sum(row.inserted for row in made.rows),
         "folded": sum(row.decision == "convert" and "Std" in row.cls for row in made.rows),
-        "terms": sum(row.terms for row in made.rows),
-        "converted_terms": sum(row.terms for row in made.rows if row.decision == "convert"),
+        "terms": sum(row.products for row in made.rows),
+        "converted_terms": sum(row.products for row in made.rows if row.decision == "convert"),
         "skipped": dict(skipped),
     }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def layers_to_keep(
     Raises:
         AdderkitError: If every layer would be chosen, or the converted model already exceeds the budget.
     """
-    terms = {row.path: row.terms for row in plan.rows if row.decision == "convert"}
+    products = {row.path: row.products for row in plan.rows if row.decision == "convert"}
     fidelity = {layer.path: layer.correlation for layer in report.layers}
     kept: dict[str, str] = {}
     if policy.min_fidelity is not None:
@@ -50,7 +51,7 @@ def layers_to_keep(
             if value < policy.min_fidelity
         }
     if policy.budget is not None:
-        spent = converted + sum(terms[path] for path in kept)
+        spent = converted + sum(products[path] for path in kept)
         allowed = policy.budget * original
         if spent > allowed:
             raise AdderkitError(
@@ -58,9 +59,9 @@ def layers_to_keep(
                 "layers that are not converted: raise the budget, or convert more layers"
             )
         candidates = (path for path in fidelity if path not in kept)
-        for path in sorted(candidates, key=lambda path: (fidelity[path] - 1) / terms[path]):
-            if spent + terms[path] <= allowed:
-                spent += terms[path]
+        for path in sorted(candidates, key=lambda path: (fidelity[path] - 1) / products[path]):
+            if spent + products[path] <= allowed:
+                spent += products[path]
                 kept[path] = f"fidelity {fidelity[path]:.3f}, kept within {policy.budget:.1%} of the multiplications"
     if len(kept) == len(fidelity):
         best = max(fidelity.values(), default=0.0)
@@ -123,8 +124,8 @@ def keep_convolutions_(
 
 def kept_plan(plan: ConversionPlan, kept: dict[str, str]) -> ConversionPlan:
     """Return the plan with the layers that were turned back as skipped, each with its reason."""
+    skipped: dict[str, Any] = {"decision": "skip", "inserted": False, "terms": 1}
     rows = tuple(
-        dataclasses.replace(row, decision="skip", reason=kept[row.path], inserted=False) if row.path in kept else row
-        for row in plan.rows
+        dataclasses.replace(row, reason=kept[row.path], **skipped) if row.path in kept else row for row in plan.rows
     )
     return dataclasses.replace(plan, rows=rows)

@@ -1,13 +1,14 @@
-"""Configuration of a conversion: the choice of convolutions to convert."""
+"""Configuration of a conversion: the choice of convolutions to convert, and the terms of their weights."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from ..errors import AdderkitError
-from ..patterns import check_keys, compile_pattern
+from ..patterns import check_keys, compile_pattern, matching
 
 CONFIG_VERSION = 1
+MOST_TERMS = 8  # hold every 8-bit weight exactly
 Norm = Literal["insert", "skip", "error"]
 
 
@@ -32,6 +33,9 @@ class AdderConfig:
         norm: What to do with a convolution that no normalization follows: ``insert`` a BatchNorm2d, ``skip`` it, or
             raise an ``error``. ``insert`` also adds one before a GroupNorm or LayerNorm, which normalizes channels
             together.
+        terms: Terms of each weight, 1 to 8: adder layers of the same input, combined by shifts, that follow the
+            convolution more closely. One number, or numbers by pattern, of which the first that matches a layer counts;
+            a layer that matches none has one term.
         version: Version of the configuration.
     """
 
@@ -42,6 +46,7 @@ class AdderConfig:
     skip_depthwise: bool = False
     skip_gates: bool = True
     norm: Norm = "insert"
+    terms: int | Mapping[str, int] = 1
     version: int = CONFIG_VERSION
 
     def __post_init__(self) -> None:
@@ -52,12 +57,30 @@ class AdderConfig:
             object.__setattr__(self, name, tuple(patterns))
         if self.norm not in get_args(Norm):
             raise AdderkitError(f"norm is {self.norm!r}, expected one of {', '.join(get_args(Norm))}")
-        for pattern in (*self.include, *self.exclude):
+        _check_terms(self.terms)
+        if not isinstance(self.terms, int):
+            object.__setattr__(self, "terms", dict(self.terms))
+        for pattern in (*self.include, *self.exclude, *self.term_patterns):
             compile_pattern(pattern)
 
+    @property
+    def term_patterns(self) -> tuple[str, ...]:
+        """Patterns of ``terms``, in order; none if it is one number."""
+        return () if isinstance(self.terms, int) else tuple(self.terms)
+
+    def terms_of(self, path: str) -> int:
+        """Return the number of terms of the weights of a layer, if it is converted."""
+        if isinstance(self.terms, int):
+            return self.terms
+        pattern = matching(self.terms, path)
+        return 1 if pattern is None else self.terms[pattern]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping that ``from_dict`` reads back."""
-        return {**dataclasses.asdict(self), "include": list(self.include), "exclude": list(self.exclude)}
+        """Return a JSON-ready mapping that ``from_dict`` reads back; without ``terms`` where all weights have one."""
+        values = {**dataclasses.asdict(self), "include": list(self.include), "exclude": list(self.exclude)}
+        if self.terms == 1:
+            del values["terms"]
+        return values
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> "AdderConfig":
@@ -78,3 +101,34 @@ class AdderConfig:
             if not isinstance(values.get(name, True), bool):
                 raise AdderkitError(f"{name} is {values[name]!r} in the adder configuration, expected true or false")
         return cls(**values)
+
+
+def parse_terms(texts: Sequence[str]) -> int | dict[str, int]:
+    """Parse ``["2"]`` to 2, and ``["layer4.*=3", "2"]`` to ``{"layer4.*": 3, "*": 2}``.
+
+    A number without a pattern is that of all layers that no pattern matches, wherever it stands.
+
+    Raises:
+        AdderkitError: A text has another form, or two are for the same layers.
+    """
+    found: dict[str, int] = {}
+    for text in texts:
+        pattern, separator, number = text.strip().rpartition("=")
+        pattern = pattern if separator else "*"
+        if not number.isascii() or not number.isdigit() or not pattern:
+            raise AdderkitError(f"terms is {text!r}, expected a number such as 2, or PATTERN=N such as 'layer4.*=3'")
+        if pattern in found:
+            raise AdderkitError(f"terms is given twice for {pattern!r}, expected one number for each pattern")
+        found[pattern] = int(number)
+    others = {pattern: found.pop(pattern) for pattern in ("*",) if pattern in found}
+    return {**found, **others} if found else others.get("*", 1)
+
+
+def _check_terms(terms: object) -> None:
+    for number in terms.values() if isinstance(terms, Mapping) else (terms,):
+        if type(number) is not int or not 1 <= number <= MOST_TERMS:
+            raise AdderkitError(
+                f"terms is {terms!r:.80}, expected a whole number from 1 to {MOST_TERMS}, or such numbers by pattern"
+            )
+    if isinstance(terms, Mapping) and not (terms and all(isinstance(pattern, str) for pattern in terms)):
+        raise AdderkitError(f"terms is {terms!r:.80}, expected numbers by pattern such as {{'layer4.*': 3}}")

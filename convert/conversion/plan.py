@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import NoModuleMatchedError
+from ..errors import AdderkitError, NoModuleMatchedError
 from ..graph.layers import WEIGHT_LAYERS, Layer, trace_layers
 from ..patterns import matching, nearest_names
 from ..wrappers import unwrapped
@@ -17,7 +17,7 @@ from .config import AdderConfig
 from .converters import OTHER_CONVOLUTIONS
 from .decisions import Decision, Verdict, classifier_paths, decide, reason_to_skip, shared_weights, successor_of
 from .reparameterize import advise_to_merge_first
-from .targets import ADDER, target_named
+from .targets import ADDER, Target, target_named
 
 _logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class PlanRow:
         in_channels: Number of input channels.
         out_channels: Number of filters.
         parameters: Number of parameters.
-        terms: Number of products (distances once it is an adder layer) for one image:
-            ``O · H' · W' · C/groups · kh · kw``.
+        products: Number of products of the convolution for one image, ``O · H' · W' · C/groups · kh · kw``; an adder
+            layer computes as many distances for each term.
+        terms: Terms of each weight of the converted layer; 1 for one that is skipped.
     """
 
     path: str
@@ -55,7 +56,8 @@ class PlanRow:
     in_channels: int
     out_channels: int
     parameters: int
-    terms: int
+    products: int
+    terms: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class ConversionPlan:
 
     def __str__(self) -> str:
         width = max([len(row.path) for row in self.rows], default=0)
-        lines = [f"{row.path:<{width}}  {row.decision:<9}  {row.reason}" for row in self.rows]
+        lines = [f"{row.path:<{width}}  {row.decision:<9}  {row.reason}{_several(row)}" for row in self.rows]
         count = f"{len(self.paths('convert'))} of {len(self.rows)}"
         return "\n".join([*lines, f"{count} convolutions become {self.target} layers"])
 
@@ -146,15 +148,17 @@ def plan(
             reason = "skipped by filter_fn"
         successor = successor_of(layer, modules)
         verdict = decide(module, layer, successor, config, target, reason)
-        rows.append(_row(module, layer, successor.path, verdict))
+        terms = {"convert": config.terms_of(layer.path), "converted": getattr(module, "terms", 1), "skip": 1}
+        rows.append(_row(module, layer, successor.path, verdict, terms[verdict.decision]))
     result = ConversionPlan(config, tuple(rows), to)
+    _check_terms(result, target)
     _check_matches(result, modules)
     if not result.paths("converted"):
         advise_to_merge_first(model)
     return result
 
 
-def _row(module: Any, layer: Layer, normalization: str, verdict: Verdict) -> PlanRow:
+def _row(module: Any, layer: Layer, normalization: str, verdict: Verdict, terms: int) -> PlanRow:
     height, width = layer.output_shape[-2:]
     kernel = (module.kernel_size[0], module.kernel_size[1])
     window = module.in_channels // module.groups * kernel[0] * kernel[1]
@@ -171,8 +175,22 @@ def _row(module: Any, layer: Layer, normalization: str, verdict: Verdict) -> Pla
         in_channels=module.in_channels,
         out_channels=module.out_channels,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        terms=layer.calls * height * width * module.out_channels * window,
+        products=layer.calls * height * width * module.out_channels * window,
+        terms=terms,
     )
+
+
+def _several(row: PlanRow) -> str:
+    return f", {row.terms} terms" if row.terms > 1 else ""
+
+
+def _check_terms(result: ConversionPlan, target: Target) -> None:
+    row = next((row for row in result.rows if row.terms > 1 and row.decision == "convert"), None)
+    if row is not None and not target.has_terms:
+        raise AdderkitError(
+            f"{row.path!r} would have {row.terms} terms, but weights of {target.name} layers have one: leave out terms "
+            "(--terms)"
+        )
 
 
 def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> None:
@@ -185,7 +203,9 @@ def _check_matches(result: ConversionPlan, modules: dict[str, nn.Module]) -> Non
         do = "does not run" if len(idle) == 1 else f"and {len(idle) - 1} other convolutions do not run"
         stay = "stays a convolution" if len(idle) == 1 else "stay convolutions"
         _logger.warning("%r %s in evaluation mode, and %s", idle[0], do, stay)
-    for kind, patterns in (("include", result.config.include), ("exclude", result.config.exclude)):
+    config = result.config
+    lists = {"include": config.include, "exclude": config.exclude, "terms": config.term_patterns}
+    for kind, patterns in lists.items():
         for pattern in patterns:
             if not any(matching((pattern,), path) for path in paths):
                 hint = _hint(pattern, paths, modules)

@@ -1,13 +1,15 @@
 """Convert convolutions in place, and revert them.
 
 A conversion changes the *class* of the module object, from ``Conv2d`` to a subclass that the target names. So
-parameters, device, dtype, mode, hooks, sharing and every reference to the module survive by construction. Two things
-may change besides: a transformed weight is folded into the parameter (``converters.py``), and a BatchNorm is inserted.
+parameters, device, dtype, mode, hooks, sharing and every reference to the module survive by construction. Three
+things may change besides: a transformed weight is folded into the parameter (``converters.py``), a weight with several
+terms becomes a parameter of another shape, and a BatchNorm is inserted.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import NoModuleMatchedError
@@ -18,7 +20,7 @@ from .config import AdderConfig
 from .converters import plain_class
 from .plan import ConversionPlan, plan
 from .reparameterize import guard_merges_
-from .targets import ADDER, TARGETS, OwnNormalization, converted_layers, target_of
+from .targets import ADDER, TARGETS, OwnNormalization, SeveralTerms, converted_layers, target_of
 from .transforms import PLAIN, change_classes_, conversion_transform
 
 
@@ -32,7 +34,7 @@ def convert_(
 ) -> ConversionPlan:
     """Convert convolutions to adder layers, in place. Layers that are converted already stay as they are.
 
-    Weights keep their values; ``calibrate_`` fits them to their new meaning.
+    Weights keep their values, all terms the same; ``calibrate_`` fits them to their new meaning.
 
     Example:
         >>> model = timm.create_model("resnet50", pretrained=True)
@@ -67,8 +69,9 @@ def convert_(
     if paths:
         inserted = {row.path for row in chosen.rows if row.inserted}
         normalized = [path for path in paths if path in inserted]
-        folded = change_classes_(model, paths, chosen.target, normalized)
-        transform = conversion_transform(chosen.target, paths, normalized=normalized, folded=folded)
+        terms = {row.path: row.terms for row in chosen.rows if row.path in paths and row.terms > 1}
+        folded = change_classes_(model, paths, chosen.target, normalized, terms)
+        transform = conversion_transform(chosen.target, paths, terms, normalized=normalized, folded=folded)
         record_(model, {**transform, "config": chosen.config.to_dict()})
     return chosen
 
@@ -92,8 +95,8 @@ def _check_shapes(model: nn.Module, chosen: ConversionPlan) -> None:
 def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
     """Turn converted layers back into convolutions with the weights that they have now, in place.
 
-    An inserted normalization is removed. A layer whose weight was folded becomes a plain convolution with that weight,
-    which is recorded.
+    An inserted normalization is removed. The terms of a weight become one, their mean, weighted by their factors. A
+    layer whose weight was folded becomes a plain convolution with that weight, which is recorded.
 
     Example:
         >>> adderkit.revert_(model, ("layer4.*",))
@@ -127,9 +130,19 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
         plain: Any = plain_class(target.site_of(layer).same_padding)
         if isinstance(layer, OwnNormalization):
             layer.remove_normalization_()
+        if isinstance(layer, SeveralTerms) and layer.weight.ndim == 5:
+            mean = _mean_of_terms(layer.weight.detach())
+            layer.set_terms_(1)
+            layer.weight.data.copy_(mean)
         layer.__class__ = plain
     guard_merges_(model)
     folded = forget_(model, {path for path, layer in layers.items() if id(layer) in chosen}, TARGETS)
     if folded:
         record_(model, conversion_transform(PLAIN, folded))
     return len(chosen)
+
+
+def _mean_of_terms(weight: Tensor) -> Tensor:
+    """Return the mean of the terms of ``[O, C / groups, T, kh, kw]``, each with its factor."""
+    factors = 0.5 ** torch.arange(weight.shape[2], dtype=torch.float64, device=weight.device)
+    return torch.einsum("ocjhw,j->ochw", weight.double(), factors / factors.sum())

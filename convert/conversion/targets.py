@@ -46,7 +46,8 @@ class Target:
         load_classes: Import the layer classes and return them by site. Each is a subclass of ``nn.Conv2d`` without
             parameters of its own, since a conversion only changes the class of the module. ``Site()`` is required,
             and the other classes are subclasses of its class; a convolution at a site without a class is skipped.
-            Classes with ``own_normalization`` implement ``OwnNormalization``.
+            Classes with ``own_normalization`` implement ``OwnNormalization``, and those whose weights may have several
+            terms ``SeveralTerms``.
         needs_normalization: Whether a layer only works where a normalization follows, so that ``plan`` inserts one.
         supports: What can be done with converted layers. Verbs refuse a model with layers that do not support them.
     """
@@ -55,6 +56,11 @@ class Target:
     load_classes: Callable[[], LayerClasses]
     needs_normalization: bool = False
     supports: frozenset[Capability] = frozenset()
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether weights of its layers may have several terms."""
+        return all(issubclass(cls, SeveralTerms) for cls in self.classes.values())
 
     @functools.cached_property
     def classes(self) -> LayerClasses:
@@ -76,6 +82,14 @@ class OwnNormalization(Protocol):
 
     def remove_normalization_(self) -> None:
         """Remove the BatchNorm before the layer becomes a convolution again."""
+
+
+@runtime_checkable
+class SeveralTerms(Protocol):
+    """A layer whose weights may have several terms, as those of ``AdderConv2d``."""
+
+    def set_terms_(self, terms: int) -> None:
+        """Give each weight another number of terms, in place; all start with the values of the first."""
 
 
 def _adder_classes() -> LayerClasses:

@@ -7,18 +7,23 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError, NoModuleMatchedError
-from ..record import PATH_LISTS, Transform, check_version
+from ..record import PATH_LISTS, TERMS, Transform, check_version
+from .config import MOST_TERMS
 from .converters import ConvConverter, converter_of, fold_weight_, plain_class
 from .reparameterize import guard_merges_
-from .targets import TARGETS, OwnNormalization, Site, target_of
+from .targets import TARGETS, OwnNormalization, SeveralTerms, Site, target_of
 
 VERSION = 1
 PLAIN = "plain"  # a folded layer that was reverted
 
 
-def conversion_transform(kind: str, modules: Sequence[str], **lists: Sequence[str]) -> Transform:
-    """Return the transform for the record; path lists that are empty are left out."""
-    filled = {key: list(value) for key, value in lists.items() if value}
+def conversion_transform(
+    kind: str, modules: Sequence[str], terms: Mapping[str, int] | None = None, **lists: Sequence[str]
+) -> Transform:
+    """Return the transform for the record; path lists and terms that are empty are left out."""
+    filled: Transform = {key: list(value) for key, value in lists.items() if value}
+    if terms:
+        filled[TERMS] = dict(terms)
     return {"kind": kind, "version": VERSION, "modules": list(modules), **filled}
 
 
@@ -41,6 +46,19 @@ def check_conversion(transform: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"normalized is {normalized!r:.80} in the {kind!r} transform, expected some of its modules"
         )
+    _check_terms(transform.get(TERMS, {}), modules, kind)
+
+
+def _check_terms(terms: object, modules: Sequence[str], kind: str) -> None:
+    fits = isinstance(terms, Mapping) and all(
+        path in modules and type(number) is int and 1 < number <= MOST_TERMS for path, number in terms.items()
+    )
+    if not fits:
+        raise CheckpointError(
+            f"terms is {terms!r:.80} in the {kind!r} transform, expected 2 to {MOST_TERMS} by path of its modules"
+        )
+    if terms and not (kind in TARGETS and TARGETS[kind].has_terms):
+        raise CheckpointError(f"terms is {terms!r:.80} in the {kind!r} transform, whose weights have one term")
 
 
 def apply_conversion_(model: nn.Module, transform: Mapping[str, Any]) -> None:
@@ -57,10 +75,16 @@ def apply_conversion_(model: nn.Module, transform: Mapping[str, Any]) -> None:
             f"folded is {transform.get('folded', [])!r:.80} in the {kind!r} transform, "
             f"expected {expected!r:.80} for this base model"
         )
-    change_classes_(model, modules, kind, normalized)
+    change_classes_(model, modules, kind, normalized, transform.get(TERMS))
 
 
-def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalized: Collection[str] = ()) -> list[str]:
+def change_classes_(
+    model: nn.Module,
+    paths: Sequence[str],
+    kind: str,
+    normalized: Collection[str] = (),
+    terms: Mapping[str, int] | None = None,
+) -> list[str]:
     """Change the class of modules, in place; all are checked before the first is changed.
 
     Args:
@@ -68,6 +92,7 @@ def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalize
         paths: Modules to change.
         kind: Name of the target, or ``plain``.
         normalized: Those of the paths that get a BatchNorm of their own.
+        terms: Terms of the weights by path, where they are several.
 
     Returns:
         Those of the paths whose weights were folded.
@@ -90,6 +115,9 @@ def change_classes_(model: nn.Module, paths: Sequence[str], kind: str, normalize
             layer.__class__ = TARGETS[kind].classes[Site(same_padding, path in normalized)]
         if isinstance(layer, OwnNormalization):
             layer.insert_normalization_()
+        if terms and path in terms:
+            assert isinstance(layer, SeveralTerms)
+            layer.set_terms_(terms[path])
     guard_merges_(model)
     return folded
 
@@ -105,6 +133,8 @@ def restore_convolution_(layer: nn.Conv2d, original: nn.Conv2d) -> None:
     """
     if isinstance(layer, OwnNormalization):
         layer.remove_normalization_()
+    if isinstance(layer, SeveralTerms):
+        layer.set_terms_(1)
     restored: Any = layer
     restored.__class__ = type(original)
     for name, value in (*vars(original).items(), *original.named_parameters(recurse=False)):

@@ -77,6 +77,7 @@ def _rows(model: nn.Module, events: Sequence[Event]) -> tuple[LayerCost, ...]:
             before=total(before for before, _ in counts),
             parameters=own,
             weights=min(own, max(event.tally.weights for event in group)),
+            terms=max(event.tally.terms for event in group),
             activations=sum(event.tally.moved for event in group),
             requantized=sum(
                 math.prod(event.output_shape)

@@ -30,6 +30,7 @@ class Tally:
         moved: Number of activations read and written; 0 for an operator that is fused into the layer before it.
         weights: Number of weight values, for weight layers.
         before: Operations as a convolution, for adder layers.
+        terms: Terms of each weight, for adder layers.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Tally:
     moved: int = 0
     weights: int = 0
     before: Operations | None = None
+    terms: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _adder(call: Call) -> Tally:
     # The sums of the terms are combined by shifts, which are wiring, and additions.
     operations = Operations(distances=distances, sums=call.size * (terms - 1))
     counted = _layer(call, "adder", operations, weight.numel())
-    return dataclasses.replace(counted, before=Operations(products=distances // terms))
+    return dataclasses.replace(counted, before=Operations(products=distances // terms), terms=terms)
 
 
 def _matrix_product(call: Call) -> Tally:

@@ -32,6 +32,7 @@ class LayerCost:
         bits: Bits of the operands as integers.
         requantized: Number of outputs of a weight layer that integers must scale besides ``operations``: those that no
             normalization of the model scales.
+        terms: Terms of each weight of an adder layer.
     """
 
     path: str
@@ -45,6 +46,7 @@ class LayerCost:
     activations: int
     bits: int = 8
     requantized: int = 0
+    terms: int = 1
 
     @property
     def multiplications(self) -> int:
@@ -94,6 +96,7 @@ class LayerCost:
             **self.operations.to_dict(),
             "before": self.before.to_dict(),
             "parameters": self.parameters,
+            **({"terms": self.terms} if self.kind == "adder" else {}),
             "weight_bytes": {name: self.weight_bytes(each) for name, each in PRECISIONS.items()},
             "activation_bytes": {name: self.activation_bytes(each) for name, each in PRECISIONS.items()},
             "energy_pj": _energies(self.before, self.operations),

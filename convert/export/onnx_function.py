@@ -166,9 +166,24 @@ def _operator() -> Op:
 def translate(
     input: Any, weight: Any, bias: Any, stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Any:
-    """Translate ``torch.ops.adderkit.adder_conv2d`` to ONNX: a call of the function, and an addition for the bias."""
-    standard = Opset("", OLDEST_OPSET)
-    output = _operator()(input, weight, strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
+    """Translate ``torch.ops.adderkit.adder_conv2d`` to ONNX: a call of the function, and an addition for the bias.
+
+    A weight ``[O, C / group, T, kh, kw]`` takes T calls, whose outputs are added with the factors 1, 1/2, 1/4, …
+    """
+    standard, layer = Opset("", OLDEST_OPSET), _operator()
+    settings: dict[str, Any] = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
+    if len(weight.shape) == 4:
+        output = layer(input, weight, **settings)
+    else:
+        output = None
+        for index in range(weight.shape[2]):
+            term = standard.Gather(weight, standard.Constant(value_int=index), axis=2)
+            distance = layer(input, term, **settings)
+            if output is None:
+                output = distance
+                continue
+            factor = standard.CastLike(standard.Constant(value_float=0.5**index), distance)
+            output = standard.Add(output, standard.Mul(distance, factor))
     if bias is None:
         return output
     return standard.Add(output, standard.Reshape(bias, standard.Constant(value_ints=[1, -1, 1, 1])))

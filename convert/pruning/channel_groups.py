@@ -111,6 +111,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
         if isinstance(module, NormalizedAdderConv2d):
             module.remove_normalization_()
         if isinstance(module, AdderConv2d):
+            if module.terms > 1:
+                module.set_terms_(1)
             module_class: Any = plain_class(isinstance(module, AdderConv2dSame))
             module.__class__ = module_class
         elif isinstance(module, nn.Conv2d) and converter is not None:

@@ -1,8 +1,9 @@
 """Mean and variance of the terms that a layer loses with its input channels, and folding of the mean.
 
-Without input channel ``c``, a convolution's output lacks ``Σ w·x_c``, an adder layer's ``-Σ|x_c - w|``. The variance of
-that term over images is information; its mean is a constant, however large, that the next normalization or the bias
-can absorb. So the magnitude of a weight says little about its contribution to an adder layer.
+Without input channel ``c``, a convolution's output lacks ``Σ w·x_c``, an adder layer's ``-Σ|x_c - w|``, or
+``-Σ_j 2^-j Σ|x_c - w_j|`` with several distances per weight. The variance of that term over images is information; its
+mean is a constant, however large, that the next normalization or the bias can absorb. So the magnitude of a weight says
+little about its contribution to an adder layer.
 """
 
 import dataclasses
@@ -123,7 +124,8 @@ def _positions(images: int) -> int:
 
 def _window_bytes(model: nn.Module, layer: Layer, images: int) -> int:
     module: Any = model.get_submodule(layer.path)
-    return int(4 * images * _positions(images) * module.weight[0].numel() * getattr(module, "groups", 1))
+    window = module.weight[0].numel() // getattr(module, "terms", 1) * getattr(module, "groups", 1)
+    return int(4 * images * _positions(images) * window)
 
 
 def _windows(
@@ -158,8 +160,9 @@ def _sampled(module: nn.Module, input: Tensor, layer: Layer, count: int, generat
 def _terms(module: nn.Module, windows: Tensor) -> RemovedTerms:
     weight = _effective_weight(module)
     groups, count, _ = windows.shape
-    weight = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)  # [G, O / G, C / G, K]
-    windows = windows.reshape(groups, count, *weight.shape[2:])  # [G, S, C / G, K]
+    distances = module.terms if isinstance(module, AdderConv2d) else 1
+    weight = weight.reshape(groups, len(weight) // groups, weight.shape[1], distances, -1)  # [G, O / G, C / G, T, K]
+    windows = windows.reshape(groups, count, weight.shape[2], -1)  # [G, S, C / G, K]
     find = _distance_terms if isinstance(module, AdderConv2d) else _product_terms
     found = [find(inputs, filters) for inputs, filters in zip(windows, weight, strict=True)]
     return RemovedTerms(*(torch.cat(values) for values in zip(*found, strict=True)))
@@ -170,11 +173,12 @@ def _product_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Ten
 
     Args:
         inputs: Windows of the input, ``[S, C, K]``.
-        filters: Weight of the layer, ``[O, C, K]``.
+        filters: Weight of the layer, ``[O, C, 1, K]``.
 
     Returns:
         Mean and variance of the terms, ``[O, C]``, and variance of the output, ``[O]``.
     """
+    filters = filters[:, :, 0]
     mean = inputs.mean(0)
     centered = inputs - mean
     covariance = torch.einsum("sck,scl->ckl", centered, centered) / len(inputs)
@@ -188,7 +192,7 @@ def _distance_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Te
 
     Args:
         inputs: Windows of the input, ``[S, C, K]``.
-        filters: Weight of the layer, ``[O, C, K]``.
+        filters: Weight of the layer, ``[O, C, T, K]`` with T distances per weight.
 
     Returns:
         Mean and variance of the terms, ``[O, C]``, and variance of the output, ``[O]``.
@@ -197,7 +201,7 @@ def _distance_terms(inputs: Tensor, filters: Tensor) -> tuple[Tensor, Tensor, Te
     means, variances, output = [], [], torch.zeros(len(filters), count)
     for part in torch.arange(channels).split(max(1, VALUES // output.numel())):
         line = inputs[:, part].permute(1, 2, 0).reshape(1, len(part) * taps, 1, count)
-        weight = filters[:, part].transpose(0, 1).reshape(-1, taps, 1, 1)
+        weight = filters[:, part].permute(1, 0, 3, 2).reshape(-1, taps, filters.shape[2], 1, 1)
         terms = adder_conv2d(line, weight, groups=len(part)).view(len(part), *output.shape)
         output += terms.sum(0)
         mean = terms.mean(2)

@@ -134,6 +134,7 @@ def _described(fact: LayerFact) -> Html:
     layer = fact.layer
     size = "x".join(map(str, layer.kernel_size))
     words = [f"{size}, {layer.in_channels} → {layer.out_channels} channels"]
+    words += [f"{layer.terms} terms per weight"] * (getattr(layer, "terms", 1) > 1)
     words += [f"stride {layer.stride[0]}"] * (layer.stride[0] > 1) + [f"{layer.groups} groups"] * (layer.groups > 1)
     head = tag("div", tag("code", fact.path), _kind(fact.target), class_="row")
     return tag(

@@ -27,11 +27,13 @@ def cost_tables(cost: Cost) -> list[Table]:
 def _operations_table(cost: Cost) -> Table:
     shape = "x".join(map(str, cost.input_shape))
     title = f"operations for one image of {shape}, before (as a CNN) and after"
-    table = new_table(title, ("layer", "kind"), ("output", *_COUNTS, "parameters"))
+    several = any(row.terms > 1 for row in cost.layers)
+    table = new_table(title, ("layer", "kind"), (*(["terms"] * several), "output", *_COUNTS, "parameters"))
     for row in cost.layers:
         table.add_row(
             escape(row.path) or "(model)",
             row.kind,
+            *([str(row.terms) if row.kind == "adder" else ""] * several),
             "x".join(map(str, row.output_shape)),
             *_before_after(row.before, row.operations),
             f"{row.parameters:,}",
@@ -99,9 +101,11 @@ def _total_energy_table(cost: Cost) -> Table:
             f"{moving['sram_1mb']:,.0f}",
             f"{moving['dram_least']:,.0f} to {moving['dram_most']:,.0f}",
         )
+    several = any(row.terms > 1 for row in cost.layers)
+    memory_of = "Memory is that of this model" if several else "Memory is the same before and after"
     table.caption_justify = "left"
     table.caption = (
-        f"{cost.parameters:,} parameters. Memory is the same before and after: each weight is read once,\n"
+        f"{cost.parameters:,} parameters. {memory_of}: each weight is read once,\n"
         "each activation written and read once, all in a 1 MB SRAM or all in DRAM. On GPUs, an fp32 addition is no\n"
         "faster than a multiplication: these figures are for dedicated hardware."
     )

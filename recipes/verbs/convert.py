@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ...convert.calibration.config import CalibrationConfig, HybridPolicy, parse_budget
-from ...convert.conversion.config import AdderConfig, Norm
+from ...convert.conversion.config import AdderConfig, Norm, parse_terms
 from ...convert.conversion.targets import ADDER, TARGETS
 from ..data.unlabeled import UnlabeledImages
 from ..terminal.options import (
@@ -56,6 +56,10 @@ Exclude = Annotated[
 ]
 SkipDepthwise = Annotated[bool, typer.Option(help="Keep depthwise convolutions.")]
 SkipGates = Annotated[bool, typer.Option(help="Keep convolutions on 1x1 maps without normalization, as in gates.")]
+Terms = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[PATTERN=]N", help="Terms of each weight, 1 to 8, of all or some layers.", show_default="1"),
+]
 NormOption = Annotated[Norm, typer.Option(help="What to do where no normalization follows a convolution.")]
 Reparameterize = Annotated[
     bool,
@@ -89,6 +93,7 @@ def convert(
     skip_depthwise: SkipDepthwise = AdderConfig.skip_depthwise,
     skip_gates: SkipGates = AdderConfig.skip_gates,
     norm: NormOption = AdderConfig.norm,
+    terms: Terms = None,
     reparameterize: Reparameterize = False,
     min_fidelity: MinFidelity = None,
     budget: Budget = None,
@@ -128,6 +133,7 @@ def convert(
         skip_depthwise=skip_depthwise,
         skip_gates=skip_gates,
         norm=norm,
+        terms=parse_terms(terms or ()),
     )
     memory = int(calibration_memory * _GB)
     calibration = CalibrationConfig(calibration_steps, matching_steps=matching_steps, memory=memory, seed=seed)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from adderkit.convert.conversion.config import AdderConfig
+from adderkit.convert.conversion.config import AdderConfig, parse_terms
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.patterns import compile_pattern, matching, nearest_names
 
@@ -16,8 +16,10 @@ from adderkit.convert.patterns import compile_pattern, matching, nearest_names
         AdderConfig(),
         AdderConfig(include=("layer4.*", r"re:layer\d\.conv1"), exclude=("*.downsample.*",)),
         AdderConfig(skip_first=False, skip_last=False),
+        AdderConfig(terms=2),
+        AdderConfig(terms={"layer4.*": 3, "*": 2}),
     ],
-    ids=["default", "patterns", "switches"],
+    ids=["default", "patterns", "switches", "terms", "terms-by-pattern"],
 )
 def test_json_round_trip(config):
     assert AdderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -34,6 +36,47 @@ def test_form_of_the_mapping():
         "norm": "insert",
         "version": 1,
     }
+
+
+def test_terms_stand_in_the_mapping_where_they_are_several():
+    assert AdderConfig(terms=2).to_dict()["terms"] == 2
+    assert AdderConfig(terms={"b.*": 3, "a": 2}).to_dict()["terms"] == {"b.*": 3, "a": 2}
+
+
+def test_the_first_pattern_that_matches_gives_the_terms():
+    config = AdderConfig(terms={"layer4.0.*": 3, "re:layer[34].*": 2})
+    found = {path: config.terms_of(path) for path in ("layer4.0.conv1", "layer4.1.conv1", "layer3.0.conv1", "conv1")}
+    assert found == {"layer4.0.conv1": 3, "layer4.1.conv1": 2, "layer3.0.conv1": 2, "conv1": 1}
+    assert AdderConfig(terms=4).terms_of("conv1") == 4
+
+
+@pytest.mark.parametrize("terms", [0, 9, 2.0, True, "2", None, {}, {"a": 0}, {"a": "2"}, {1: 2}, [("a", 2)]])
+def test_wrong_terms(terms):
+    with pytest.raises(AdderkitError, match=r"terms is .*, expected"):
+        AdderConfig(terms=terms)
+
+
+@pytest.mark.parametrize(
+    ("texts", "terms"),
+    [
+        ([], 1),
+        (["2"], 2),
+        (["layer4.*=3"], {"layer4.*": 3}),
+        (["2", "layer4.*=3"], {"layer4.*": 3, "*": 2}),
+        (["b=3", " a=2 ", "1"], {"b": 3, "a": 2, "*": 1}),
+        (["re:(?=a).*=2"], {"re:(?=a).*": 2}),
+    ],
+)
+def test_terms_of_the_command_line(texts, terms):
+    found = parse_terms(texts)
+    assert found == terms
+    assert isinstance(found, int) or list(found) == list(terms)
+
+
+@pytest.mark.parametrize("texts", [["x"], [""], ["=2"], ["a="], ["a=-1"], ["a=²"], ["1.5"], ["2", "3"], ["a=2", "a=2"]])
+def test_terms_that_are_none(texts):
+    with pytest.raises(AdderkitError, match=r"terms is .*, expected"):
+        parse_terms(texts)
 
 
 def test_missing_keys_take_their_defaults():

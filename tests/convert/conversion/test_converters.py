@@ -183,7 +183,7 @@ def test_conditional_convolution_is_listed_and_skipped():
     row = plan(Routed(), example_input=IMAGE).rows[1]
     assert (row.path, row.decision) == ("routed", "skip")
     assert row.reason == "CondConv2d mixes its filters for each image"
-    assert row.terms == 6 * 11 * 9 * 4 * 9
+    assert row.products == 6 * 11 * 9 * 4 * 9
 
 
 def test_shared_parameter_keeps_both_convolutions():

@@ -335,7 +335,7 @@ def test_densenet_converts_what_one_normalization_follows():
 
 def test_terms_by_formula(tiny):
     # O · H' · W' · C / groups · kh · kw
-    assert {path: row.terms for path, row in rows(tiny()).items()} == {
+    assert {path: row.products for path, row in rows(tiny()).items()} == {
         "stem": 8 * 8 * 8 * 3 * 9,
         "grouped": 8 * 4 * 4 * 4 * 9,
         "depthwise": 8 * 4 * 4 * 1 * 9,
@@ -355,7 +355,7 @@ def test_terms_are_half_the_flops_of_the_convolutions(name):
         if "." in path
     }
     found = rows(model, example_input=image)
-    assert {path: 2 * row.terms for path, row in found.items()} == {path: counted[path] for path in found}
+    assert {path: 2 * row.products for path, row in found.items()} == {path: counted[path] for path in found}
 
 
 def test_terms_of_a_layer_called_twice():
@@ -364,7 +364,7 @@ def test_terms_of_a_layer_called_twice():
         nn.BatchNorm2d(4), conv, nn.BatchNorm2d(4), conv, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 2)
     )
     row = rows(model)["5"]
-    assert row.terms == 2 * 4 * 8 * 8 * 4 * 9
+    assert row.products == 2 * 4 * 8 * 8 * 4 * 9
     assert row.decision == "convert"
 
 

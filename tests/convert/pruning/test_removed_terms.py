@@ -22,6 +22,7 @@ LAYERS = {
     "convolution": lambda: nn.Conv2d(4, 6, 3, bias=False),
     "adder": lambda: AdderConv2d(4, 6, 3, bias=False),
     "adder-bias": lambda: AdderConv2d(4, 6, 3),
+    "adder-terms": lambda: AdderConv2d(4, 6, 3, bias=False, groups=2, terms=3),
     "adder-grouped": lambda: AdderConv2d(4, 6, 3, groups=2, bias=False),
     "convolution-grouped": lambda: nn.Conv2d(4, 6, 3, groups=2),
     "adder-normalized": lambda: normalized(4, 6, 3, bias=False),
@@ -46,15 +47,19 @@ def by_definition(layer, windows):
     for output in range(outputs):
         block = windows[output // (outputs // groups)].view(count, inputs, -1)
         for channel in range(inputs):
-            x, w = block[:, channel], layer.weight[output, channel].flatten()
-            terms[:, output, channel] = -(x - w).abs().sum(1) if isinstance(layer, AdderConv2d) else (x * w).sum(1)
+            x, weight = block[:, channel], layer.weight[output, channel]
+            if not isinstance(layer, AdderConv2d):
+                terms[:, output, channel] = (x * weight.flatten()).sum(1)
+                continue
+            for index, w in enumerate(weight if layer.terms > 1 else [weight]):
+                terms[:, output, channel] -= (x - w.flatten()).abs().sum(1) / 2**index
     return terms
 
 
-@pytest.mark.parametrize("kind", ["convolution", "adder", "adder-grouped", "convolution-grouped"])
+@pytest.mark.parametrize("kind", ["convolution", "adder", "adder-grouped", "adder-terms", "convolution-grouped"])
 def test_terms_are_those_of_the_definition(kind):
     layer = LAYERS[kind]().requires_grad_(False)
-    windows = torch.randn(layer.groups, 50, layer.weight[0].numel())
+    windows = torch.randn(layer.groups, 50, 4 // layer.groups * 9)
     wanted, found = by_definition(layer, windows), _terms(layer, windows)
     torch.testing.assert_close(found.mean, wanted.mean(0))
     torch.testing.assert_close(found.variance, wanted.var(0, unbiased=False), rtol=1e-4, atol=1e-5)
@@ -88,7 +93,7 @@ def test_a_constant_channel_goes_without_a_trace(kind, norm):
     left = fold_means_(net, layers, terms, {"layer": gone})
     narrow_(net, {"layer": Kept(inputs=torch.tensor([0, 2]))})
     after = net(images[:, [0, 2]])
-    if not norm and kind in ("convolution", "adder", "adder-grouped"):
+    if not norm and kind in ("convolution", "adder", "adder-terms", "adder-grouped"):
         assert left == ["layer"]
         assert not torch.allclose(after, before, atol=1e-3)
     else:

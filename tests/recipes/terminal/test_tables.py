@@ -37,7 +37,7 @@ def test_plan(shown, model):
     for row in made.rows:
         assert row.path in text
         assert row.reason in text
-        assert f"{row.terms:,}" in text
+        assert f"{row.products:,}" in text
     assert "fidelity" not in text
 
 
@@ -49,6 +49,25 @@ def test_plan_with_fidelity(shown, model):
     (line,) = [line for line in text.splitlines() if path in line.split()]
     assert "0.988" in line
     assert "12.5 %" in line
+
+
+def test_plan_with_several_terms(capsys, shown, model):
+    made = plan(model, AdderConfig(terms={"features.2.*": 3, "features.3.conv1": 2}))
+    lines = {line[0]: line[-8] for line in cells(shown(full_plan_table(made))) if "convert" in line}
+    terms = {row.path: str(row.terms) for row in made.rows if row.decision == "convert"}
+    assert {path: lines[path] for path in terms} == terms
+    assert "terms" not in shown(full_plan_table(plan(model)))
+    show(plan_table(made))
+    assert [line[-6:-3] for line in cells(capsys.readouterr().out) if "adder" in line] == [
+        ["adder", "1", "2"],
+        ["adder", "3", "2"],
+        ["adder", "2", "1"],
+        ["adder", "1", "15"],
+    ]
+
+
+def cells(text):
+    return [line.replace("│", " ").replace("->", "").split() for line in text.splitlines() if line.startswith("│")]
 
 
 def test_plan_in_short(capsys, model):
