@@ -4,16 +4,19 @@ So a layer also compensates for the errors of the layers before it. The statisti
 re-estimated before the next layer is fitted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...adder_layers.modules import NormalizedAdderConv2d
 from ..graph.layers import Layer
+from ..graph.modes import device_of
+from ..graph.stepwise import stepped_graph
 from .config import CalibrationConfig
+from .passes import SteppedPasses, has_storages
 from .reconstruction import correlation, distances, input_ranges, reconstruct
-from .sampling import draw_positions, layer_outputs, layer_windows
+from .sampling import draw_positions, layer_inputs, layer_outputs, sample_windows
 from .state import CalibrationState, FittedLayer
 
 # One image in eight is held out: fidelity on the images that a layer was fitted to would be too optimistic.
@@ -56,16 +59,33 @@ def fit_layers_(
         positions[layer.path] = draw_positions(layer.output_shape, total, count, generator)
     fitted = state.restore(student, generator)
     report("layers", len(fitted), len(layers))
-    for group in _groups(layers[len(fitted) :], positions, config.memory // 2):
+    inputs = _input_source(student, layers, batches, config.memory // 4, state)
+    for group in _groups(layers[len(fitted) :], positions, config.memory // 4):
         targets = layer_outputs(teacher, {layer.path: positions[layer.path] for layer in group}, batches)
         for layer in group:
             report(layer.path, len(fitted), len(layers))
-            windows = layer_windows(student, layer.path, batches, positions[layer.path]).float()
+            module = student.get_submodule(layer.path)
+            assert isinstance(module, nn.Conv2d)
+            windows = sample_windows(module, inputs(layer.path), positions[layer.path]).float()
             target = targets.pop(layer.path).to(windows)
             fitted.append(_fit(student, layer, windows, target, total, config.steps, generator))
             state.save(student, generator, fitted)
     report("layers", len(layers), len(layers))
     return fitted
+
+
+def _input_source(
+    student: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor], memory: int, state: CalibrationState
+) -> Callable[[str], Iterable[Tensor]]:
+    """Return a function that computes a layer's input in each batch, to be called for the layers in order.
+
+    If the student can run step by step, one pass serves all layers; otherwise each takes a pass of its own.
+    """
+    changes = {layer.path: layer.consumers for layer in layers}
+    graph = stepped_graph(student, changes, batches[0][:2])
+    if graph is None or not has_storages(device_of(student)):
+        return lambda path: layer_inputs(student, path, batches)
+    return SteppedPasses(student, graph, batches, memory, state.folder).inputs
 
 
 def positions_per_image(layer: Layer, student: nn.Module, images: int, config: CalibrationConfig) -> int:

@@ -4,7 +4,7 @@ A fit needs thousands of windows, but not all of them: a few positions in each o
 every position of a few images, and take little memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,34 +70,46 @@ def windows_at(input: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def layer_windows(model: nn.Module, path: str, batches: Sequence[Tensor], positions: Tensor) -> Tensor:
-    """Sample windows of one layer's input, running the model only up to that layer.
+def layer_inputs(model: nn.Module, path: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Run the model on each batch, only up to one layer, and yield the layer's input.
 
     Args:
         model: The model to run.
-        path: Path of the layer.
-        batches: Images ``[n, C, H, W]``, N in all.
+        path: Path of the layer; its first call counts.
+        batches: Images ``[n, C, H, W]``.
+
+    Yields:
+        The input of each batch, ``[n, C, H, W]``.
+    """
+
+    def stop(_: str, inputs: tuple[Any, ...]) -> None:
+        raise _StopForward(inputs[0])
+
+    for batch in batches:
+        with hooked({path: model.get_submodule(path)}, pre=stop):
+            try:
+                model(move_like(batch, model))
+            except _StopForward as reached:
+                input: Tensor = reached.args[0]
+        yield input
+
+
+@torch.no_grad()
+def sample_windows(layer: nn.Conv2d, inputs: Iterable[Tensor], positions: Tensor) -> Tensor:
+    """Sample windows of a layer's input, batch by batch.
+
+    Args:
+        layer: The layer.
+        inputs: Its input in each batch, ``[n, C, H, W]``, for N images in all.
         positions: Flat output positions, ``[N, P]``.
 
     Returns:
-        Windows ``[G, S, K]`` on the model's device, with S = N · P.
+        Windows ``[G, S, K]`` on the inputs' device, with S = N · P.
     """
-    layer = model.get_submodule(path)
-    assert isinstance(layer, nn.Conv2d)
-    parts: list[Tensor] = []
-    taken = 0
-
-    def sample(_: str, inputs: tuple[Any, ...]) -> None:
-        chosen = positions[taken : taken + len(inputs[0])]
-        parts.append(windows_at(inputs[0], layer, chosen))
-        raise _StopForward
-
-    with hooked({path: layer}, pre=sample):
-        for batch in batches:
-            try:
-                model(move_like(batch, model))
-            except _StopForward:
-                taken += len(batch)
+    parts, taken = [], 0
+    for input in inputs:
+        parts.append(windows_at(input, layer, positions[taken : taken + len(input)]))
+        taken += len(input)
     return torch.cat(parts, dim=1)
 
 
@@ -111,7 +123,7 @@ def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Se
         batches: Images ``[n, C, H, W]``, N in all.
 
     Returns:
-        Outputs ``[G, S, O / G]`` on the CPU by path, with S = N · P in the order of ``layer_windows``.
+        Outputs ``[G, S, O / G]`` on the CPU by path, with S = N · P in the order of ``sample_windows``.
     """
     layers: dict[str, Any] = {path: model.get_submodule(path) for path in positions}
     parts: dict[str, list[Tensor]] = {path: [] for path in positions}
@@ -119,7 +131,7 @@ def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Se
 
     def sample(path: str, _: tuple[Any, ...], output: Tensor) -> None:
         if len(parts[path]) > index:
-            return  # a layer that is called again in the same pass: the first call counts, as in layer_windows
+            return  # a layer that is called again in the same pass: the first call counts, as in layer_inputs
         chosen = positions[path][taken : taken + len(output)].to(output.device)
         values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
         grouped = values.unflatten(1, (layers[path].groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)

@@ -49,6 +49,11 @@ class CalibrationState:
         self.path = path
         self._fingerprint = _fingerprint(settings, tensors) if path is not None else ""
 
+    @property
+    def folder(self) -> Path | None:
+        """The file's folder, if it exists."""
+        return self.path.parent if self.path is not None and self.path.parent.is_dir() else None
+
     def restore(self, student: nn.Module, generator: torch.Generator) -> list[FittedLayer]:
         """Restore student and generator to the saved state, and return the layers fitted so far."""
         if self.path is None or not self.path.is_file():

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adderkit.convert.calibration.sampling import draw_positions, layer_outputs, layer_windows, windows_at
+from adderkit.convert.calibration.sampling import (
+    draw_positions,
+    layer_inputs,
+    layer_outputs,
+    sample_windows,
+    windows_at,
+)
 
 LAYERS = {
     "1x1": {"kernel_size": 1},
@@ -84,6 +90,10 @@ def test_outputs_are_gathered_from_a_whole_pass(tiny):
                 pixel = expected[path][image].flatten(1)[:, positions[path][image, sample]]
                 torch.testing.assert_close(actual[path][:, 3 * image + sample].flatten(), pixel)
         assert actual[path].shape[:2] == (groups, 15)
+
+
+def layer_windows(model, path, batches, positions):
+    return sample_windows(model.get_submodule(path), layer_inputs(model, path, batches), positions)
 
 
 @torch.no_grad()

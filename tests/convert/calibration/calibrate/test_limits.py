@@ -67,6 +67,6 @@ def test_little_memory_means_more_passes_of_the_teacher(pair, teacher, data, mon
         student,
         teacher,
         data,
-        CalibrationConfig(steps=5, samples=64, matching_steps=0, memory=2 * (64 * 8 * 4 + 64 * 8 * 4)),
+        CalibrationConfig(steps=5, samples=64, matching_steps=0, memory=4 * (64 * 8 * 4 + 64 * 8 * 4)),
     )
     assert passes == [["grouped", "depthwise"], ["pointwise"]]
