@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
+from ...adder_layers.geometry import terms_first
 from ...adder_layers.modules import adder_layers
 from ..conversion.targets import require_support
 from ..errors import AdderkitError
@@ -145,7 +146,8 @@ def calibrate_(
 
 
 def _fidelity(layer: FittedLayer, weight: Tensor) -> LayerFidelity:
-    grouped = weight.detach().float().cpu().reshape(layer.low.shape[0], -1, layer.low.shape[2])  # [G, O / G, K]
+    first = terms_first(weight.detach().float().cpu())
+    grouped = first.reshape(len(first), layer.low.shape[0], -1, layer.low.shape[2])  # [T, G, O / G, K]
     beyond = (grouped <= layer.low) | (grouped >= layer.high)
     return LayerFidelity(layer.path, layer.correlation, layer.worst, float(beyond.float().mean()))
 
@@ -212,7 +214,7 @@ def _check_arguments(adders: dict[str, AdderConv2d], teacher: nn.Module, images:
         if not isinstance(original, nn.Conv2d) or isinstance(original, AdderConv2d):
             found = f"a {type(original).__name__}" if original is not None else "nothing"
             raise AdderkitError(f"the teacher has {found} at {path!r}, expected the Conv2d that was converted")
-        if original.weight.shape != adder.weight.shape:
+        if original.weight.shape != terms_first(adder.weight).shape[1:]:
             raise AdderkitError(
                 f"the teacher's {path!r} has weights of shape {tuple(original.weight.shape)}, expected "
                 f"{tuple(adder.weight.shape)} as in the student: pass the network that was converted"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ...adder_layers.geometry import terms_first
 from ...adder_layers.modules import NormalizedAdderConv2d
 from ..graph.layers import Layer
 from ..graph.modes import device_of
@@ -92,7 +93,7 @@ def positions_per_image(layer: Layer, student: nn.Module, images: int, config: C
     """Return the number of windows per image: enough for ``config.samples``, within half of ``config.memory``."""
     module = student.get_submodule(layer.path)
     assert isinstance(module, nn.Conv2d)
-    window = 4 * module.groups * module.weight[0].numel()
+    window = 4 * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
     allowed = config.memory // 2 // (WINDOW_COPIES * window * images)
     return max(1, min(-(-config.samples // images), allowed))
 
@@ -137,10 +138,11 @@ def _fit(
     held_out = windows.shape[1] // images * (images // HELD_OUT)
     fit, check = slice(0, -held_out), slice(-held_out, None)
     taps = module.kernel_size[0] * module.kernel_size[1]
-    weight = module.weight.detach().float().reshape(module.groups, module.out_channels // module.groups, -1)
-    fitted = reconstruct(windows[:, fit], target[:, fit], weight, taps, steps, generator)
+    first = terms_first(module.weight.detach())
+    weight = first[0].float().reshape(module.groups, module.out_channels // module.groups, -1)
+    fitted = reconstruct(windows[:, fit], target[:, fit], weight, taps, steps, generator, len(first))
     with torch.no_grad():
-        module.weight.copy_(fitted.reshape(module.weight.shape))
+        first.copy_(fitted.permute(2, 0, 1, 3).reshape(first.shape))
         output = distances(windows, fitted)
         _set_statistics(student, layer, module, output, target)
         fidelity = correlation(output[:, check], target[:, check])

@@ -48,7 +48,7 @@ def test_predictions_on_new_images_come_closer_to_the_teacher(student, teacher):
     before = divergence(student, teacher, fresh)
     match(student, teacher, data, steps=60)
     reestimate_batchnorm_(student, [data])
-    assert divergence(student, teacher, fresh) < 0.9 * before
+    assert divergence(student, teacher, fresh) < 0.95 * before
 
 
 def test_what_was_not_converted_stays(student, teacher, tiny_adders, snapshot):

@@ -5,12 +5,13 @@ import torch
 
 from adderkit.convert.calibration.reconstruction import (
     SCALES,
-    best_scales,
+    best_start,
     correlation,
     distances,
     input_ranges,
     reconstruct,
 )
+from adderkit.convert.calibration.start import place_terms, slope_table
 
 
 def problem(groups=2, samples=600, channels=3, taps=4, filters=5):
@@ -24,9 +25,16 @@ def seeded(value=0):
     return torch.Generator().manual_seed(value)
 
 
+def by_loops(windows, weight):
+    """Distances ``[G, S, O]`` of filters ``[G, O, T, K]``, term by term."""
+    return -sum(
+        2.0**-index * (windows[:, :, None] - term[:, None]).abs().sum(-1) for index, term in enumerate(weight.unbind(2))
+    )
+
+
 def score(windows, target, weight):
     """Mean over filters of torch's own correlation with the target."""
-    output = -(windows[:, :, None] - weight[:, None]).abs().sum(-1)
+    output = by_loops(windows, weight)
     pairs = [
         torch.corrcoef(torch.stack((output[group, :, filter], target[group, :, filter])))[0, 1]
         for group in range(output.shape[0])
@@ -35,20 +43,16 @@ def score(windows, target, weight):
     return float(torch.stack(pairs).mean())
 
 
-def test_distances_by_loops():
-    windows, _, weight = problem(samples=6)
-    actual = distances(windows, weight)
-    for group in range(2):
-        for sample in range(6):
-            for filter in range(5):
-                terms = zip(windows[group, sample].tolist(), weight[group, filter].tolist(), strict=True)
-                expected = -sum(abs(x - w) for x, w in terms)
-                assert actual[group, sample, filter].item() == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("terms", [1, 3])
+def test_distances_by_loops(terms):
+    windows, weight = torch.randn(2, 6, 12), torch.randn(2, 5, terms, 12)
+    torch.testing.assert_close(distances(windows, weight), by_loops(windows, weight))
 
 
-def test_distances_have_the_true_derivative():
+@pytest.mark.parametrize("terms", [1, 3])
+def test_distances_have_the_true_derivative(terms):
     windows = torch.randn(2, 6, 4, dtype=torch.float64)
-    weight = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, terms, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda filters: distances(windows, filters), (weight,))
 
 
@@ -91,56 +95,66 @@ def test_clamping_to_the_range_adds_a_constant_to_each_filter():
     weight = 30 * weight
     clamped = weight.clamp(low, high)
     assert (clamped != weight).any()
-    difference = distances(windows.double(), weight.double()) - distances(windows.double(), clamped.double())
+    outer, inner = (distances(windows.double(), filters.double()[:, :, None]) for filters in (weight, clamped))
+    difference = outer - inner
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference))
 
 
+@pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_each_filter_gets_the_best_of_all_scales(groups):
+def test_each_filter_gets_the_best_of_all_scales(groups, terms):
     windows, target, weight = problem(groups)
-    scales = best_scales(windows, target, weight)
-    assert scales.shape == (*weight.shape[:2], 1)
+    start = best_start(windows, target, weight, 4, terms)
+    table = slope_table(windows, 4)
     for group in range(groups):
         for output in range(weight.shape[1]):
-            wanted = target[group, :, output]
             scores = []
-            for candidate in SCALES:
-                distance = -(windows[group] - candidate * weight[group, output]).abs().sum(1)
-                scores.append(torch.corrcoef(torch.stack([distance, wanted]))[0, 1].item())
-            chosen = SCALES.index(pytest.approx(scales[group, output].item()))
-            assert scores[chosen] == pytest.approx(max(scores), abs=1e-5)
+            for scale in SCALES:
+                slopes = weight / (scale * weight.std(2, keepdim=True))
+                placed = by_loops(windows, place_terms(table, slopes, terms, 4))[group, :, output]
+                scores.append(torch.corrcoef(torch.stack([placed, target[group, :, output]]))[0, 1].item())
+            chosen = by_loops(windows, start)[group, :, output]
+            actual = torch.corrcoef(torch.stack([chosen, target[group, :, output]]))[0, 1].item()
+            assert actual == pytest.approx(max(scores), abs=1e-5)
 
 
-def test_no_steps_only_scale():
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_no_steps_only_start(terms):
     windows, target, weight = problem()
-    assert torch.equal(
-        reconstruct(windows, target, weight, 4, 0, seeded()), best_scales(windows, target, weight) * weight
-    )
+    start = best_start(windows, target, weight, 4, terms)
+    assert start.shape == (2, 5, terms, 12)
+    assert torch.equal(reconstruct(windows, target, weight, 4, 0, seeded(), terms), start)
 
 
+def test_more_terms_follow_more_closely():
+    windows, target, weight = problem(groups=1, filters=20)
+    fitted = [reconstruct(windows, target, weight, 4, 40, seeded(), terms) for terms in (1, 2, 3)]
+    scores = [score(windows, target, filters) for filters in fitted]
+    assert scores == sorted(scores)
+    assert 1 - scores[2] < (1 - scores[0]) / 4
+
+
+@pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_fitting_raises_the_correlation(groups):
+def test_fitting_raises_the_correlation(groups, terms):
     windows, target, weight = problem(groups)
-    fitted = reconstruct(windows, target, weight, 4, 60, seeded())
-    assert fitted.shape == weight.shape
-    before, after = (
-        score(windows, target, best_scales(windows, target, weight) * weight),
-        score(windows, target, fitted),
-    )
-    assert after > before + 0.01
+    fitted = reconstruct(windows, target, weight, 4, 60, seeded(), terms)
+    start = best_start(windows, target, weight, 4, terms)
+    assert fitted.shape == start.shape
+    assert score(windows, target, fitted) > score(windows, target, start) + 0.001
 
 
 @pytest.mark.parametrize("steps", [1, 5, 30])
-def test_fitting_never_ends_much_below_the_best_scales(steps):
+def test_fitting_never_ends_much_below_the_start(steps):
     windows, target, weight = problem()
     fitted = reconstruct(windows, target, weight, 4, steps, seeded())
-    assert score(windows, target, fitted) > score(windows, target, best_scales(windows, target, weight) * weight) - 0.01
+    assert score(windows, target, fitted) > score(windows, target, best_start(windows, target, weight, 4, 1)) - 0.01
 
 
 def test_fitted_weights_lie_in_the_range_of_the_input():
     windows, target, weight = problem()
-    low, high = input_ranges(windows, 4)
-    fitted = reconstruct(windows, target, weight, 4, 10, seeded())
+    low, high = (limit[:, :, None] for limit in input_ranges(windows, 4))
+    fitted = reconstruct(windows, target, weight, 4, 10, seeded(), 2)
     assert bool(((fitted >= low) & (fitted <= high)).all())
 
 
