@@ -39,7 +39,7 @@ demo: $(STAMP)
 	$(BIN)/adderkit demo
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
