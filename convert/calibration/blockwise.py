@@ -30,8 +30,10 @@ WARM_UP = 10
 # Tensors of a layer's output size that a training step holds: the outputs of the layer, its normalization and its
 # activation, and a gradient.
 KEPT = 4
-# Adam's learning rate for adder weights, in units of each layer's standard deviation, and for BatchNorms.
-WEIGHT_RATE, NORM_RATE = 0.01, 0.01
+# Adam's learning rate for adder weights, in units of each layer's standard deviation, and for BatchNorms. Higher rates
+# learn the calibration images by heart: with 0.01 for weights, ResNet-20 on CIFAR-10 agreed with its CNN on all images
+# that it was fitted to, but on 85.1 % of new ones, of 88.3 % before the joint fit.
+WEIGHT_RATE, NORM_RATE = 0.003, 0.001
 # Gives nearly the true derivative of the distance; as a power of two, it does not change the output by a single bit.
 SHARPNESS = 1024.0
 
