@@ -98,4 +98,5 @@ def place_terms(table: SlopeTable, slopes: Tensor, terms: int, taps: int) -> Ten
             for sign, index in zip(signs, others, strict=True):
                 placed[index] = torch.where(better, ends[(sign + 1) // 2][:, None], placed[index])
     by_channel = placed.unflatten(1, (groups, -1)).unflatten(3, (filters, taps))  # [T, G, C, O, taps]
-    return by_channel.permute(1, 3, 0, 2, 4).flatten(3)
+    result: Tensor = by_channel.permute(1, 3, 0, 2, 4).flatten(3)
+    return result
