@@ -131,10 +131,10 @@ def _conversion(facts: ReportFacts) -> Html:
 
 
 def _described(fact: LayerFact) -> Html:
-    layer = fact.layer
+    layer, terms = fact.layer, getattr(fact.layer, "terms", 1)
     size = "x".join(map(str, layer.kernel_size))
     words = [f"{size}, {layer.in_channels} → {layer.out_channels} channels"]
-    words += [f"{layer.terms} terms per weight"] * (getattr(layer, "terms", 1) > 1)
+    words += [f"{terms} terms per weight"] * (terms > 1)
     words += [f"stride {layer.stride[0]}"] * (layer.stride[0] > 1) + [f"{layer.groups} groups"] * (layer.groups > 1)
     head = tag("div", tag("code", fact.path), _kind(fact.target), class_="row")
     return tag(

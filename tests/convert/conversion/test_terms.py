@@ -211,6 +211,24 @@ def test_normalized_and_folded_layers():
     assert torch.equal(model(x), original(x))
 
 
+def test_compiled_under_autocast_and_pruned(student, images):
+    """In half precision a layer is that of its rounded input; pruning keeps the terms."""
+    layer = student.features[1].conv1
+    nn.init.normal_(layer.weight)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 16, 6, 6).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = compiled(x)
+    expected = adder_conv2d_reference(x.double(), layer.weight.double(), None, 1, 1, 1, 1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-3)
+    adderkit.prune_(student, adderkit.PruneConfig(ratio=0.5, importance="magnitude"))
+    assert layer.weight.shape == (8, 8, 3, 3, 3)
+    again = replay(transforms_of(student), cnn)
+    again.load_state_dict(student.state_dict())
+    assert torch.equal(again.eval()(images), student(images))
+
+
 def test_targets_without_terms_are_refused(teacher, monkeypatch):
     from adderkit.convert.conversion.targets import TARGETS, Site, Target
 

@@ -49,10 +49,10 @@ def assert_same(model, path, size, batches=(1, 3)):
 class Small(nn.Module):
     """Two adder layers, the first with a bias and uneven padding."""
 
-    def __init__(self):
+    def __init__(self, terms=1):
         super().__init__()
-        self.same = adderkit.AdderConv2d(3, 4, (2, 3), padding="same", bias=True)
-        self.reflect = adderkit.AdderConv2d(4, 2, 3, padding=1, padding_mode="reflect", groups=2)
+        self.same = adderkit.AdderConv2d(3, 4, (2, 3), padding="same", bias=True, terms=terms)
+        self.reflect = adderkit.AdderConv2d(4, 2, 3, padding=1, padding_mode="reflect", groups=2, terms=terms)
         self.pretrained_cfg = {"input_size": (3, 6, 6)}
         nn.init.normal_(self.same.bias)
 
@@ -97,6 +97,17 @@ def test_pruned_networks(tmp_path, order):
     assert shapes["features.1.conv1.weight"] == list(loaded.features[1].conv1.weight.shape) == [10, 10, 3, 3]
     program = torch.export.load(export_program(loaded, tmp_path / "net.pt2")).module()
     assert torch.equal(program(images[:3]), loaded(images[:3]))
+
+
+def test_several_terms(tmp_path):
+    """A call for each term of each layer, and the same outputs."""
+    small = Small(terms=3).eval()
+    images = torch.randn(3, 3, 6, 6)
+    found = run(export_onnx(small, tmp_path / "net.onnx"), images)
+    torch.testing.assert_close(found, small(images), rtol=1e-5, atol=1e-4)
+    assert sum(node.domain == "adderkit" for node in onnx.load(tmp_path / "net.onnx").graph.node) == 6
+    program = torch.export.load(export_program(small, tmp_path / "net.pt2")).module()
+    assert torch.equal(program(images), small(images))
 
 
 def test_hardware_flows_find_the_layers_by_name(resnet20, exported):

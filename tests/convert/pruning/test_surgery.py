@@ -56,6 +56,24 @@ def test_each_kind_is_narrowed_to_what_stays():
     ]
 
 
+def test_all_terms_of_a_weight_are_narrowed():
+    """What remains computes what the whole layer computed from inputs that the removed channels do not tell apart."""
+    layer = AdderConv2d(8, 6, 3, groups=2, terms=3)
+    model = nn.ModuleDict({"layer": layer})
+    before = layer.weight.detach().clone()
+    outputs, inputs = torch.tensor([0, 2, 3, 5]), torch.tensor([1, 2, 4, 7])
+    x = torch.randn(2, 8, 5, 5)
+    x[:, [0, 3, 5, 6]] = 0
+    expected = layer(x)[:, outputs].detach()
+    narrow_(model, {"layer": Kept(outputs, inputs)})
+    assert layer.weight.shape == (4, 2, 3, 3, 3)
+    assert layer.weight[1].equal(before[2][[1, 2]])
+    assert layer.weight[2].equal(before[3][[0, 3]])  # the second group reads channels 4 to 7
+    removed = torch.stack([before[o][[0, 3]] if o < 3 else before[o][[1, 2]] for o in outputs.tolist()])
+    constant = (removed.abs().sum((1, 3, 4)) * torch.tensor([1, 0.5, 0.25])).sum(1)
+    torch.testing.assert_close(layer(x[:, inputs]) - constant[:, None, None], expected, rtol=1e-4, atol=1e-4)
+
+
 GOOD = {"kind": "prune", "version": 1}
 
 

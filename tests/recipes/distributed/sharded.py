@@ -24,9 +24,9 @@ install_cpu_sync_batchnorm = runpy.run_path(str(Path(__file__).with_name("cpu_sy
 
 
 def network():
-    """Three filters and one, so that two processes get uneven shards and an empty one."""
+    """Three filters and one, so that two processes get uneven shards and an empty one; two terms."""
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 4, 3), AdderConv2d(4, 3, 3), nn.GroupNorm(1, 3), AdderConv2d(3, 1, 1))
+    layers = (nn.Conv2d(3, 4, 3), AdderConv2d(4, 3, 3), nn.GroupNorm(1, 3), AdderConv2d(3, 1, 1, terms=2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(9, 3))
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import timm
 import torch
 
 import adderkit
@@ -112,6 +113,14 @@ def test_page_of_an_adder_network(report, saved):
     assert "Unknown, since the model was not calibrated" in found.text
     assert "adderkit evaluate DIR --dataset NAME --record" in found.text
     assert "adderkit report DIR --dataset NAME" in found.text
+
+
+def test_page_names_terms(report, tmp_path):
+    model = timm.create_model("cifar_resnet20")
+    adderkit.convert_(model, adderkit.AdderConfig(include=("features.1.*",), terms={"*.conv2": 3}))
+    _, found = report(adderkit.save(model, tmp_path / "net"))
+    assert "3x3, 16 → 16 channels, 3 terms per weight" in found.text
+    assert found.text.count("terms per weight") == 1
 
 
 def test_layers_of_the_chart_add_up(report, saved):

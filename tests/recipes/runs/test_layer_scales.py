@@ -21,7 +21,7 @@ def read(folder):
 
 def test_measured_by_the_formula():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), AdderConv2d(4, 5, 3), nn.ReLU(), AdderConv2d(5, 2, 1)).double()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), AdderConv2d(4, 5, 3), nn.ReLU(), AdderConv2d(5, 2, 1, terms=3)).double()
     model(torch.randn(2, 3, 8, 8, dtype=torch.double)).sum().backward()
     model[3].weight.grad = None
     sample = measure(model, 7)

@@ -22,7 +22,7 @@ def model():
         nn.Conv2d(3, 4, 3),
         AdderConv2d(4, 6, 3),
         nn.GroupNorm(2, 6),
-        AdderConv2d(6, 2, 1),
+        AdderConv2d(6, 2, 1, terms=2),
         nn.Flatten(),
         nn.Linear(18, 3),
     )

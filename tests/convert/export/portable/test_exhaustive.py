@@ -41,7 +41,7 @@ DISPATCHERS = {
     "c_steps.structs": lambda network: list(c_steps.CSteps(network, "net", Arena({}, 0)).structs()),
     "c_steps.calls": lambda network: list(c_steps.CSteps(network, "net", Arena({}, 0)).calls()),
     "memory_images._describe": lambda network: memory_images._describe(network.steps[0]),
-    "cost.integer._row": lambda network: integer._row(network.steps[0], "path", network),
+    "cost.integer._row": lambda network: integer._row(network.steps[0], "path", network, 8),
 }
 
 
