@@ -4,7 +4,7 @@ So a layer also compensates for the errors of the layers before it. The statisti
 re-estimated before the next layer is fitted.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ..graph.stepwise import stepped_graph
 from .config import CalibrationConfig
 from .passes import SteppedPasses, has_storages
 from .reconstruction import correlation, distances, input_ranges, reconstruct
-from .sampling import draw_positions, layer_inputs, layer_outputs, sample_windows
+from .sampling import draw_positions, layer_inputs, layer_outputs, sample_outputs, sample_windows
 from .state import CalibrationState, FittedLayer
 
 # One image in eight is held out: fidelity on the images that a layer was fitted to would be too optimistic.
@@ -60,39 +60,78 @@ def fit_layers_(
         positions[layer.path] = draw_positions(layer.output_shape, total, count, generator)
     fitted = state.restore(student, generator)
     report("layers", len(fitted), len(layers))
-    inputs = _input_source(student, layers, batches, config.memory // 4, state)
-    for group in _groups(layers[len(fitted) :], positions, config.memory // 4):
-        targets = layer_outputs(teacher, {layer.path: positions[layer.path] for layer in group}, batches)
-        for layer in group:
-            report(layer.path, len(fitted), len(layers))
-            module = student.get_submodule(layer.path)
-            assert isinstance(module, nn.Conv2d)
-            windows = sample_windows(module, inputs(layer.path), positions[layer.path]).float()
-            target = targets.pop(layer.path).to(windows)
-            fitted.append(_fit(student, layer, windows, target, total, config.steps, generator))
-            state.save(student, generator, fitted)
+    rest = layers[len(fitted) :]
+    sample = _sample_source(student, teacher, rest, positions, batches, config.memory // 2, state)
+    for layer in rest:
+        report(layer.path, len(fitted), len(layers))
+        windows, target = sample(layer)
+        fitted.append(_fit(student, layer, windows, target, total, config.steps, generator))
+        state.save(student, generator, fitted)
     report("layers", len(layers), len(layers))
     return fitted
 
 
-def _input_source(
-    student: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor], memory: int, state: CalibrationState
-) -> Callable[[str], Iterable[Tensor]]:
-    """Return a function that computes a layer's input in each batch, to be called for the layers in order.
+def _sample_source(
+    student: nn.Module,
+    teacher: nn.Module,
+    layers: Sequence[Layer],
+    positions: dict[str, Tensor],
+    batches: Sequence[Tensor],
+    memory: int,
+    state: CalibrationState,
+) -> Callable[[Layer], tuple[Tensor, Tensor]]:
+    """Return a function that samples a layer's windows in the student and outputs in the teacher.
 
-    If the student can run step by step, one pass serves all layers; otherwise each takes a pass of its own.
+    It is called for the layers in order, each after the fit of the one before. If both networks can run step by step,
+    one pass of each serves all layers. Otherwise each layer takes a pass of the student, and as many layers as fit into
+    memory take one of the teacher.
     """
     changes = {layer.path: layer.consumers for layer in layers}
     graph = stepped_graph(student, changes, batches[0][:2])
-    if graph is None or not has_storages(device_of(student)):
-        return lambda path: layer_inputs(student, path, batches)
-    return SteppedPasses(student, graph, batches, memory, state.folder).inputs
+    original = stepped_graph(teacher, dict.fromkeys(changes, ()), batches[0][:2])
+    if graph is None or original is None or not has_storages(device_of(student)):
+        return _separate_passes(student, teacher, layers, positions, batches, memory)
+    ours = SteppedPasses(student, graph, batches, memory // 2, state.folder)
+    theirs = SteppedPasses(teacher, original, batches, memory // 2, state.folder)
+
+    def sample(layer: Layer) -> tuple[Tensor, Tensor]:
+        chosen, module = positions[layer.path], _convolution(student, layer)
+        windows = sample_windows(module, ours.inputs(layer.path), chosen).float()
+        return windows, sample_outputs(module, theirs.outputs(layer.path), chosen).to(windows)
+
+    return sample
+
+
+def _separate_passes(
+    student: nn.Module,
+    teacher: nn.Module,
+    layers: Sequence[Layer],
+    positions: dict[str, Tensor],
+    batches: Sequence[Tensor],
+    memory: int,
+) -> Callable[[Layer], tuple[Tensor, Tensor]]:
+    targets: dict[str, Tensor] = {}
+
+    def sample(layer: Layer) -> tuple[Tensor, Tensor]:
+        if layer.path not in targets:
+            group = next(group for group in _groups(layers, positions, memory) if layer in group)
+            targets.update(layer_outputs(teacher, {each.path: positions[each.path] for each in group}, batches))
+        inputs = layer_inputs(student, layer.path, batches)
+        windows = sample_windows(_convolution(student, layer), inputs, positions[layer.path]).float()
+        return windows, targets.pop(layer.path).to(windows)
+
+    return sample
+
+
+def _convolution(model: nn.Module, layer: Layer) -> nn.Conv2d:
+    module = model.get_submodule(layer.path)
+    assert isinstance(module, nn.Conv2d)
+    return module
 
 
 def positions_per_image(layer: Layer, student: nn.Module, images: int, config: CalibrationConfig) -> int:
     """Return the number of windows per image: enough for ``config.samples``, within half of ``config.memory``."""
-    module = student.get_submodule(layer.path)
-    assert isinstance(module, nn.Conv2d)
+    module = _convolution(student, layer)
     window = 4 * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
     allowed = config.memory // 2 // (WINDOW_COPIES * window * images)
     return max(1, min(-(-config.samples // images), allowed))
@@ -133,8 +172,7 @@ def _fit(
         steps: Adam steps.
         generator: Random generator of the mini-batches.
     """
-    module = student.get_submodule(layer.path)
-    assert isinstance(module, nn.Conv2d)
+    module = _convolution(student, layer)
     held_out = windows.shape[1] // images * (images // HELD_OUT)
     fit, check = slice(0, -held_out), slice(-held_out, None)
     taps = module.kernel_size[0] * module.kernel_size[1]

@@ -38,20 +38,31 @@ class SteppedPasses:
         self._passes = [_Pass(batch) for batch in batches]
         self._warned = False
 
-    @torch.no_grad()
     def inputs(self, path: str) -> Iterator[Tensor]:
         """Continue each pass up to a layer, and yield the layer's input ``[n, C, H, W]``, one batch after another.
 
         Args:
             path: Path of the layer; not before that of the previous call.
         """
-        device, stop = device_of(self.model), self.graph.first_calls[path]
+        call = self.graph.first_calls[path]
+        for values in self._continued(call):
+            yield self.graph.input_of(call, values)
+
+    def outputs(self, path: str) -> Iterator[Tensor]:
+        """Continue each pass through a layer, and yield the layer's output ``[n, O, H', W']``, like ``inputs``."""
+        call = self.graph.first_calls[path]
+        for values in self._continued(call + 1):
+            yield self.graph.output_of(call, values)
+
+    @torch.no_grad()
+    def _continued(self, stop: int) -> Iterator[Values]:
+        device = device_of(self.model)
         for each in self._passes:
             if device.type != "cpu":
                 each.move({key: _on_device(storage, device) for key, storage in each.in_files.items()})
             self.graph.run(each.values, move_like(each.images, self.model), each.reached, stop)
             each.reached = stop
-            yield self.graph.input_of(stop, each.values)
+            yield each.values
             self._keep(each)
 
     def _keep(self, each: "_Pass") -> None:

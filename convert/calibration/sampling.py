@@ -113,6 +113,41 @@ def sample_windows(layer: nn.Conv2d, inputs: Iterable[Tensor], positions: Tensor
     return torch.cat(parts, dim=1)
 
 
+def outputs_at(output: Tensor, layer: nn.Conv2d, positions: Tensor) -> Tensor:
+    """Gather some outputs of a layer.
+
+    Args:
+        output: Output of the layer, ``[N, O, H', W']``.
+        layer: The layer.
+        positions: Flat output positions, ``[N, P]``.
+
+    Returns:
+        Outputs ``[G, N · P, O / G]``, in the order of ``windows_at``.
+    """
+    chosen = positions.to(output.device)[:, None].expand(-1, output.shape[1], -1)
+    values = output.flatten(2).gather(2, chosen)  # [N, O, P]
+    grouped: Tensor = values.unflatten(1, (layer.groups, -1))  # [N, G, O / G, P]
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def sample_outputs(layer: nn.Conv2d, outputs: Iterable[Tensor], positions: Tensor) -> Tensor:
+    """Sample a layer's outputs, batch by batch.
+
+    Args:
+        layer: The layer.
+        outputs: Its output in each batch, ``[n, O, H', W']``, for N images in all.
+        positions: Flat output positions, ``[N, P]``.
+
+    Returns:
+        Outputs ``[G, S, O / G]`` on their device, with S = N · P in the order of ``sample_windows``.
+    """
+    parts, taken = [], 0
+    for output in outputs:
+        parts.append(outputs_at(output, layer, positions[taken : taken + len(output)]))
+        taken += len(output)
+    return torch.cat(parts, dim=1)
+
+
 @torch.no_grad()
 def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """Sample the outputs of several layers in one pass over the batches.
@@ -132,10 +167,8 @@ def layer_outputs(model: nn.Module, positions: Mapping[str, Tensor], batches: Se
     def sample(path: str, _: tuple[Any, ...], output: Tensor) -> None:
         if len(parts[path]) > index:
             return  # a layer that is called again in the same pass: the first call counts, as in layer_inputs
-        chosen = positions[path][taken : taken + len(output)].to(output.device)
-        values = output.flatten(2).gather(2, chosen[:, None].expand(-1, output.shape[1], -1))  # [n, O, P]
-        grouped = values.unflatten(1, (layers[path].groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-        parts[path].append(grouped.cpu())
+        chosen = positions[path][taken : taken + len(output)]
+        parts[path].append(outputs_at(output, layers[path], chosen).cpu())
 
     with hooked(layers, post=sample):
         for index, batch in enumerate(batches):  # noqa: B007 - the hook reads it

@@ -56,10 +56,15 @@ class SteppedGraph:
         return result
 
     def input_of(self, index: int, values: Values) -> Tensor:
-        """Return the first argument of a node."""
+        """Return the first argument of the node that is next."""
         node = self._nodes[index]
         argument = next(iter((*node.args, *node.kwargs.values())))
         result: Tensor = values[argument]
+        return result
+
+    def output_of(self, index: int, values: Values) -> Tensor:
+        """Return the value of the node that has just run."""
+        result: Tensor = values[self._nodes[index]]
         return result
 
 
