@@ -13,9 +13,9 @@ from ...adder_layers.geometry import terms_first
 from ...adder_layers.modules import NormalizedAdderConv2d
 from ..graph.layers import Layer
 from ..graph.modes import device_of
+from ..graph.passes import SteppedPasses, has_storages
 from ..graph.stepwise import stepped_graph
 from .config import CalibrationConfig
-from .passes import SteppedPasses, has_storages
 from .reconstruction import correlation, distances, input_ranges, reconstruct
 from .sampling import draw_positions, layer_inputs, layer_outputs, sample_outputs, sample_windows
 from .state import CalibrationState, FittedLayer

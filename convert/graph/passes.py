@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..graph.modes import device_of, move_like
-from ..graph.stepwise import SteppedGraph, Values
+from .modes import device_of, move_like
+from .stepwise import SteppedGraph, Values
 
 _logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration import layerwise
 from adderkit.convert.calibration.calibrate import calibrate_
 from adderkit.convert.calibration.config import CalibrationConfig
-from adderkit.convert.calibration.passes import SteppedPasses
 from adderkit.convert.calibration.sampling import layer_inputs
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.graph.layers import trace_layers
+from adderkit.convert.graph.passes import SteppedPasses
 from adderkit.convert.graph.stepwise import stepped_graph
 
 FAST = CalibrationConfig(steps=2, samples=64, matching_steps=2, batch_size=8)
