@@ -1,9 +1,9 @@
-"""Configuration of calibration, and the policy that returns layers to convolutions. Needs no torch."""
+"""Configuration of calibration, and policies for the layers: their terms, or convolutions. Needs no torch."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import AdderkitError
 from ..patterns import check_keys
@@ -85,13 +85,55 @@ class HybridPolicy:
         return self.min_fidelity is not None or self.budget is not None
 
 
-def parse_budget(text: str) -> float:
-    """Parse ``mults=30%`` to 0.3.
+@dataclasses.dataclass(frozen=True)
+class TermPolicy:
+    """Aim of the choice of terms. Layers get terms, best fidelity per addition first, until the first aim is met.
+
+    Args:
+        fidelity: Mean fidelity of all adder layers to reach, from 0 to 1.
+        additions: Additions that the network may use, as a multiple of those with one term in each layer; at least 1.
+    """
+
+    fidelity: float | None = None
+    additions: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fidelity is None and self.additions is None:
+            raise AdderkitError("the choice of terms needs an aim, such as a fidelity of 0.98 or additions of 1.25")
+        if self.fidelity is not None and not 0 <= self.fidelity <= 1:
+            raise AdderkitError(f"fidelity is {self.fidelity}, expected a number from 0 to 1")
+        if self.additions is not None and not self.additions >= 1:
+            raise AdderkitError(
+                f"additions is {self.additions}, expected at least 1: those with one term in each layer"
+            )
+
+
+class Budget(NamedTuple):
+    """Operations that a network may use, as shares: 0.3 for 30 %.
+
+    Args:
+        multiplications: Share of the original network's.
+        additions: Share of those of the adder network with one term in each layer.
+    """
+
+    multiplications: float | None = None
+    additions: float | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse ``mults=30%``, ``adds=125%`` or ``mults=30%,adds=125%``.
 
     Raises:
         AdderkitError: If the text has another form.
     """
-    match = re.fullmatch(r"mults=(\d+(?:\.\d+)?)%", text.strip())
-    if match is None or float(match[1]) > 100:
-        raise AdderkitError(f"budget is {text!r}, expected mults=N% with N from 0 to 100, such as mults=30%")
-    return float(match[1]) / 100
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"(mults|adds)=(\d+(?:\.\d+)?)%", part.strip())
+        share = float(match[2]) / 100 if match else 0.0
+        if match is None or match[1] in found or (share > 1 if match[1] == "mults" else share < 1):
+            raise AdderkitError(
+                f"budget is {text!r}, expected mults=N% with N from 0 to 100, adds=N% with N of at least 100, or both: "
+                "mults=30%,adds=125%"
+            )
+        found[match[1]] = share
+    return Budget(found.get("mults"), found.get("adds"))

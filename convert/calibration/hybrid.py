@@ -1,15 +1,23 @@
-"""Hybrid networks: after calibration, the layers that lose most fidelity are turned back into convolutions."""
+"""Networks whose layers differ: in the terms of their weights, or because some are turned back into convolutions.
 
+Both choices go by fidelity. Terms are chosen before the calibration, from fits of each layer with one to four terms;
+layers are turned back after it.
+"""
+
+import copy
 import dataclasses
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...adder_layers.conv import AdderConv2d
+from ..conversion.config import AdderConfig
 from ..conversion.plan import ConversionPlan
 from ..conversion.reparameterize import guard_merges_
+from ..conversion.rewrite import convert_
 from ..conversion.targets import TARGETS
 from ..conversion.transforms import restore_convolution_
 from ..errors import AdderkitError
@@ -18,9 +26,86 @@ from ..record import forget_
 from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
-from .calibrate import CalibrationReport
-from .config import CalibrationConfig, HybridPolicy
+from .calibrate import CalibrationReport, calibrate_
+from .config import CalibrationConfig, HybridPolicy, TermPolicy
 from .layerwise import Progress
+
+_logger = logging.getLogger(__name__)
+MOST_TERMS = 4  # take as much area as products with 8-bit weights
+
+
+def choose_terms(
+    teacher: nn.Module,
+    config: AdderConfig,
+    images: Tensor,
+    additions: int,
+    policy: TermPolicy,
+    calibration: CalibrationConfig = CalibrationConfig(),  # noqa: B008 - frozen, hence safe as a default
+    *,
+    progress: Progress | None = None,
+) -> AdderConfig:
+    """Choose the terms of each layer by the fidelity that it gains per addition, measured by fits of every layer.
+
+    Args:
+        teacher: The network to convert; it is not changed.
+        config: Choice of the convolutions to convert; its terms are ignored.
+        images: Calibration images ``[N, C, H, W]``, as for ``calibrate_``.
+        additions: Additions of the network with one term in each layer for one image, as counted by ``cost``.
+        policy: The aim.
+        calibration: Settings of the fits; there is no joint fit.
+        progress: Called as ``progress(what, done, total)``.
+
+    Returns:
+        The configuration with the terms of each layer.
+    """
+    alone = dataclasses.replace(calibration, matching_steps=0)
+    fidelity: dict[str, list[float]] = {}
+    prices: dict[str, int] = {}
+    for terms in range(1, MOST_TERMS + 1):
+        student = copy.deepcopy(teacher)
+        plan = convert_(student, dataclasses.replace(config, terms=terms), example_input=images[:1])
+        prices = {row.path: row.additions_per_term for row in plan.rows if row.decision == "convert"}
+        for layer in calibrate_(student, teacher, images, alone, progress=progress).layers:
+            fidelity.setdefault(layer.path, []).append(layer.correlation)
+    chosen = best_terms(prices, fidelity, additions, policy)
+    return dataclasses.replace(config, terms={path: terms for path, terms in chosen.items() if terms > 1} or 1)
+
+
+def best_terms(
+    prices: Mapping[str, int], fidelity: Mapping[str, list[float]], additions: int, policy: TermPolicy
+) -> dict[str, int]:
+    """Add terms to layers until the first aim is met, those first that gain most fidelity per addition.
+
+    Args:
+        prices: Additions of one more term for one image, by layer.
+        fidelity: Fidelity of each layer with one term, two terms and so on.
+        additions: Additions of the network with one term in each layer.
+        policy: The aim.
+
+    Returns:
+        The number of terms of each layer.
+    """
+    chosen = dict.fromkeys(fidelity, 1)
+    left = float("inf") if policy.additions is None else policy.additions * additions - additions
+
+    def mean() -> float:
+        return sum(fidelity[path][terms - 1] for path, terms in chosen.items()) / len(chosen)
+
+    while policy.fidelity is None or mean() < policy.fidelity:
+        steps = [
+            ((fidelity[path][more - 1] - fidelity[path][now - 1]) / (prices[path] * (more - now)), path, more)
+            for path, now in chosen.items()
+            for more in range(now + 1, len(fidelity[path]) + 1)
+            if prices[path] * (more - now) <= left
+        ]
+        gain, path, more = max(steps, default=(0.0, "", 0))
+        if gain <= 0:
+            if policy.additions is None:
+                _logger.warning("terms reach a mean fidelity of %.3f, short of %.3f", mean(), policy.fidelity)
+            break
+        left -= prices[path] * (more - chosen[path])
+        chosen[path] = more
+    return chosen
 
 
 def layers_to_keep(

@@ -59,6 +59,12 @@ class PlanRow:
     products: int
     terms: int = 1
 
+    @property
+    def additions_per_term(self) -> int:
+        """Additions of one more term for one image: two for each distance, and one for each output."""
+        height, width = self.kernel
+        return 2 * self.products + self.products // (self.in_channels // self.groups * height * width)
+
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:

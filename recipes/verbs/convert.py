@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...convert.calibration.config import CalibrationConfig, HybridPolicy, parse_budget
+from ...convert.calibration.config import Budget, CalibrationConfig, HybridPolicy, TermPolicy, parse_budget
 from ...convert.conversion.config import AdderConfig, Norm, parse_terms
 from ...convert.conversion.targets import ADDER, TARGETS
 from ..data.unlabeled import UnlabeledImages
@@ -42,6 +42,7 @@ else:
     TargetName = Literal[tuple(TARGETS)]  # type checkers do not know that --to lists the table's names
 
 _GB = 1 << 30
+AUTO = "auto"
 
 ModelArgument = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="timm model name, hf-hub:… repository or saved folder.")
@@ -58,7 +59,12 @@ SkipDepthwise = Annotated[bool, typer.Option(help="Keep depthwise convolutions."
 SkipGates = Annotated[bool, typer.Option(help="Keep convolutions on 1x1 maps without normalization, as in gates.")]
 Terms = Annotated[
     list[str] | None,
-    typer.Option(metavar="[PATTERN=]N", help="Terms of each weight, 1 to 8, of all or some layers.", show_default="1"),
+    typer.Option(
+        metavar="[PATTERN=]N", help="Terms of each weight, 1 to 8, or auto: chosen for each layer.", show_default="1"
+    ),
+]
+Fidelity = Annotated[
+    float | None, typer.Option(min=0, max=1, metavar="X", help="Mean fidelity that --terms auto is to reach.")
 ]
 NormOption = Annotated[Norm, typer.Option(help="What to do where no normalization follows a convolution.")]
 Reparameterize = Annotated[
@@ -69,9 +75,12 @@ MinFidelity = Annotated[
     float | None,
     typer.Option(min=0, max=1, metavar="X", help="Revert layers with a fidelity below this to convolutions."),
 ]
-Budget = Annotated[
+BudgetOption = Annotated[
     str | None,
-    typer.Option(metavar="mults=N%", help="Revert the worst layers to convolutions, up to N% of the multiplications."),
+    typer.Option(
+        metavar="mults=N%,adds=N%",
+        help="Revert the worst layers to convolutions, up to N% of the multiplications; limit of --terms auto.",
+    ),
 ]
 CalibrationSteps = Annotated[
     int, typer.Option(min=0, metavar="N", help="Adam steps for each layer; 0 only scales the weights.")
@@ -94,9 +103,10 @@ def convert(
     skip_gates: SkipGates = AdderConfig.skip_gates,
     norm: NormOption = AdderConfig.norm,
     terms: Terms = None,
+    fidelity: Fidelity = None,
     reparameterize: Reparameterize = False,
     min_fidelity: MinFidelity = None,
-    budget: Budget = None,
+    budget: BudgetOption = None,
     dataset: Dataset = None,
     data_dir: DataDir = None,
     train_split: TrainSplit = None,
@@ -133,16 +143,18 @@ def convert(
         skip_depthwise=skip_depthwise,
         skip_gates=skip_gates,
         norm=norm,
-        terms=parse_terms(terms or ()),
+        terms=1 if terms == [AUTO] else parse_terms(terms or ()),
     )
+    limits = Budget() if budget is None else parse_budget(budget)
     memory = int(calibration_memory * _GB)
     calibration = CalibrationConfig(calibration_steps, matching_steps=matching_steps, memory=memory, seed=seed)
-    hybrid = HybridPolicy(min_fidelity, None if budget is None else parse_budget(budget))
+    hybrid = HybridPolicy(min_fidelity, limits.multiplications)
     job = ConversionJob(
         source=ModelSource(name, pretrained, checkpoint, num_classes, in_chans),
         config=config,
         calibration=calibration,
         hybrid=hybrid,
+        terms=_term_policy(terms == [AUTO], fidelity, limits.additions),
         output=output,
         images=unlabeled_images(dataset, data_dir, train_split, calibration_images, seed),
         to=to,
@@ -152,6 +164,15 @@ def convert(
     )
     result = run_conversion(job, dry_run=dry_run, announce=announce)
     print_json(result.to_dict()) if json else _print_result(result, verbose)
+
+
+def _term_policy(auto: bool, fidelity: float | None, additions: float | None) -> TermPolicy | None:
+    aims = fidelity is not None or additions is not None
+    if auto and not aims:
+        raise typer.BadParameter("give an aim: --fidelity 0.98 or --budget adds=125%", param_hint="--terms auto")
+    if aims and not auto:
+        raise typer.BadParameter("give --terms auto as well", param_hint="--fidelity, --budget adds=N%")
+    return TermPolicy(fidelity, additions) if auto else None
 
 
 def _print_result(result: "ConversionResult", verbose: bool) -> None:
@@ -171,6 +192,7 @@ class ConversionJob:
         config: Choice of the convolutions to convert.
         calibration: Settings of calibration.
         hybrid: Rules for returning calibrated layers to convolutions.
+        terms: Aim of the choice of each layer's terms; ``None`` for those of ``config``.
         output: Folder to write; by default ``<model>-<target>`` in the current folder.
         images: Images to calibrate on; ``None`` skips calibration.
         to: Target of the conversion.
@@ -183,6 +205,7 @@ class ConversionJob:
     config: AdderConfig = dataclasses.field(default_factory=AdderConfig)
     calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
     hybrid: HybridPolicy = dataclasses.field(default_factory=HybridPolicy)
+    terms: TermPolicy | None = None
     output: str | None = None
     images: UnlabeledImages | None = None
     to: str = ADDER
@@ -250,6 +273,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     job.source.refuse_target(job.folder, ", which is needed as teacher")
     if job.hybrid.acts and job.images is None:
         raise AdderkitError("--min-fidelity and --budget choose among calibrated layers: give --dataset")
+    if job.terms is not None and job.images is None:
+        raise AdderkitError("--terms auto chooses by fits of each layer: give --dataset")
     if job.images is not None and "calibration" not in TARGETS[job.to].supports:
         raise AdderkitError(f"layers of target {job.to} cannot be calibrated: leave out --dataset")
     if dry_run:
@@ -266,9 +291,10 @@ def _convert(model: "nn.Module", job: ConversionJob, announce: Callable[[str], N
     from ..runs.plan import device_name
 
     check_savable(model)
+    config = job.config if job.terms is None else _choose_terms(model, job, announce)
     announce(f"converting {job.source.name}")
     student = copy.deepcopy(model)
-    done = convert_(student, job.config, to=job.to)
+    done = convert_(student, config, to=job.to)
     calibration = None
     if job.images is not None:
         announce(f"calibrating on {job.images}, on {device_name(device_of(model))}")
@@ -290,6 +316,30 @@ def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
     if job.reparameterize:
         reparameterize_(model)
     return model
+
+
+def _choose_terms(model: "nn.Module", job: ConversionJob, announce: Callable[[str], None]) -> AdderConfig:
+    """Return the configuration with the terms of each layer that the policy chooses."""
+    from ...convert.calibration.hybrid import MOST_TERMS, choose_terms
+    from ...convert.conversion.rewrite import convert_
+    from ...convert.cost.cost import cost
+    from ..runs.progress import calibration_progress
+
+    assert job.terms is not None
+    assert job.images is not None
+
+    def additions_of(config: AdderConfig) -> int:
+        student = copy.deepcopy(model)
+        convert_(student, config, to=job.to)
+        return cost(student).additions
+
+    announce(f"choosing terms by fits of each layer with 1 to {MOST_TERMS}, on {job.images}")
+    single = additions_of(dataclasses.replace(job.config, terms=1))
+    images = job.images.load(model)
+    with calibration_progress() as progress:
+        chosen = choose_terms(model, job.config, images, single, job.terms, job.calibration, progress=progress)
+    announce(f"{additions_of(chosen) / single:.1%} of the additions with one term in each layer")
+    return chosen
 
 
 def _calibrate(

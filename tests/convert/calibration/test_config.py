@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import adderkit
-from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy, parse_budget
+from adderkit.convert.calibration.config import Budget, CalibrationConfig, HybridPolicy, TermPolicy, parse_budget
 from adderkit.convert.errors import AdderkitError
 
 
@@ -61,7 +61,31 @@ def test_needs_no_torch(module):
 
 @pytest.mark.parametrize("text", ["mults=30%", " mults=30.0% "])
 def test_parse_budget(text):
-    assert parse_budget(text) == 0.3
+    assert parse_budget(text) == Budget(0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("adds=125%", Budget(None, 1.25)),
+        ("mults=30%,adds=112.5%", Budget(0.3, 1.125)),
+        ("adds=100% , mults=0%", Budget(0.0, 1.0)),
+    ],
+)
+def test_budget_of_additions(text, budget):
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize("text", ["adds=99%", "adds=125%,adds=125%", "mults=30%,", "adds=1.25", "mults=30% adds=125%"])
+def test_wrong_budget_of_additions(text):
+    with pytest.raises(AdderkitError, match="budget is"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("policy", [{}, {"fidelity": 1.1}, {"fidelity": -0.1}, {"additions": 0.9}])
+def test_wrong_aims_of_terms(policy):
+    with pytest.raises(AdderkitError, match=r"aim|expected"):
+        TermPolicy(**policy)
 
 
 @pytest.mark.parametrize("text", ["30%", "mults=30", "adds=30%", "mults=130%", "mults=-1%", ""])

@@ -9,10 +9,11 @@ from timm.layers import StdConv2d
 from torch import nn
 
 import adderkit
+from adderkit import AdderConfig
 from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.calibration.batchnorm_shift import measure_shifts
-from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
-from adderkit.convert.calibration.hybrid import keep_convolutions_, kept_plan, layers_to_keep
+from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy, TermPolicy
+from adderkit.convert.calibration.hybrid import best_terms, keep_convolutions_, kept_plan, layers_to_keep
 from adderkit.convert.conversion.plan import plan
 from adderkit.convert.conversion.rewrite import convert_
 from adderkit.convert.errors import AdderkitError
@@ -147,3 +148,47 @@ def test_plan_says_what_went_back(made):
     changed = kept_plan(made, {"depthwise": "because"})
     assert changed.paths("convert") == ["grouped", "pointwise"]
     assert next(row.reason for row in changed.rows if row.path == "depthwise") == "because"
+
+
+PRICES = {"wide": 100, "narrow": 10, "spiky": 10}
+BY_TERMS = {"wide": [0.8, 0.92, 0.95], "narrow": [0.9, 0.92, 0.93], "spiky": [0.7, 0.6, 0.9]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "terms"),
+    [
+        ({"additions": 1.0}, (1, 1, 1)),
+        ({"additions": 1.019}, (1, 2, 1)),  # spiky gains only with two more terms, which do not fit
+        ({"additions": 1.02}, (1, 1, 3)),  # and then most for each addition
+        ({"additions": 1.03}, (1, 2, 3)),
+        ({"additions": 1.129}, (1, 3, 3)),  # wide would come before, but does not fit
+        ({"additions": 1.139}, (2, 2, 3)),
+        ({"additions": 1.14}, (2, 3, 3)),
+        ({"additions": 9.0}, (3, 3, 3)),
+        ({"fidelity": 0.79}, (1, 1, 1)),
+        ({"fidelity": 0.86}, (1, 1, 3)),
+        ({"fidelity": 0.87}, (1, 2, 3)),
+        ({"fidelity": 0.9}, (2, 2, 3)),
+        ({"fidelity": 0.87, "additions": 1.02}, (1, 1, 3)),
+    ],
+)
+def test_terms_go_where_they_gain_most_for_each_addition(policy, terms):
+    assert tuple(best_terms(PRICES, BY_TERMS, 1000, TermPolicy(**policy)).values()) == terms
+
+
+def test_an_aim_out_of_reach_is_logged(caplog):
+    assert set(best_terms(PRICES, BY_TERMS, 1000, TermPolicy(fidelity=0.99)).values()) == {3}
+    assert "terms reach a mean fidelity of 0.927, short of 0.990" in caplog.text
+
+
+def test_price_of_a_term_is_what_cost_counts(tiny):
+    def additions(terms):
+        model = tiny()
+        convert_(model, AdderConfig(terms=terms), example_input=IMAGE)
+        return adderkit.cost(model, IMAGE).additions
+
+    prices = {
+        row.path: row.additions_per_term for row in plan(tiny(), example_input=IMAGE).rows if row.decision == "convert"
+    }
+    for path, price in prices.items():
+        assert additions({path: 3}) - additions({path: 2}) == additions({path: 2}) - additions(1) == price

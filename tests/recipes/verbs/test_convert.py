@@ -10,7 +10,7 @@ import torch
 import adderkit
 from adderkit import AdderConfig
 from adderkit.adder_layers.modules import adder_layers
-from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy
+from adderkit.convert.calibration.config import CalibrationConfig, HybridPolicy, TermPolicy
 from adderkit.convert.conversion.targets import is_converted
 from adderkit.convert.errors import AdderkitError, DatasetError, ModelSourceError, NoModuleMatchedError
 from adderkit.convert.model_source import ModelSource
@@ -117,6 +117,24 @@ def test_unfaithful_layers_go_back(convert, cnn_folder):
     loaded, original = adderkit.load(result.folder), adderkit.load(cnn_folder)
     assert torch.equal(loaded.get_submodule(worst).weight, original.get_submodule(worst).weight)
     assert worst not in adder_layers(loaded)
+
+
+def test_terms_are_chosen_within_the_budget(convert, cnn_folder):
+    policy = TermPolicy(additions=1.2)
+    quick = {**HYBRID, "calibration": CalibrationConfig(steps=1, samples=256, matching_steps=0)}
+    result, lines = convert(cnn_folder, **quick, terms=policy)
+    single = adderkit.cost(adderkit.load(convert(cnn_folder, **quick, output="single")[0].folder)).additions
+    loaded = adderkit.load(result.folder)
+    terms = {path: layer.terms for path, layer in adder_layers(loaded).items()}
+    assert max(terms.values()) > 1
+    assert {row.path: row.terms for row in result.plan.rows if row.decision == "convert"} == terms
+    assert single < adderkit.cost(loaded).additions <= 1.2 * single
+    assert any("of the additions with one term in each layer" in line for line in lines)
+
+
+def test_choice_of_terms_needs_images(convert, cnn_folder):
+    with pytest.raises(AdderkitError, match="--terms auto chooses by fits of each layer: give --dataset"):
+        convert(cnn_folder, terms=TermPolicy(fidelity=0.9))
 
 
 def test_budget_is_kept(convert, cnn_folder):

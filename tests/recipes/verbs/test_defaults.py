@@ -3,7 +3,7 @@
 import pytest
 
 from adderkit import AdderConfig, CalibrationConfig, PruneConfig, QuantizeConfig
-from adderkit.convert.calibration.config import HybridPolicy
+from adderkit.convert.calibration.config import HybridPolicy, TermPolicy
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.model_source import ModelSource
 from adderkit.recipes.configs.recipe import Recipe
@@ -92,6 +92,32 @@ def test_options_of_convert(asked_of):
     assert job.calibration == CalibrationConfig(steps=3, matching_steps=4, memory=1 << 29, seed=5)
     assert job.hybrid == HybridPolicy(0.5, 0.3)
     assert job.images == UnlabeledImages("digits", "there", 16, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "terms", "policy"),
+    [
+        (("--terms", "2"), 2, None),
+        (("--terms", "a.*=3", "--terms", "2"), {"a.*": 3, "*": 2}, None),
+        (("--terms", "auto", "--fidelity", "0.98"), 1, TermPolicy(0.98)),
+        (("--terms", "auto", "--budget", "adds=125%"), 1, TermPolicy(None, 1.25)),
+    ],
+)
+def test_terms_of_convert(asked_of, words, terms, policy):
+    (job,) = asked_of(convert, "run_conversion", "convert", "x", *words, *DIGITS)
+    assert (job.config, job.terms, job.hybrid) == (AdderConfig(terms=terms), policy, HybridPolicy())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--terms", "auto"), "give an aim"),
+        (("--fidelity", "0.9"), "give --terms auto as well"),
+        (("--terms", "2", "--budget", "adds=125%"), "give --terms auto as well"),
+    ],
+)
+def test_terms_without_an_aim_or_an_aim_without_terms(misused, words, message):
+    assert message in misused("convert", "x", *words)
 
 
 def test_options_of_prune(asked_of):
