@@ -27,8 +27,9 @@ from .batchnorm import reestimate_batchnorm_
 from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
 from .config import CalibrationConfig
-from .layerwise import HELD_OUT, Progress, fit_layers_, positions_per_image
+from .layerwise import HELD_OUT, fit_layers_, positions_per_image
 from .state import CalibrationState, FittedLayer
+from .workload import Progress, Workload
 
 _logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def calibrate_(
         config: Settings of the fit.
         state: File that records the finished layers. A call that finds it there with the same settings, images, student
             and teacher resumes after the last of them, with the same result; the file is removed at the end.
-        progress: Called as ``progress(what, done, total)``.
+        progress: Called as ``progress(what, done, total)``, where ``what`` is next: a layer, ``all layers`` for a step
+            of the joint fit, or ``statistics``; ``done`` of ``total`` is the estimated share of the whole work.
 
     Returns:
         The fidelity of each layer.
@@ -127,18 +129,20 @@ def calibrate_(
     _check_devices(student, teacher)
     _check_hooks(student, adders, batches[0][:1])
     _warn_of_another_teacher(student, teacher)
-    report = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(config.seed)
     own = student.state_dict()
     settings = {"config": config.to_dict(), "layers": list(adders), "tensors": list(own)}
     unfinished = CalibrationState(state, settings, [*batches, *own.values(), *teacher.state_dict().values()])
     with eval_mode(student, teacher), calibration_statistics(student, teacher, batches):
         layers = [layer for layer in trace_layers(student, batches[0][:1]) if layer.path in adders]
+        report = Workload(student, layers, config, total, progress or (lambda what, done, total: None)).report
         fitted = fit_layers_(student, teacher, layers, batches, config, generator, unfinished, report)
         # Held-out images stay out of the joint fit too, so that fidelity is always measured on unseen images.
         seen = torch.cat(batches)[: total - total // HELD_OUT]
         match_blocks_(student, teacher, seen, config, generator=generator, progress=report)
+        report("statistics", 0, 1)
         reestimate_batchnorm_(student, batches)
+        report("statistics", 1, 1)
     unfinished.remove()
     rows = tuple(_fidelity(layer, adders[layer.path].weight) for layer in fitted)
     windows = total * min(positions_per_image(layer, student, total, config) for layer in layers)

@@ -28,7 +28,7 @@ from .batchnorm_shift import calibration_statistics
 from .blockwise import match_blocks_
 from .calibrate import CalibrationReport, calibrate_
 from .config import CalibrationConfig, HybridPolicy, TermPolicy
-from .layerwise import Progress
+from .workload import Progress
 
 _logger = logging.getLogger(__name__)
 MOST_TERMS = 4  # take as much area as products with 8-bit weights

@@ -19,13 +19,12 @@ from .config import CalibrationConfig
 from .reconstruction import correlation, distances, input_ranges, reconstruct
 from .sampling import draw_positions, layer_inputs, layer_outputs, sample_outputs, sample_windows
 from .state import CalibrationState, FittedLayer
+from .workload import Progress
 
 # One image in eight is held out: fidelity on the images that a layer was fitted to would be too optimistic.
 HELD_OUT = 8
 # A fit holds about four copies of its windows: as sampled, in fp32, and in the layouts of an image and of filters.
 WINDOW_COPIES = 4
-
-Progress = Callable[[str, int, int], None]
 
 
 def fit_layers_(

@@ -22,6 +22,7 @@ class ProgressBar:
         log_interval: Steps between lines where there is no terminal; 0 means one every half minute, and the last.
         note: Called with each of these lines, on a terminal too.
         rest: Returns the seconds of a run after this task, given those of a step.
+        start: Steps done before, in no time; by default, all but one of those done after the first step.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ProgressBar:
         log_interval: int = 0,
         note: Callable[[str], None] | None = None,
         rest: Callable[[float], float] | None = None,
+        start: int | None = None,
     ) -> None:
         self.title = title
         self.total = total
@@ -42,7 +44,7 @@ class ProgressBar:
         self.console = Console(stderr=True, quiet=not enabled)
         self.started = self._written = time.perf_counter()
         self._shown = 0.0
-        self._timed = 0  # steps since ``started``; a resumed epoch has others before
+        self._start = start
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -74,7 +76,8 @@ class ProgressBar:
             done: Number of steps done so far.
         """
         self.done = self.done + 1 if done is None else done
-        self._timed += 1
+        if self._start is None:
+            self._start = self.done - 1
         if self.live:
             self._bar.update(self._task, completed=self.done)
             if self.done == self.total or time.perf_counter() - self._shown > 0.2:
@@ -103,7 +106,10 @@ class ProgressBar:
 
         Of a task by itself, a bar shows it in a column of its own.
         """
-        step = (time.perf_counter() - self.started) / self._timed
+        timed = self.done - (self._start or 0)
+        if timed == 0:
+            return ""
+        step = (time.perf_counter() - self.started) / timed
         task = step * (self.total - self.done)
         if self.rest is None:
             return "" if self.live or self.done >= self.total else f"eta {_duration(task)}"
@@ -126,18 +132,19 @@ def calibration_progress() -> Iterator["CalibrationProgress"]:
 
 
 class CalibrationProgress:
-    """Callback that turns ``(what, done, total)`` into two bars: layers one by one, then steps of all together."""
+    """Callback that turns ``(what, done, total)`` into a bar, whose time left is that of the whole calibration."""
 
     def __init__(self) -> None:
         self._bar: ProgressBar | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are done, with ``what`` next."""
-        title = "fitting all layers together" if what == "all layers" else "fitting layers"
-        if self._bar is None or self._bar.title != title:
+        if self._bar is None or self._bar.total != total:
             self.close()
-            self._bar = ProgressBar(title, total).__enter__()
-        self._bar.step(lambda: "" if what in ("layers", "all layers") else what, done)
+            # A joint fit by itself, after layers have returned to convolutions, counts its steps.
+            title = "fitting all layers together" if what == "all layers" else "calibrating"
+            self._bar = ProgressBar(title, total, start=done).__enter__()  # some may be restored
+        self._bar.step(lambda: "" if what == "layers" else what, done)
 
     def close(self) -> None:
         """Remove the bar."""

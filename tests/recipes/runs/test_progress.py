@@ -93,15 +93,27 @@ def test_a_stream_of_unknown_length(capsys):
     assert len(lines(capsys)) == 2
 
 
-def test_calibration_shows_two_pieces_of_work(capsys):
+def test_calibration_shows_one_piece_of_work_and_a_later_joint_fit_another(capsys):
     with calibration_progress() as progress:
-        for index, layer in enumerate(("conv1", "conv2", "layers")):
-            progress(layer, index, 2)
+        for what, done in (("layers", 0), ("conv1", 0), ("conv2", 400), ("all layers", 900), ("statistics", 1000)):
+            progress(what, done, 1000)
         for step in range(5):
             progress("all layers", step, 4)
     first, second = lines(capsys)
-    assert first.startswith("fitting layers [2/2 (100%)]")
+    assert first.startswith("calibrating [1000/1000 (100%)]")
     assert second.startswith("fitting all layers together [4/4 (100%)]")
+
+
+def test_time_left_of_a_resumed_calibration_follows_from_what_it_did_itself(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    with calibration_progress() as report:
+        report("conv3", 600, 1000)
+        now[0] = 50.0
+        report("conv4", 800, 1000)  # 200 in 50 s
+        now[0] = 100.0
+        report("statistics", 1000, 1000)
+    assert lines(capsys)[0] == "calibrating [800/1000 (80%)] 50.0s eta 0:00:50 conv4"
 
 
 def test_calibration_that_fails_is_closed():

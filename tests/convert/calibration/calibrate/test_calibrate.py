@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -106,12 +107,15 @@ def test_progress_goes_from_nothing_to_all(pair, teacher, data, tiny_adders):
     calls = []
     settings = replace(FAST, matching_steps=2, batch_size=32)
     calibrate_(student, teacher, data, settings, progress=lambda *call: calls.append(call))
-    assert calls == [
-        ("layers", 0, 3),
-        *((path, index, 3) for index, path in enumerate(tiny_adders)),
-        ("layers", 3, 3),
-        *(("all layers", step, 2) for step in range(3)),
-    ]
+    layers, steps = ["layers", *tiny_adders, "layers"], ["all layers"] * 3
+    assert [what for what, _, _ in calls] == [*layers, *steps, "statistics", "statistics"]
+    done = [done for _, done, _ in calls]
+    assert (done[0], done[-1], done) == (0, 1000, sorted(done))
+    assert {total for _, _, total in calls} == {1000}
+    # Layers by the distances of their fits and passes, on 64 images: the pointwise one has no 3x3 windows.
+    grouped, depthwise, pointwise = (after - before for before, after in pairwise(done[1:5]))
+    assert grouped > depthwise
+    assert grouped > pointwise > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
