@@ -65,7 +65,12 @@ def choose_terms(
         student = copy.deepcopy(teacher)
         plan = convert_(student, dataclasses.replace(config, terms=terms), example_input=images[:1])
         prices = {row.path: row.additions_per_term for row in plan.rows if row.decision == "convert"}
-        for layer in calibrate_(student, teacher, images, alone, progress=progress).layers:
+
+        def report(what: str, done: int, total: int, before: int = terms - 1) -> None:
+            if progress is not None:
+                progress(what, before * total + done, MOST_TERMS * total)
+
+        for layer in calibrate_(student, teacher, images, alone, progress=report).layers:
             fidelity.setdefault(layer.path, []).append(layer.correlation)
     chosen = best_terms(prices, fidelity, additions, policy)
     return dataclasses.replace(config, terms={path: terms for path, terms in chosen.items() if terms > 1} or 1)
