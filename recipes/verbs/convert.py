@@ -297,6 +297,7 @@ def _convert(model: "nn.Module", job: ConversionJob, announce: Callable[[str], N
     done = convert_(student, config, to=job.to)
     calibration = None
     if job.images is not None:
+        check_savable(student)  # what saving needs is known before the long work
         announce(f"calibrating on {job.images}, on {device_name(device_of(model))}")
         done, calibration = _calibrate(student, model, job.images, done, job, announce)
     KeptTeacher.of_cnn(job.source, model).save_with(student, job.folder, _report(job, model, done, calibration))
