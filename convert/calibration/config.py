@@ -21,7 +21,8 @@ class CalibrationConfig:
         matching_steps: Steps of the joint fit of all layers; 0 skips it.
         batch_size: Images in a forward pass.
         memory: Bytes that the sampled windows and outputs, and the activations of the joint fit, may take. If that is
-            too little for ``samples`` or for a joint fit with 64 images, fewer are used.
+            too little for ``samples`` or for a joint fit with 64 images, fewer are used. Activations that wait for the
+            next layer's fit may take half of it; the others are kept in temporary files.
         seed: Seed of the sampled positions and mini-batches; the same seed gives the same weights.
         version: Version of this configuration format.
 
