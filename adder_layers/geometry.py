@@ -178,6 +178,11 @@ def terms_first(weight: Tensor) -> Tensor:
     return weight[None] if weight.ndim == 4 else weight.movedim(2, 0)
 
 
+def term_factors(terms: int, like: Tensor) -> Tensor:
+    """Return the factors of a weight's terms, 1, 1/2, 1/4 and so on, ``[T]``, with dtype and device of a tensor."""
+    return 0.5 ** torch.arange(terms, dtype=like.dtype, device=like.device)
+
+
 def check_output_size(input: Tensor, window: Window) -> None:
     """Check that the kernel fits into the padded input.
 

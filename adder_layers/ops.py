@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .backends import choose_backend
 from .backends.blocked import compute_dtype
-from .geometry import Window, check_arguments, check_grad, check_output_size, terms_first
+from .geometry import Window, check_arguments, check_grad, check_output_size, term_factors, terms_first
 
 NO_FORWARD_MODE = (
     "adder_conv2d has no forward-mode derivative (torch.func.jvp, jacfwd, hessian): its gradients are AdderNet's "
@@ -198,7 +198,7 @@ def adder_conv2d_weight_grad(
     totals = grad.sum((0, 2, 3))[:, None, None, None]
     if wide.ndim == 4:
         return (products - wide * totals).to(weight.dtype)
-    factors = 0.5 ** torch.arange(wide.shape[2], dtype=dtype, device=wide.device)
+    factors = term_factors(wide.shape[2], wide)
     return ((products[:, :, None] - wide * totals[..., None]) * factors[:, None, None]).to(weight.dtype)
 
 

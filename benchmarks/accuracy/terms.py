@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adderkit.adder_layers.geometry import term_factors
 from adderkit.convert.calibration.start import place_terms, slope_table
 
 TERMS = (1, 2, 3, 4)
@@ -30,7 +31,7 @@ def errors(input: Tensor, slopes: Tensor, terms: int) -> Tensor:
     """
     reach = 2 - 2.0 ** (1 - terms)
     placed = place_terms(slope_table(input[None, :, None], 1), slopes[None, :, None] * reach, terms, 1)[0, :, :, 0]
-    factors = 0.5 ** torch.arange(terms, dtype=torch.float64)
+    factors = term_factors(terms, input)
     sums = -((input - placed[..., None]).abs() * factors[:, None]).sum(1) / reach  # [Q, S]
     return (sums - slopes[:, None] * input).var(1, correction=0) / input.var(correction=0)
 

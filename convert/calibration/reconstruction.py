@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...adder_layers.conv import adder_conv2d
+from ...adder_layers.geometry import term_factors
 from .start import place_terms, slope_table
 
 # Largest slope of a filter's weights, in units of their standard deviation: small factors cut off large weights, large
@@ -39,8 +40,7 @@ class _Distance(torch.autograd.Function):
         windows, weight = ctx.saved_tensors
         groups, filters, terms, _ = weight.shape
         rows = weight.flatten(1, 2) * SIGN_SCALE  # [G, O · T, K]
-        factors = 0.5 ** torch.arange(terms, dtype=grad.dtype, device=grad.device)
-        slopes = (grad[..., None] * factors).reshape(1, -1, 1, filters * terms)
+        slopes = (grad[..., None] * term_factors(terms, grad)).reshape(1, -1, 1, filters * terms)
         unit = ([1, 1], [0, 0], [1, 1])
         result = torch.ops.adderkit.adder_conv2d_input_grad(
             slopes, _as_image(rows), _as_filters(windows * SIGN_SCALE), *unit, groups
@@ -139,7 +139,7 @@ def reconstruct(
     start = best_start(windows, target, weight, taps, terms)
     if steps == 0:
         return start
-    low, high = (limit[:, :, None] for limit in input_ranges(windows, taps))
+    low, high = input_ranges(windows, taps)
     fitted = [start[:, :, index].clone().requires_grad_() for index in range(terms)]
     rate = LEARNING_RATE * float(windows.std())
     optimizer = torch.optim.Adam([{"params": [term], "lr": rate * 2.0**-index} for index, term in enumerate(fitted)])
@@ -155,5 +155,5 @@ def reconstruct(
         schedule.step()
         with torch.no_grad():
             for term in fitted:
-                term.clamp_(low[:, :, 0], high[:, :, 0])
+                term.clamp_(low, high)
     return torch.stack(fitted, 2).detach()

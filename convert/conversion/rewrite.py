@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...adder_layers.geometry import term_factors
 from ..errors import NoModuleMatchedError
 from ..patterns import matching
 from ..record import forget_, record_
@@ -144,5 +145,6 @@ def revert_(model: nn.Module, include: Sequence[str] = ("*",)) -> int:
 
 def _mean_of_terms(weight: Tensor) -> Tensor:
     """Return the mean of the terms of ``[O, C / groups, T, kh, kw]``, each with its factor."""
-    factors = 0.5 ** torch.arange(weight.shape[2], dtype=torch.float64, device=weight.device)
-    return torch.einsum("ocjhw,j->ochw", weight.double(), factors / factors.sum())
+    wide = weight.double()
+    factors = term_factors(weight.shape[2], wide)
+    return torch.einsum("ocjhw,j->ochw", wide, factors / factors.sum())
