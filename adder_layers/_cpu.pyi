@@ -65,6 +65,7 @@ class StepConfig:
         residual: int | None,
         filters: int,
         groups: int,
+        terms: int,
         quant_max: int,
         kernel: Pair,
         stride: Pair,

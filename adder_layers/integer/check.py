@@ -115,8 +115,10 @@ def _sum_range(step: Step) -> tuple[list[int], list[int]]:
     """Return the smallest and the largest sum of each output channel, or one that holds for all of them."""
     match step:
         case Adder():
-            weight = step.weight.flatten(1).long()
-            return [0] * len(weight), torch.maximum(weight, BYTE - weight).sum(1).tolist()
+            weight = step.weight.long().reshape(len(step.weight), step.terms, -1)
+            largest = torch.maximum(weight, BYTE - weight).sum(2).tolist()  # [O, T]
+            totals = [sum(each << step.terms - 1 - j for j, each in enumerate(sums)) for sums in largest]
+            return [0] * len(weight), totals
         case Convolution() | Linear():
             weight = step.weight.flatten(1).long()
             return (BYTE * weight.clamp(max=0).sum(1)).tolist(), (BYTE * weight.clamp(min=0).sum(1)).tolist()
@@ -186,7 +188,8 @@ def _check_filters(step: Filters, source: Activation, target: Activation, name: 
     groups = step.groups
     if groups < 1 or source.channels % groups or target.channels % groups:
         raise ValueError(f"{name} has {groups} groups, expected a divisor of {source.channels} and {target.channels}")
-    shape = (target.channels, *step.window.kernel, source.channels // groups)
+    terms = (step.terms,) if isinstance(step, Adder) and step.terms > 1 else ()
+    shape = (target.channels, *terms, *step.window.kernel, source.channels // groups)
     _check_tensor(step.weight, shape, step.weight_dtype, f"weight of {name}")
 
 

@@ -6,7 +6,18 @@ from typing_extensions import assert_never
 from .. import _cpu
 from ..geometry import POINT, Window
 from .memory_layout import lay_out
-from .plan import Adder, AveragePool, Convolution, IntegerPlan, Linear, MaxPool, Rescale, Step, requantization_of
+from .plan import (
+    Adder,
+    AveragePool,
+    Convolution,
+    Filters,
+    IntegerPlan,
+    Linear,
+    MaxPool,
+    Rescale,
+    Step,
+    requantization_of,
+)
 
 
 def build_network(plan: IntegerPlan, instruction_set: str) -> _cpu.Network:
@@ -46,6 +57,7 @@ def _config(step: Step, plan: IntegerPlan) -> _cpu.StepConfig:
         residual=None if requantization is None else requantization.residual,
         filters=len(step.offset) if isinstance(step, Linear) else plan.activations[step.output].channels,
         groups=_groups(step, source.channels),
+        terms=step.terms if isinstance(step, Filters) else 1,
         quant_max=0 if requantization is None else requantization.quant_max,
         kernel=window.kernel,
         stride=window.stride,

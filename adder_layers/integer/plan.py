@@ -79,7 +79,7 @@ class Filters:
     Args:
         input: Number of the activation it reads.
         output: Number of the activation it writes.
-        weight: ``[O, kh, kw, C / groups]`` of ``weight_dtype``.
+        weight: ``[O, kh, kw, C / groups]`` of ``weight_dtype``; with T > 1 terms ``[O, T, kh, kw, C / groups]``.
         window: Kernel, stride, padding and dilation.
         groups: Number of channel groups.
         requantization: Conversion of the sums to bytes.
@@ -95,9 +95,18 @@ class Filters:
     groups: int
     requantization: Requantization
 
+    @property
+    def terms(self) -> int:
+        """Number of terms of each weight."""
+        return self.weight.shape[1] if self.weight.ndim == 5 else 1
+
 
 class Adder(Filters):
-    """Adder layer: ``a[o] = Σ|q - w[o]|`` over a window of bytes; the weight is uint8."""
+    """Adder layer: ``a[o] = Σ|q - w[o]|`` over a window of bytes; the weight is uint8.
+
+    With T terms a weight, ``a[o] = Σ_j 2^(T-1-j) Σ|q - w[o,j]|``, which is 2^(T-1) times the layer's sum. Term by term,
+    ``a`` is doubled and the next sum added.
+    """
 
     kind = "adder"
     weight_dtype = torch.uint8

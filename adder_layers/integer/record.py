@@ -29,6 +29,7 @@ from .plan import (
 )
 
 _MOST = 1 << 24  # channels, pixels along a side and the like: far more than any image has
+_MOST_TERMS = 24  # the sum of one more would not fit into int32
 _WINDOW = ("kernel", "stride", "padding", "dilation")
 _CLASSES: dict[str, type[Step]] = {cls.kind: cls for cls in get_args(Step)}
 
@@ -46,6 +47,7 @@ def _step_structure(step: Step, path: str) -> dict[str, Any]:
     match step:
         case Adder() | Convolution():
             found |= {"output": step.output, **_window_structure(step.window), "groups": step.groups}
+            found |= {"terms": step.terms} if step.terms > 1 else {}
             found |= _requantization_structure(step.requantization)
         case AveragePool():
             found |= {"output": step.output, **_window_structure(step.window)}
@@ -174,7 +176,8 @@ def _step(value: Mapping[str, Any], activations: tuple[Activation, ...], name: s
     assert issubclass(cls, Filters)
     window, channels = _window(value, name), activations[source].channels
     groups = _whole(value.get("groups"), f"groups of {name}", 1, channels)
-    shape = (activations[target].channels, *window.kernel, channels // groups)
+    terms = _whole(value.get("terms", 1), f"terms of {name}", 1, _MOST_TERMS if cls is Adder else 1)
+    shape = (activations[target].channels, *([terms] * (terms > 1)), *window.kernel, channels // groups)
     weight = torch.zeros(shape, dtype=cls.weight_dtype)
     return cls(source, target, weight, window, groups, factors)
 

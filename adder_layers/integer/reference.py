@@ -107,10 +107,11 @@ def step_sums(step: Adder | Convolution | Rescale | AveragePool, source: Tensor,
         case Adder() | Convolution():
             taps = windows(source, step.window, activation.zero_point)  # [N, H', W', kh, kw, C]
             parts = []
-            for x, w in zip(taps.chunk(step.groups, -1), step.weight.long().chunk(step.groups), strict=True):
+            weight = step.weight.long().reshape(len(step.weight), step.terms, *step.weight.shape[-3:])
+            for x, w in zip(taps.chunk(step.groups, -1), weight.chunk(step.groups), strict=True):
                 for filter in w:  # one at a time, so that memory stays that of the windows
-                    terms = (x - filter).abs() if isinstance(step, Adder) else x * filter
-                    parts.append(terms.sum((3, 4, 5)))
+                    terms = [(x - each).abs() if isinstance(step, Adder) else x * each for each in filter]
+                    parts.append(sum(each.sum((3, 4, 5)) << step.terms - 1 - j for j, each in enumerate(terms)))
             return torch.stack(parts, -1)
         case AveragePool():
             return windows(source, step.window, torch.zeros_like(activation.zero_point)).sum((3, 4))

@@ -4,7 +4,7 @@ Tiles and layouts are those of ``forward_kernels.py``. The tiled kernel reads wo
 channels of a pixel, and one instruction (``VABSDIFF4.U8.ACC``) takes four distances and adds them to the sum. It exists
 for unsigned bytes only; its signed form is emulated in about thirty. The address of a padded tap is that of a row of
 ``zero_point`` bytes, so that the hot loop has no mask. The direct kernel is for depthwise and thin groups, whose
-channels do not fill words; it reads byte by byte.
+channels do not fill words; it reads byte by byte. Between the terms of a weight, sums are doubled.
 """
 
 # Triton's language differs from Python: arguments have no types that a checker could use, constants are in capitals.
@@ -74,6 +74,7 @@ def integer_tiled(
     geometry,
     quant_max,
     RESIDUAL: tl.constexpr,
+    TERMS: tl.constexpr,
     INSTRUCTION: tl.constexpr,
     OUTER: tl.constexpr,
     ROWS: tl.constexpr,
@@ -84,14 +85,14 @@ def integer_tiled(
     """Compute ``a[o] = Σ|q - w[o]|`` over each window and requantize it (``plan.Adder``).
 
     ``x`` is ``[N, H, W, G, words]`` and ``zero_point`` ``[G, words]``, both int32 words of four bytes; ``w`` is packed
-    ``[G, taps, words, width]``; ``y`` and ``residual`` are ``[N, H', W', O]`` uint8. ``filters`` and ``words`` are
+    ``[G, T, taps, words, width]``; ``y`` and ``residual`` are ``[N, H', W', O]`` uint8. ``filters`` and ``words`` are
     those of a group. A program computes ``PIECES x ROWS`` positions by ``OUTER x LANES`` filters.
     """
     FILTERS: tl.constexpr = OUTER * LANES
     group, position, filter = _tile(filter_tiles, groups, OUTER, ROWS, LANES, PIECES)
     x_ptr += group * words
     zero_point_ptr += group * words
-    w_row = w_ptr + group.to(tl.int64) * geometry.taps * words * (filter_tiles * FILTERS)
+    w_row = w_ptr + group.to(tl.int64) * TERMS * geometry.taps * words * (filter_tiles * FILTERS)
     pixel_words = groups * words
     corners = ()
     accs = ()
@@ -99,26 +100,32 @@ def integer_tiled(
         place = position + piece * ROWS
         corners = corners + (_corner(place, geometry),)
         accs = accs + (tl.zeros([OUTER, ROWS, LANES], tl.int32),)
-    for tap in range(geometry.taps):
-        down = tap // geometry.kernel_w * geometry.dilation_h - geometry.padding_h
-        right = tap % geometry.kernel_w * geometry.dilation_w - geometry.padding_w
-        pixels = ()
-        for piece in tl.static_range(PIECES):
-            image, row, column = corners[piece]
-            pixel = _dense_pixel(image, row + down, column + right, geometry) * pixel_words
-            inside = _inside(row + down, column + right, geometry.height, geometry.width)
-            pixels = pixels + (tl.where(inside, x_ptr + pixel, zero_point_ptr),)
-        for _ in tl.range(0, words, loop_unroll_factor=UNROLL):
-            w = tl.load(w_row + filter, mask=True, other=0)  # [OUTER, 1, LANES], padded to whole tiles
-            sums = ()
-            following = ()
+    for term in tl.static_range(TERMS):
+        if term > 0:
+            doubled = ()
             for piece in tl.static_range(PIECES):
-                x = tl.load(pixels[piece], mask=True, other=0)
-                sums = sums + (_add_distance(tl.reshape(x, [1, ROWS, LANES]), w, accs[piece], INSTRUCTION),)
-                following = following + (pixels[piece] + 1,)
-            accs = sums
-            pixels = following
-            w_row += filter_tiles * FILTERS
+                doubled = doubled + (accs[piece] * 2,)
+            accs = doubled
+        for tap in range(geometry.taps):
+            down = tap // geometry.kernel_w * geometry.dilation_h - geometry.padding_h
+            right = tap % geometry.kernel_w * geometry.dilation_w - geometry.padding_w
+            pixels = ()
+            for piece in tl.static_range(PIECES):
+                image, row, column = corners[piece]
+                pixel = _dense_pixel(image, row + down, column + right, geometry) * pixel_words
+                inside = _inside(row + down, column + right, geometry.height, geometry.width)
+                pixels = pixels + (tl.where(inside, x_ptr + pixel, zero_point_ptr),)
+            for _ in tl.range(0, words, loop_unroll_factor=UNROLL):
+                w = tl.load(w_row + filter, mask=True, other=0)  # [OUTER, 1, LANES], padded to whole tiles
+                sums = ()
+                following = ()
+                for piece in tl.static_range(PIECES):
+                    x = tl.load(pixels[piece], mask=True, other=0)
+                    sums = sums + (_add_distance(tl.reshape(x, [1, ROWS, LANES]), w, accs[piece], INSTRUCTION),)
+                    following = following + (pixels[piece] + 1,)
+                accs = sums
+                pixels = following
+                w_row += filter_tiles * FILTERS
     all_filters = groups * filters
     packed = groups * filter_tiles * FILTERS
     factor = group * filter_tiles * FILTERS + filter
@@ -155,12 +162,13 @@ def integer_direct(
     geometry,
     quant_max,
     RESIDUAL: tl.constexpr,
+    TERMS: tl.constexpr,
     POSITIONS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Compute what ``integer_tiled`` does for thin groups: each element of the tile reads its own operands.
 
-    ``x`` is ``[N, H, W, C]`` and ``zero_point`` ``[C]`` in bytes, ``w`` is ``[taps, C / G, O]``; ``filters`` and
+    ``x`` is ``[N, H, W, C]`` and ``zero_point`` ``[C]`` in bytes, ``w`` is ``[T, taps, C / G, O]``; ``filters`` and
     ``channels`` are those of a group. A program computes a tile ``[POSITIONS, WIDTH]`` of positions by filters.
     """
     program = tl.program_id(0)
@@ -171,19 +179,22 @@ def integer_direct(
     first_channel = filter // filters * channels
     acc = tl.zeros([POSITIONS, WIDTH], tl.int32)
     w_pointer = w_ptr + filter
-    for tap_row in range(geometry.taps // geometry.kernel_w):
-        down = tap_row * geometry.dilation_h - geometry.padding_h
-        for tap_column in range(geometry.kernel_w):
-            right = tap_column * geometry.dilation_w - geometry.padding_w
-            pixel = _dense_pixel(image, row + down, column + right, geometry) * (groups * channels)
-            inside = _inside(row + down, column + right, geometry.height, geometry.width)
-            pointer = tl.where(inside, x_ptr + pixel, zero_point_ptr)[:, None] + first_channel
-            for _ in range(channels):
-                x = tl.load(pointer, mask=exists, other=0).to(tl.int32)
-                w = tl.load(w_pointer, mask=exists, other=0).to(tl.int32)
-                acc += tl.abs(x - w)
-                pointer += 1
-                w_pointer += groups * filters
+    for term in tl.static_range(TERMS):
+        if term > 0:
+            acc *= 2
+        for tap_row in range(geometry.taps // geometry.kernel_w):
+            down = tap_row * geometry.dilation_h - geometry.padding_h
+            for tap_column in range(geometry.kernel_w):
+                right = tap_column * geometry.dilation_w - geometry.padding_w
+                pixel = _dense_pixel(image, row + down, column + right, geometry) * (groups * channels)
+                inside = _inside(row + down, column + right, geometry.height, geometry.width)
+                pointer = tl.where(inside, x_ptr + pixel, zero_point_ptr)[:, None] + first_channel
+                for _ in range(channels):
+                    x = tl.load(pointer, mask=exists, other=0).to(tl.int32)
+                    w = tl.load(w_pointer, mask=exists, other=0).to(tl.int32)
+                    acc += tl.abs(x - w)
+                    pointer += 1
+                    w_pointer += groups * filters
     element = position.to(tl.int64)[:, None] * (groups * filters) + filter
     kept = (position < geometry.positions)[:, None] & exists
     _store_codes(

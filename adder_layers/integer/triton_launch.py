@@ -19,8 +19,8 @@ class Operands(NamedTuple):
     """Tensors of an adder layer, packed for its kernel.
 
     Args:
-        weight: Words ``[G, taps, words, width]`` int32, where width is a multiple of the tile; for thin groups
-            ``[taps, C / G, O]`` uint8.
+        weight: Words ``[G, T, taps, words, width]`` int32, where width is a multiple of the tile; for thin groups
+            ``[T, taps, C / G, O]`` uint8.
         zero_point: The bytes that padded taps read: words ``[G, words]`` int32; for thin groups ``[C]`` uint8.
         factors: ``[3 or 4, width]`` int32, each group's filters padded to whole tiles: multiplier, shift,
             scale_exponent, and the multiplier of the residual if there is one.
@@ -45,12 +45,12 @@ def operands_of(step: Adder, zero_point: Tensor) -> Operands:
     if factors.residual_multiplier is not None:
         rows.append(factors.residual_multiplier)
     stacked = torch.stack([row.to(torch.int32) for row in rows])
-    weight = step.weight.flatten(1, 2)  # [O, taps, C / G]
+    weight = step.weight.flatten(1, -2).unflatten(1, (step.terms, -1))  # [O, T, taps, C / G]
     if _is_thin(step):
-        packed, read, groups, tile = weight.permute(1, 2, 0).contiguous(), zero_point, 1, DIRECT_CHANNELS.width
+        packed, read, groups, tile = weight.movedim(0, -1).contiguous(), zero_point, 1, DIRECT_CHANNELS.width
     else:
         groups, tile = step.groups, width_class(len(weight) // step.groups)
-        packed = _padded(words(weight).unflatten(0, (groups, -1)).permute(0, 2, 3, 1), tile)
+        packed = _padded(words(weight).unflatten(0, (groups, -1)).movedim(1, -1), tile)
         read = words(zero_point.view(groups, -1))
     by_group = (_padded(row.unflatten(-1, (groups, -1)), tile).flatten(-2) for row in (stacked, factors.offset))
     return Operands(packed, read, *by_group)
@@ -84,15 +84,15 @@ def plan_adder(
     geometry = geometry_of((*source.shape[1:3], rows, columns), (rows, columns), positions, step.window)
     settings = (step.groups, geometry, step.requantization.quant_max)
     tensors = (operands.weight, output, output if residual is None else residual, operands.factors, operands.offset)
-    options: dict[str, int | bool] = {"RESIDUAL": residual is not None}
+    options: dict[str, int | bool] = {"RESIDUAL": residual is not None, "TERMS": step.terms}
     if _is_thin(step):
         block = DIRECT_CHANNELS
         tiles, programs = -(-all_filters // block.width), -(-positions // block.positions)
-        arguments = (source, operands.zero_point, *tensors, step.weight.shape[3], filters, tiles, *settings)
+        arguments = (source, operands.zero_point, *tensors, step.weight.shape[-1], filters, tiles, *settings)
         options |= {"POSITIONS": block.positions, "WIDTH": block.width, **launch_options(block.warps, where)}
         return Launch(KERNELS, "integer_direct", (tiles * programs,), arguments, options)
     tile = choose_tile("forward", filters, positions, step.groups, where)
-    tiles, programs = operands.weight.shape[3] // tile.width, -(-positions // tile.positions)
+    tiles, programs = operands.weight.shape[-1] // tile.width, -(-positions // tile.positions)
     pixels = words(source.unflatten(3, (step.groups, -1)))
     arguments = (pixels, operands.zero_point, *tensors, pixels.shape[4], filters, tiles, *settings)
     options |= {

@@ -87,11 +87,12 @@ def _row(step: Step, path: str, plan: IntegerPlan, bits: int) -> LayerCost:
         written = plan.activations[step.output]
         shape = (written.channels, written.height, written.width)
     size = math.prod(shape)
-    weights, terms, taps = 0, 0, 1
+    weights, products, taps = 0, 0, 1
+    terms = step.terms if isinstance(step, Adder) else 1
     match step:
         case Adder() | Convolution() | Linear():
             weights = step.weight.numel()
-            terms = size * weights // len(step.weight)
+            products = size * weights // len(step.weight) // terms
         case MaxPool() | AveragePool():
             taps = math.prod(step.window.kernel)
         case Rescale():
@@ -102,21 +103,24 @@ def _row(step: Step, path: str, plan: IntegerPlan, bits: int) -> LayerCost:
     added = int(isinstance(factors, Requantization) and factors.residual is not None)
     scalings = 0 if factors is None else size * (1 + added)
     sums = size * (taps - 1) + (0 if factors is None else size * (1 + added))
-    before = Operations(products=terms, scalings=scalings, sums=sums)
+    before = Operations(products=products, scalings=scalings, sums=sums)
     shifts = factors is not None and powers_of_two(step)
     after = dataclasses.replace(before, scalings=0, shifts=scalings) if shifts else before
+    if isinstance(step, Adder):  # the sums of the terms are combined by doubling, which is wiring, and additions
+        after = dataclasses.replace(after, products=0, distances=products * terms, sums=sums + size * (terms - 1))
     own = 0 if factors is None else 3 * len(factors.offset)
     return LayerCost(
         path=path,
         cls=type(step).__name__,
         kind=_KINDS.get(step.kind, step.kind),
         output_shape=shape,
-        operations=after.as_distances() if isinstance(step, Adder) else after,
+        operations=after,
         before=before,
         parameters=weights + own,
         weights=weights,
         activations=source.channels * source.height * source.width + size * (1 + added),
         bits=bits,
+        terms=terms,
     )
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
+from ...adder_layers.geometry import terms_first
 from ..calibration.batchnorm import affine_of
 from ..errors import AdderkitError, CheckpointError
 from ..graph.modes import device_of
@@ -294,7 +295,7 @@ def compute_sums(model: nn.Module, op: FusedOp, source: Tensor, grid: Grid | Non
 
 def _adder_sums(model: nn.Module, op: FusedOp, source: Tensor, grid: Grid | None) -> Tensor:
     layer: Any = model.get_submodule(op.path)
-    weight = _window_weight(layer, op)
+    weight = window_weight(layer, op)
     if grid is None:
         return layer._conv_forward(source, weight, layer.bias)  # type: ignore[no-any-return]
     weight, excess = grid.weights(weight, op.groups)
@@ -303,7 +304,7 @@ def _adder_sums(model: nn.Module, op: FusedOp, source: Tensor, grid: Grid | None
 
 def _convolution_sums(model: nn.Module, op: FusedOp, source: Tensor, grid: Grid | None) -> Tensor:
     layer: Any = model.get_submodule(op.path)
-    weight, window = _window_weight(layer, op), op.window
+    weight, window = window_weight(layer, op), op.window
     if grid is not None:
         assert isinstance(model, FakeQuantized)
         codes, step_size = quantize_filters(model, op, weight)
@@ -311,10 +312,16 @@ def _convolution_sums(model: nn.Module, op: FusedOp, source: Tensor, grid: Grid 
     return F.conv2d(source, weight, layer.bias, window.stride, window.padding, window.dilation, op.groups)
 
 
-def _window_weight(layer: Any, op: FusedOp) -> Tensor:
-    """Return a layer's weight as ``[O, C / groups, kh, kw]``, also that of a layer on a flattened activation."""
-    weight: Tensor = layer.weight.reshape(len(layer.weight), -1, *op.window.kernel)
-    return weight
+def window_weight(layer: Any, op: FusedOp) -> Tensor:
+    """Return a layer's weight as ``[O, C / groups, kh, kw]``, also that of a layer on a flattened activation.
+
+    With T > 1 terms it is ``[O, C / groups, T, kh, kw]``.
+    """
+    weight: Tensor = layer.weight
+    if weight.ndim == 5:
+        terms = terms_first(weight)
+        return terms.reshape(*terms.shape[:2], -1, *op.window.kernel).movedim(0, 2)
+    return weight.reshape(len(weight), -1, *op.window.kernel)
 
 
 def quantize_filters(model: FakeQuantized, op: FusedOp, weight: Tensor) -> tuple[Tensor, Tensor]:

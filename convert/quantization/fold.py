@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
+from ...adder_layers.geometry import term_factors, terms_first
 from ...adder_layers.integer.check import check_plan
 from ...adder_layers.integer.plan import (
     Activation,
@@ -27,7 +28,7 @@ from ...adder_layers.integer.plan import (
 )
 from ..calibration.batchnorm import affine_of
 from ..errors import AdderkitError
-from .fake_quantize import FakeQuantized, quantize_filters
+from .fake_quantize import FakeQuantized, quantize_filters, window_weight
 from .fused_ops import FusedOp
 from .grids import Grid
 
@@ -170,25 +171,28 @@ class _PlanBuilder:
         return _Sums(affine, torch.full_like(zero_point, 255 * taps))
 
     def _weight_and_bias(self, op: FusedOp) -> tuple[Tensor, Tensor]:
-        """Return a layer's weight ``[O, C / groups, kh, kw]`` fp32 and its bias ``[O]`` fp64."""
+        """Return a layer's weight in fp32, as ``window_weight`` does, and its bias ``[O]`` fp64."""
         layer = self.model.get_submodule(op.path)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weight = layer.weight.detach().cpu().float().reshape(len(layer.weight), -1, *op.window.kernel)
+        weight = window_weight(layer, op).detach().cpu().float()
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu()
         return weight, bias.double()
 
     def _adder(self, op: FusedOp) -> tuple[Tensor, _Sums]:
-        """Return the bytes ``[O, kh, kw, C / groups]`` of an adder layer's weight, and its sums."""
+        """Return the bytes of an adder layer's weight, in the shape of the plan, and its sums."""
         grid, (weight, bias) = self._grid(op.input), self._weight_and_bias(op)
         nearest, excess = grid.weights(weight, op.groups)
-        shape = (op.groups, 1, -1, 1, 1)
+        shape = (op.groups, 1, -1, *([1] * (weight.ndim - 2)))
         rows = nearest.unflatten(0, (op.groups, -1))
         codes = (rows / grid.step_size.view(shape) + grid.zero_point.view(shape)).round().clamp(0, grid.quant_max)
-        stored = (codes * torch.exp2(grid.scale_exponent).view(shape)).flatten(0, 1).to(torch.uint8).permute(0, 2, 3, 1)
-        gain = torch.full((len(weight),), -grid.scale, dtype=torch.float64)
+        stored = (codes * torch.exp2(grid.scale_exponent).view(shape)).flatten(0, 1).to(torch.uint8)
+        values = terms_first(stored).flatten(2).double()  # [T, O, C / groups · kh · kw]
+        factors = term_factors(len(values), values)
+        unit = float(factors[-1])  # of the sums, in units of the input's bytes
+        gain = torch.full((len(weight),), -grid.scale * unit, dtype=torch.float64)
         affine = self._round_gain(op, self._normalize(op, _Affine(gain, bias - excess.double())))
-        values = stored.flatten(1).double()
-        return stored.contiguous(), _Sums(affine, torch.maximum(values, 255 - values).sum(1))
+        largest = factors / unit @ torch.maximum(values, 255 - values).sum(2)
+        return stored.movedim(1, -1).contiguous(), _Sums(affine, largest)
 
     def _convolution(self, op: FusedOp) -> tuple[Tensor, _Sums]:
         """Return the codes ``[O, kh, kw, C / groups]`` of a convolution's weight, and its sums."""

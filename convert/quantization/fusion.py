@@ -152,11 +152,6 @@ class _FusionPass:
     def _layer(self, node: fx.Node, path: str, module: nn.Conv2d | nn.Linear) -> None:
         value, number = self._layer_input(node.args[0])
         _, height, width = self.shapes[number]
-        if isinstance(module, AdderConv2d) and module.terms > 1:
-            raise AdderkitError(
-                f"the weights of {path} have {module.terms} terms, which integer plans cannot express yet, expected "
-                "one: convert the network without --terms"
-            )
         kind: OpKind = "adder" if isinstance(module, AdderConv2d) else "convolution"
         norms = (f"{path}.normalization",) if isinstance(module, NormalizedAdderConv2d) else ()
         if (value.flat and (height, width) != (1, 1)) or isinstance(module, nn.Linear):

@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from ...adder_layers.geometry import term_factors, terms_first
+
 BYTE_BITS = 8
 _ROUNDS = 50  # of k-means, which needs a handful
 
@@ -70,18 +72,19 @@ class Grid:
         """Round the weights of an adder layer to the grid of its input.
 
         Args:
-            weight: ``[O, C / groups, kh, kw]``.
+            weight: ``[O, C / groups, kh, kw]``, with T terms ``[O, C / groups, T, kh, kw]``.
             groups: Number of channel groups.
 
         Returns:
-            Weights ``[O, C / groups, kh, kw]`` whose gradient passes unchanged, and what clamping removed from the
-            distances of each filter, ``[O]``, which is to be added to them.
+            Weights of the same shape whose gradient passes unchanged, and what clamping removed from the distances of
+            each filter, ``[O]``, which is to be added to them.
         """
-        shape = (groups, 1, -1, 1, 1)
-        rows = weight.detach().unflatten(0, (groups, -1))  # [G, O / G, C / G, kh, kw]
+        shape = (groups, 1, -1, *([1] * (weight.ndim - 2)))
+        rows = weight.detach().unflatten(0, (groups, -1))  # [G, O / G, C / G, ...]
         low, high = self.low.view(shape), self.high.view(shape)
         inside = torch.minimum(torch.maximum(rows, low), high)
-        excess = (rows - inside).abs().sum((2, 3, 4)).flatten()
+        removed = terms_first((rows - inside).abs().flatten(0, 1))  # [T, O, C / G, kh, kw]
+        excess = term_factors(len(removed), removed) @ removed.sum((2, 3, 4))
         return weight + (self.nearest(inside, shape).flatten(0, 1) - weight).detach(), excess
 
 

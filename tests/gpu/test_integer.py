@@ -19,6 +19,7 @@ pytestmark = [
 LARGE = {
     "3x3-64": Layer(64, 64, square(3, padding=1), size=(28, 28), residual=True),
     "1x1-256-512": Layer(256, 512, square(1, 2), size=(14, 14)),
+    "3x3-64-two-terms": Layer(64, 64, square(3, padding=1), size=(14, 14), residual=True, terms=2),
     "depthwise-96": Layer(96, 96, square(3, 2, 1), groups=96, size=(56, 57)),
 }
 

@@ -104,14 +104,15 @@ void bind_parts(nb::module_& module) {
         .def(
             "__init__",
             [](StepConfig* self, Kind kind, Index input, std::optional<Index> output, std::optional<Index> residual,
-               Index filters, Index groups, Index quant_max, Pair kernel, Pair stride, Pair padding, Pair dilation) {
-                new (self) StepConfig{kind,           input,           output.value_or(-1), residual.value_or(-1),
-                                      filters,        groups,          quant_max,           kernel.first,
-                                      kernel.second,  stride.first,    stride.second,       padding.first,
-                                      padding.second, dilation.first, dilation.second};
+               Index filters, Index groups, Index terms, Index quant_max, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+                require(terms > 0 && (terms == 1 || kind == Kind::adder), "only adder steps have several terms");
+                new (self) StepConfig{kind,          input,         output.value_or(-1), residual.value_or(-1),
+                                      filters,       groups,        terms,               quant_max,
+                                      kernel.first,  kernel.second, stride.first,        stride.second,
+                                      padding.first, padding.second, dilation.first,     dilation.second};
             },
             nb::kw_only(), "kind"_a, "input"_a, "output"_a.none(), "residual"_a.none(), "filters"_a, "groups"_a,
-            "quant_max"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a);
+            "terms"_a, "quant_max"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a);
     nb::class_<StepFactors>(module, "StepFactors")
         .def(
             "__init__",

@@ -48,26 +48,31 @@ inline void adder_step(Sums (&sum)[Positions][Vectors], const std::uint64_t (&x)
     }
 }
 
-// Sums become bytes without leaving the registers.
-template <int Vectors, int Positions>
+// Sums become bytes without leaving the registers. Weights of one term have code of their own, without the loop over terms.
+template <bool Terms, int Vectors, int Positions>
 void adder_tile(const Byte* const* x, const Runs& runs, const Byte* weight, const Target& target) {
     const Byte* source[Positions];
     ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) source[p] = x[p];
     Sums sum[Positions][Vectors] = {};
     const Index whole = runs.length & ~Index{7}, tail = runs.length & 7;
-    for (Index r = 0; r < runs.count; ++r) {
-        Index i = runs.offsets[r];
-        for (const Index end = i + whole; i < end; i += 8, weight += Vectors * sizeof(Bytes)) {
-            std::uint64_t value[Positions];
-            ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) value[p] = load<std::uint64_t>(source[p] + i);
-            adder_step(sum, value, weight);
+    for (Index term = 1;; ++term) {
+        for (Index r = 0; r < runs.count; ++r) {
+            Index i = runs.offsets[r];
+            for (const Index end = i + whole; i < end; i += 8, weight += Vectors * sizeof(Bytes)) {
+                std::uint64_t value[Positions];
+                ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) value[p] = load<std::uint64_t>(source[p] + i);
+                adder_step(sum, value, weight);
+            }
+            if (tail > 0) {
+                std::uint64_t value[Positions];
+                ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) value[p] = load_tail(source[p] + i, tail);
+                adder_step(sum, value, weight);
+                weight += Vectors * sizeof(Bytes);
+            }
         }
-        if (tail > 0) {
-            std::uint64_t value[Positions];
-            ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p) value[p] = load_tail(source[p] + i, tail);
-            adder_step(sum, value, weight);
-            weight += Vectors * sizeof(Bytes);
-        }
+        if (!Terms || term == runs.terms) break;
+        ADDERKIT_UNROLL for (int p = 0; p < Positions; ++p)
+            ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = add(sum[p][v], sum[p][v]);
     }
     ADDERKIT_UNROLL for (int v = 0; v < Vectors; ++v)
         ADDERKIT_UNROLL for (int i = 0; i < kLanes / kWide; ++i) {
@@ -111,29 +116,33 @@ typedef std::int64_t WideSumStrip __attribute__((vector_size(8 * kStrip)));
 inline Strip larger(Strip a, Strip b) { return a > b ? a : b; }
 inline Strip smaller(Strip a, Strip b) { return a < b ? a : b; }
 
-// Adds term(byte of the window, weight) over the taps, in the narrow type `Narrow` where a chunk of them fits.
-template <typename Narrow, Index Chunk, typename Term>
+// Adds operation(byte of the window, weight) over the taps, in the narrow type `Narrow` where a chunk of them fits.
+template <bool Terms, typename Narrow, Index Chunk, typename Operation>
 inline void channel_sums(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
-                         const Byte* weight, Index weight_row, std::int64_t* sums, Term term) {
+                         const Byte* weight, Index weight_row, std::int64_t* sums, Operation operation) {
     for (Index p = 0; p < positions; ++p, sums += kMaxChannels)
         for (Index c = 0; c < channels; c += kStrip) {
             const Byte* source = x[p] + first + c;
             const Byte* w = weight + first + c;
             SumStrip total = {};
-            for (Index begin = 0; begin < taps.count; begin += Chunk) {
-                const Index end = begin + Chunk < taps.count ? begin + Chunk : taps.count;
-                Narrow sum = {};
-                for (Index t = begin; t < end; ++t, w += weight_row) sum += term(source + taps.offsets[t], w);
-                total += __builtin_convertvector(sum, SumStrip);
+            for (Index term = 1;; ++term, total += total) {
+                for (Index begin = 0; begin < taps.count; begin += Chunk) {
+                    const Index end = begin + Chunk < taps.count ? begin + Chunk : taps.count;
+                    Narrow sum = {};
+                    for (Index t = begin; t < end; ++t, w += weight_row) sum += operation(source + taps.offsets[t], w);
+                    total += __builtin_convertvector(sum, SumStrip);
+                }
+                if (!Terms || term == taps.terms) break;
             }
             const WideSumStrip wide = __builtin_convertvector(total, WideSumStrip);
             __builtin_memcpy(sums + c, &wide, sizeof wide);
         }
 }
 
+template <bool Terms>
 void depthwise_adder(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
                      const Byte* weight, Index weight_row, std::int64_t* sums) {
-    channel_sums<WideStrip, kDepthwiseTaps>(
+    channel_sums<Terms, WideStrip, kDepthwiseTaps>(
         x, positions, taps, first, channels, weight, weight_row, sums, [](const Byte* value, const Byte* w) {
             const Strip a = load<Strip>(value), b = load<Strip>(w);
             return __builtin_convertvector(larger(a, b) - smaller(a, b), WideStrip);
@@ -142,7 +151,7 @@ void depthwise_adder(const Byte* const* x, Index positions, const Runs& taps, In
 
 void depthwise_convolution(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
                            const Byte* weight, Index weight_row, std::int64_t* sums) {
-    channel_sums<SignedWideStrip, 1>(
+    channel_sums<false, SignedWideStrip, 1>(
         x, positions, taps, first, channels, weight, weight_row, sums, [](const Byte* value, const Byte* w) {
             return __builtin_convertvector(load<Strip>(value), SignedWideStrip) *
                    __builtin_convertvector(load<SignedStrip>(w), SignedWideStrip);  // at most 255 * 128
@@ -151,7 +160,7 @@ void depthwise_convolution(const Byte* const* x, Index positions, const Runs& ta
 
 void window_sums(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels, const Byte*,
                  Index, std::int64_t* sums) {
-    channel_sums<WideStrip, kDepthwiseTaps>(
+    channel_sums<false, WideStrip, kDepthwiseTaps>(
         x, positions, taps, first, channels, x[0], 0, sums,
         [](const Byte* value, const Byte*) { return __builtin_convertvector(load<Strip>(value), WideStrip); });
 }
@@ -185,7 +194,8 @@ void quantize(const float* x, Index x_stride, Index width, Index channels, float
 
 template <int Vectors, int Positions>
 void fill(IntegerKernels& table) {
-    table.adder[Vectors][Positions] = adder_tile<Vectors, Positions>;
+    table.adder[0][Vectors][Positions] = adder_tile<false, Vectors, Positions>;
+    table.adder[1][Vectors][Positions] = adder_tile<true, Vectors, Positions>;
     if constexpr (Vectors <= kProductVectors)
         table.convolution[Vectors][Positions] = convolution_tile<Vectors, Positions>;
     if constexpr (Positions > 1)
@@ -202,7 +212,8 @@ IntegerKernels ADDERKIT_INTEGER_KERNELS() {
     table.adder_shape = {kLanes, kVectors, 8};
     table.convolution_shape = {kProductLanes, kProductVectors, 4};
     fill<kVectors, kPositions>(table);
-    table.depthwise_adder = depthwise_adder;
+    table.depthwise_adder[0] = depthwise_adder<false>;
+    table.depthwise_adder[1] = depthwise_adder<true>;
     table.depthwise_convolution = depthwise_convolution;
     table.window_sums = window_sums;
     table.window_largest = window_largest;

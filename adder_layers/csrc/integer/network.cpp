@@ -95,7 +95,8 @@ void Network::add(const StepConfig& config, const Byte* weight, StepFactors fact
 Index Network::step_count() const { return Index(steps_.size()); }
 
 Index Network::weight_size(const StepConfig& config) const {
-    return config.filters * config.kernel_h * config.kernel_w * (activations_.at(config.input).channels / config.groups);
+    const Index channels = activations_.at(config.input).channels / config.groups;
+    return config.filters * config.terms * config.kernel_h * config.kernel_w * channels;
 }
 
 bool Network::ends_in_logits() const { return steps_.back().config.kind == Kind::linear; }
@@ -256,7 +257,9 @@ class Block {
     }
 
     Index group(Index tile) const { return step_.by_channel ? 0 : tile / step_.tiles_per_group(); }
-    Runs runs(Index tile) const { return {step_.offsets.data() + group(tile) * step_.runs, step_.runs, step_.run_length}; }
+    Runs runs(Index tile) const {
+        return {step_.offsets.data() + group(tile) * step_.runs, step_.runs, step_.run_length, step_.config.terms};
+    }
     const Byte* weight(Index tile) const {
         const Index begin = group(tile) * step_.group_lanes() + tile % step_.tiles_per_group() * step_.tile_channels;
         return step_.weight.data() + begin * step_.filter_bytes();
@@ -265,7 +268,8 @@ class Block {
     void write(Index tile, Index channels, Index p, Index positions, const Target& target) const {
         const Byte* const* x = at_.input.data() + p;
         if (!step_.by_channel && step_.config.kind == Kind::adder) {
-            kernels_.adder[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), target);
+            const auto& tiles = kernels_.adder[step_.config.terms > 1];
+            tiles[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), target);
             return;
         }
         alignas(64) std::int64_t sums[kMaxPositions * kMaxChannels];
@@ -276,9 +280,9 @@ class Block {
     void sum(Index tile, Index first, Index channels, Index p, Index positions, std::int64_t* sums) const {
         const Byte* const* x = at_.input.data() + p;
         if (step_.by_channel) {
-            const ChannelSums sum = step_.weight.empty()              ? kernels_.window_sums
-                                    : step_.config.kind == Kind::adder       ? kernels_.depthwise_adder
-                                                                      : kernels_.depthwise_convolution;
+            const ChannelSums sum = step_.weight.empty()               ? kernels_.window_sums
+                                    : step_.config.kind == Kind::adder ? kernels_.depthwise_adder[step_.config.terms > 1]
+                                                                       : kernels_.depthwise_convolution;
             sum(x, positions, runs(tile), first, channels, step_.weight.data(), step_.config.filters, sums);
         } else {
             kernels_.convolution[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), sums);
@@ -301,7 +305,7 @@ void Network::sum_step(const Pass& pass, const Step& step) const {
     const Activation& output = activations_[logits ? s.input : s.output];
     const Index height = logits ? 1 : output.height, width = logits ? 1 : output.width;
     const Activation* residual = s.residual < 0 ? nullptr : &activations_[s.residual];
-    const Tasks tasks(pass.images * height, width, step.tiles(), step.terms(), omp_get_num_threads());
+    const Tasks tasks(pass.images * height, width, step.tiles(), step.filter_values(), omp_get_num_threads());
     const Index begin_x = input.origin() - s.pad_h * input.row() - s.pad_w * input.channels;
     Positions at;
     at.resize(tasks.block_lines * width);

@@ -36,10 +36,10 @@ struct Activation {
 enum class Kind : Index { adder, convolution, window_sum, window_largest, linear };
 
 // What one step computes. Activations are numbered; output is -1 for logits, residual -1 if nothing is added. The window of
-// a linear step is its whole input.
+// a linear step is its whole input. Only the weights of adder steps have several terms.
 struct StepConfig {
     Kind kind;
-    Index input, output, residual, filters, groups, quant_max;
+    Index input, output, residual, filters, groups, terms, quant_max;
     Index kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
@@ -57,8 +57,8 @@ class Network {
     Network(IntegerKernels kernels, std::vector<Activation> activations, Index arena_bytes);
     ~Network();
 
-    // Appends a step, which must not happen after the first run. weight is [filters][kernel_h][kernel_w][channels / groups]
-    // and is copied; null for pooling and rescaling.
+    // Appends a step, which must not happen after the first run. weight is
+    // [filters][terms][kernel_h][kernel_w][channels / groups] and is copied; null for pooling and rescaling.
     void add(const StepConfig& config, const Byte* weight, StepFactors factors);
 
     const Activation& input() const { return activations_[0]; }

@@ -8,34 +8,34 @@ namespace {
 constexpr Index kChannelTile = 64;  // channels of a tile of a step by channel
 static_assert(kChannelTile <= kMaxChannels);
 
-// Weights of one tile of filters, [runs][iterations][filter][bytes], 0 after the end of a run or of the filters.
+// Weights of one tile of filters, [terms][runs][iterations][filter][bytes], 0 after the end of a run or of the filters.
 void pack_tile(const Step& step, const Byte* weight, Index filters, Index vectors, Byte* packed) {
-    const Index bytes = step.shape.bytes, lanes = vectors * step.shape.lanes;
-    for (Index r = 0; r < step.runs; ++r)
+    const Index bytes = step.shape.bytes, lanes = vectors * step.shape.lanes, runs = step.config.terms * step.runs;
+    for (Index r = 0; r < runs; ++r)
         for (Index i = 0; i < step.packed_run * bytes; i += bytes)
             for (Index o = 0; o < lanes; ++o)
                 for (Index b = 0; b < bytes; ++b, ++packed)
                     *packed = o < filters && i + b < step.run_length
-                                  ? weight[(o * step.runs + r) * step.run_length + i + b]
+                                  ? weight[(o * runs + r) * step.run_length + i + b]
                                   : Byte{0};
 }
 
 void pack(Step& step, const Byte* weight) {
-    const Index filters = step.group_filters(), terms = step.terms();
+    const Index filters = step.group_filters();
     step.packed_run = ceil_div(step.run_length, step.shape.bytes);
     step.weight.resize(step.config.groups * step.group_lanes() * step.filter_bytes());
     Byte* packed = step.weight.data();
     for (Index g = 0; g < step.config.groups; ++g)
         for (Index o = 0; o < filters; o += step.tile_channels) {
             const Index count = std::min(step.tile_channels, filters - o), vectors = ceil_div(count, step.shape.lanes);
-            pack_tile(step, weight + (g * filters + o) * terms, count, vectors, packed);
+            pack_tile(step, weight + (g * filters + o) * step.filter_values(), count, vectors, packed);
             packed += vectors * step.shape.lanes * step.filter_bytes();
         }
 }
 
-// Transposes weights [channels][taps] to [taps][channels], followed by kSlack bytes that may be read.
+// Transposes weights [channels][terms][taps] to [terms][taps][channels], followed by kSlack bytes that may be read.
 void pack_by_channel(Step& step, const Byte* weight) {
-    const Index taps = step.runs, channels = step.config.filters;
+    const Index taps = step.config.terms * step.runs, channels = step.config.filters;
     step.weight.resize(taps * channels + kSlack);
     for (Index c = 0; c < channels; ++c)
         for (Index t = 0; t < taps; ++t) step.weight[t * channels + c] = weight[c * taps + t];

@@ -23,12 +23,12 @@ struct Step {
     Index tiles_per_group() const { return by_channel ? ceil_div(config.filters, tile_channels)
                                                       : ceil_div(group_filters(), tile_channels); }
     Index tiles() const { return by_channel ? tiles_per_group() : config.groups * tiles_per_group(); }
-    Index terms() const { return runs * run_length; }  // of one output
+    Index filter_values() const { return config.terms * runs * run_length; }  // differences or products of one output
     Index group_lanes() const { return ceil_div(group_filters(), shape.lanes) * shape.lanes; }  // filters with padding
-    Index filter_bytes() const { return runs * packed_run * shape.bytes; }                     // packed, of one filter
+    Index filter_bytes() const { return config.terms * runs * packed_run * shape.bytes; }      // packed, of one filter
 };
 
-// weight is [filters][kernel_h][kernel_w][channels / groups], or null for pooling and rescaling.
+// weight is [filters][terms][kernel_h][kernel_w][channels / groups], or null for pooling and rescaling.
 Step make_step(const StepConfig& config, const Activation& input, const IntegerKernels& kernels, const Byte* weight,
                StepFactors factors);
 

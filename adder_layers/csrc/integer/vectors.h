@@ -111,6 +111,7 @@ using Sums = uint32x4_t;
 inline Bytes broadcast(std::uint64_t value) { return vreinterpretq_u8_u64(vdupq_n_u64(value)); }
 inline uint16x8_t differences(Bytes x, Bytes w) { return vpaddlq_u8(vabdq_u8(x, w)); }
 inline Sums add(Sums sum, uint16x8_t found) { return vpadalq_u16(sum, found); }
+inline Sums add(Sums sum, Sums other) { return vaddq_u32(sum, other); }
 inline Wide part(Sums sum, int i) {
     const uint64x2_t wide = vpaddlq_u32(sum);
     return i == 0 ? vgetq_lane_u64(wide, 0) : vgetq_lane_u64(wide, 1);

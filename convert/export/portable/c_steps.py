@@ -83,7 +83,7 @@ class CSteps:
             target = f"{len(step.offset)} logits" if isinstance(step, Linear) else size(activations[step.output])
             yield f"    /* {index} {in_comment(path)}: {step.kind.replace('_', ' ')}, {size(source)} to {target} */\n"
             arguments = ", ".join(self._arguments(index, step, source))
-            yield wrapped(f"    {self.prefix}_{step.kind}{variant(by_shifts(step))}({arguments});")
+            yield wrapped(f"    {self.prefix}_{kernel(step)}{variant(by_shifts(step))}({arguments});")
 
     def _name(self, what: str, index: int) -> str:
         return f"{self.prefix}_{what}_{index}"
@@ -96,7 +96,7 @@ class CSteps:
             "window": self._window(step),
             "groups": step.groups,
             "filters": len(step.weight) // step.groups,
-            "channels": step.weight.shape[3],
+            "channels": step.weight.shape[-1],
             "zero_point": self._name("zero_point", step.input) if any(step.window.padding) else "NULL",
         }
         return braces(fields)
@@ -117,7 +117,8 @@ class CSteps:
         read = self._memory(step.input)
         match step:
             case Adder() | Convolution():
-                first = [f"&{self._name('layer', index)}", self._name("weight", index)]
+                terms = [str(step.terms)] if step.terms > 1 else []
+                first = [f"&{self._name('layer', index)}", *terms, self._name("weight", index)]
                 return [*first, *self._requantized(index, step)]
             case AveragePool():
                 return [f"&{self._name('window', index)}", str(source.channels), *self._requantized(index, step)]
@@ -145,6 +146,11 @@ class CSteps:
             return "image"
         offset = self.arena.offsets.get(number)
         return "output" if offset is None else f"{self.prefix}_arena + {offset}"
+
+
+def kernel(step: Step) -> str:
+    """Return the name of the template and of the C function that compute a step."""
+    return "adder_terms" if isinstance(step, Adder) and step.terms > 1 else step.kind
 
 
 def by_shifts(step: Step) -> bool:

@@ -105,7 +105,7 @@ def hex_lines(values: Tensor) -> Iterator[str]:
 
 
 def _dimensions(tensor: Tensor) -> str:
-    return {1: "O", 2: "O(HWC)", 4: "OHWC"}[tensor.ndim]
+    return {1: "O", 2: "O(HWC)", 4: "OHWC", 5: "OTHWC"}[tensor.ndim]
 
 
 def _describe(step: Step) -> dict[str, Any]:
@@ -114,6 +114,9 @@ def _describe(step: Step) -> dict[str, Any]:
     match step:
         case Adder():
             found["formula"] = "a[o] = sum |q - weight[o]| over a window"
+            if step.terms > 1:
+                found["formula"] = "a[o] = sum over terms j of (sum |q - weight[o][j]| over a window) << terms - 1 - j"
+                found["terms"] = step.terms
             found |= {"output": step.output, **_window(step.window), "groups": step.groups}
         case Convolution():
             found["formula"] = "a[o] = sum q * weight[o] over a window"

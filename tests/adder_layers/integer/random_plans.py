@@ -31,6 +31,7 @@ class Layer:
     size: tuple[int, int] = (7, 7)
     quant_max: int = 255
     residual: bool = False
+    terms: int = 1  # of adder layers
 
 
 class Builder:
@@ -87,16 +88,18 @@ class Builder:
         quant_max: int = 255,
         residual: int | None = None,
         input: int | None = None,
+        terms: int = 1,
     ) -> int:
         """Append an adder layer or a convolution; returns the number of its output."""
         source = len(self.activations) - 1 if input is None else input
         before = self.activations[source]
         low, high = (0, 256) if cls is Adder else (-128, 128)
-        shape = (filters, *window.kernel, before.channels // groups)
+        shape = (filters, *([terms] * (terms > 1)), *window.kernel, before.channels // groups)
         weight = self.integers(low, high, *shape, dtype=cls.weight_dtype)
-        terms = window.kernel[0] * window.kernel[1] * before.channels // groups
+        count = window.kernel[0] * window.kernel[1] * before.channels // groups
         # Around the mean of the sums, a few of their standard deviations to each side.
-        mean, spread = (85 * terms, 60 * int(terms**0.5) + 60) if cls is Adder else (0, 11000 * int(terms**0.5) + 11000)
+        mean, spread = (85 * count, 60 * int(count**0.5) + 60) if cls is Adder else (0, 11000 * int(count**0.5) + 11000)
+        mean, spread = mean * (2**terms - 1), spread * 2 ** (terms - 1)
         requantization = self.requantization(filters, mean - 3 * spread, mean + 3 * spread, quant_max, residual)
         target = self.activation(filters, *window.output_size(before.height, before.width))
         self.steps.append(cls(source, target, weight, window, groups, requantization))
@@ -158,7 +161,8 @@ def single(cls: type[Adder] | type[Convolution], layer: Layer, seed: int = 0) ->
     residual = None
     if layer.residual:
         residual = builder.layer(Convolution, layer.filters, layer.window, layer.groups)
-    builder.layer(cls, layer.filters, layer.window, layer.groups, layer.quant_max, residual, input=0)
+    terms = layer.terms if cls is Adder else 1
+    builder.layer(cls, layer.filters, layer.window, layer.groups, layer.quant_max, residual, input=0, terms=terms)
     return builder
 
 
@@ -167,16 +171,19 @@ def square(kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) ->
     return Window((kernel, kernel), (stride, stride), (padding, padding), (dilation, dilation))
 
 
-def residual_network(seed: int = 0, size: tuple[int, int] = (23, 19), classes: int = 10) -> Builder:
-    """A small ResNet: stem, max-pooling, blocks with and without a projection, depthwise, average, classifier."""
+def residual_network(seed: int = 0, size: tuple[int, int] = (23, 19), classes: int = 10, terms: int = 1) -> Builder:
+    """A small ResNet: stem, max-pooling, blocks with and without a projection, depthwise, average, classifier.
+
+    One 3x3 layer, the depthwise one and a projection have the given number of terms.
+    """
     builder = Builder(3, *size, seed)
     builder.layer(Convolution, 16, square(7, 2, 3))
     shortcut = builder.max_pool(square(3, 2, 1))
-    builder.layer(Adder, 16, square(3, padding=1))
+    builder.layer(Adder, 16, square(3, padding=1), terms=terms)
     shortcut = builder.layer(Adder, 16, square(3, padding=1), residual=shortcut)
     builder.layer(Adder, 24, POINT)
-    wide = builder.layer(Adder, 24, square(3, 2, 1), groups=24)
-    projection = builder.layer(Adder, 40, square(1, 2), input=shortcut)
+    wide = builder.layer(Adder, 24, square(3, 2, 1), groups=24, terms=terms)
+    projection = builder.layer(Adder, 40, square(1, 2), input=shortcut, terms=terms)
     builder.layer(Adder, 40, POINT, input=wide, residual=projection)
     builder.rescale(residual=projection)
     last = builder.activations[-1]
@@ -213,5 +220,12 @@ LAYERS: dict[str, Layer] = {
     "four-bits": Layer(16, 24, square(3, padding=1), quant_max=15, size=(7, 7)),
     "residual": Layer(16, 16, square(3, padding=1), residual=True, size=(7, 9)),
     "residual-six-bits": Layer(16, 20, POINT, quant_max=63, residual=True, size=(6, 6)),
-    "many-terms": Layer(512, 16, square(3, padding=1), size=(4, 4)),
+    "many-channels": Layer(512, 16, square(3, padding=1), size=(4, 4)),
+    "two-terms": Layer(16, 20, square(3, padding=1), size=(7, 9), terms=2),
+    "two-terms-pointwise": Layer(24, 40, POINT, residual=True, size=(6, 7), terms=2),
+    "three-terms-stride2": Layer(13, 17, square(3, 2, 1), size=(8, 9), terms=3),
+    "three-terms-groups": Layer(9, 6, square(3), groups=3, quant_max=15, size=(6, 5), terms=3),
+    "four-terms-wide-groups": Layer(32, 48, square(3, padding=1), groups=2, size=(5, 5), terms=4),
+    "three-terms-depthwise": Layer(72, 72, square(5, 2, 2), groups=72, residual=True, size=(9, 8), terms=3),
+    "two-terms-doubling": Layer(10, 20, square(3, 1, 1), groups=10, size=(6, 7), terms=2),
 }

@@ -42,7 +42,9 @@ def test_extremes_are_reached(name, cls):
     weight = step.weight.flatten(1).long()
     found = extremes(step)
     if cls is Adder:
-        reached = torch.where(weight > 127, weight, 255 - weight).sum(1)
+        reached = torch.where(weight > 127, weight, 255 - weight)
+        factors = 2 ** torch.arange(layer.terms).flip(0)
+        reached = (reached.unflatten(1, (layer.terms, -1)).sum(2) * factors).sum(1)
         assert (found.least, found.largest) == (0, reached.max())
     else:
         assert found.largest == (255 * weight * (weight > 0)).sum(1).max()

@@ -94,16 +94,28 @@ def test_any_layer(data):
         size,
         data.draw(st.sampled_from([255, 63, 31, 15, 1])),
         data.draw(st.booleans()),
+        data.draw(st.sampled_from([1, 1, 2, 3, 5])),
     )
     builder = single(data.draw(st.sampled_from([Adder, Convolution])), layer, data.draw(st.integers(0, 1000)))
     for name in SETS:
         assert_equals_reference(builder, name, builder.image(data.draw(st.integers(1, 3))))
 
 
+EXTREME = (
+    "many-channels",
+    "7x7-stem",
+    "depthwise",
+    "depthwise-stride2",
+    "groups",
+    "four-terms-wide-groups",
+    "three-terms-depthwise",
+)
+
+
 @pytest.mark.parametrize("byte", [0, 255])
 @pytest.mark.parametrize("weight", ["least", "most", "mixed"])
 @pytest.mark.parametrize("cls", [Adder, Convolution])
-@pytest.mark.parametrize("layer", ["many-terms", "7x7-stem", "depthwise", "depthwise-stride2", "groups"])
+@pytest.mark.parametrize("layer", EXTREME)
 def test_extremes(layer, cls, weight, byte, forced):
     """Sums as large as they get: pairs of products beyond 16 bits, the largest multipliers, offsets near 2^62."""
     builder = single(cls, LAYERS[layer])
@@ -136,6 +148,15 @@ def test_depthwise_sums_beyond_16_bits(forced):
     """17 x 17 differences of 255 are more than 16 bits hold."""
     builder = single(Adder, Layer(3, 3, square(17), groups=3, size=(18, 17)))
     builder.steps[0] = dataclasses.replace(builder.steps[0], weight=torch.zeros_like(builder.steps[0].weight))
+    assert_equals_reference(builder, forced, torch.full_like(builder.image(), 255))
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_as_many_terms_as_32_bits_hold(channels, forced):
+    """24 terms, each with a distance of 128, are 2^31 - 128."""
+    builder = Builder(channels, 3, 3)
+    builder.layer(Adder, 8, POINT, groups=channels, terms=24)
+    builder.steps[0] = dataclasses.replace(builder.steps[0], weight=torch.full_like(builder.steps[0].weight, 127))
     assert_equals_reference(builder, forced, torch.full_like(builder.image(), 255))
 
 

@@ -22,8 +22,8 @@ def network(channels=3):
 
 
 def config(kind, **changes):
-    fields = {"kind": kind, "input": 0, "output": 1, "residual": None, "filters": 3, "groups": 1, "quant_max": 255}
-    return _cpu.StepConfig(**fields | POINT | changes)
+    fields = {"kind": kind, "input": 0, "output": 1, "residual": None, "filters": 3, "groups": 1, "terms": 1}
+    return _cpu.StepConfig(**fields | {"quant_max": 255} | POINT | changes)
 
 
 def factors(count=3, **changes):
@@ -49,17 +49,24 @@ def test_the_arguments_that_bad_ones_start_from_are_good():
         (config(_cpu.Kind.convolution), WEIGHT, factors(), "int8"),
         (config(_cpu.Kind.adder), WEIGHT[:2], factors(), "size of the step's window"),
         (config(_cpu.Kind.adder, kernel=(3, 1)), WEIGHT, factors(), "size of the step's window"),
+        (config(_cpu.Kind.adder, terms=2), WEIGHT, factors(), "size of the step's window"),
         (config(_cpu.Kind.adder), None, factors(), "have a weight"),
         (config(_cpu.Kind.window_sum), WEIGHT, factors(), "have none"),
         (config(_cpu.Kind.adder), WEIGHT, factors(2), "one value for each output channel"),
         (config(_cpu.Kind.adder), WEIGHT, factors(residual=torch.ones(3).long()), "one value for each output channel"),
         (config(_cpu.Kind.adder, quant_max=63), WEIGHT, factors(), "one value for each output channel"),
     ],
-    ids=["int8", "uint8", "filters", "window", "no-weight", "weight", "factors", "residual", "exponents"],
+    ids=["int8", "uint8", "filters", "window", "terms", "no-weight", "weight", "factors", "residual", "exponents"],
 )
 def test_a_step_that_does_not_fit_is_refused(step, weight, values, message):
     with pytest.raises(ValueError, match=message):
         network().add(step, weight, values)
+
+
+@pytest.mark.parametrize(("kind", "terms"), [(_cpu.Kind.convolution, 2), (_cpu.Kind.adder, 0)], ids=str)
+def test_terms_of_what_has_none_are_refused(kind, terms):
+    with pytest.raises(ValueError, match="several terms"):
+        config(kind, terms=terms)
 
 
 @pytest.mark.parametrize("changes", [{"input": 2}, {"output": 2}, {"input": -1}], ids=str)

@@ -30,6 +30,9 @@ SAMPLE = [
     "depthwise-stride2",
     "depthwise-doubling",
     "four-bits",
+    "two-terms-pointwise",
+    "three-terms-groups",
+    "three-terms-depthwise",
     "residual_network",
     "in-parts",
 ]

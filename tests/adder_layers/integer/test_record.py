@@ -8,7 +8,7 @@ from adderkit.adder_layers.integer.record import empty_plan, structure_of, tenso
 from adderkit.adder_layers.integer.reference import quantize, run
 from tests.adder_layers.integer.random_plans import plain_network, residual_network
 
-NETWORKS = {"residual": residual_network, "plain": plain_network}
+NETWORKS = {"residual": residual_network, "plain": plain_network, "terms": lambda: residual_network(terms=3)}
 
 
 @pytest.fixture(params=NETWORKS.values(), ids=NETWORKS.keys())
@@ -56,6 +56,18 @@ WRONG = {
     "input": ({"steps": [{"kind": "linear", "path": "x", "input": 99, "outputs": 2}]}, "input of step 0 is 99"),
     "step": ({"steps": [None]}, "step 0 is None, expected an object"),
 }
+
+
+@pytest.mark.parametrize(("kind", "terms"), [("adder", 25), ("adder", 0), ("adder", "2"), ("convolution", 2)])
+def test_wrong_terms(kind, terms):
+    structure = structure_of(residual_network(terms=2).plan())
+    step = next(step for step in structure["steps"] if step["kind"] == kind)
+    with pytest.raises(ValueError, match=f"terms of step . is {terms!r}, expected a whole number from 1"):
+        empty_plan({**structure, "steps": [{**step, "terms": terms}]})
+
+
+def test_one_term_is_not_recorded():
+    assert not any("terms" in step for step in structure_of(residual_network().plan())["steps"])
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG.keys())

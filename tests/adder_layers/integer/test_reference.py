@@ -35,7 +35,10 @@ def layer_in_python(builder: Builder) -> list[int]:
         residual = reference.run(type(plan)(plan.activations, plan.steps[:-1], plan.paths[:-1]), image)
     (rows, columns), (down, right), (top, left), (row_gap, column_gap) = step.window
     per_group, filters = source.channels // step.groups, target.channels // step.groups
-    x, w, result = image[0].tolist(), step.weight.tolist(), []
+    adds, terms = isinstance(step, Adder), 1 if step.weight.ndim == 4 else step.weight.shape[1]
+    powers = [2**exponent for exponent in reversed(range(terms))]  # in units of the last term
+    w = step.weight.reshape(target.channels, terms, rows, columns, per_group).tolist()
+    x, result = image[0].tolist(), []
     for y in range(target.height):
         for z in range(target.width):
             for o in range(target.channels):
@@ -47,8 +50,9 @@ def layer_in_python(builder: Builder) -> list[int]:
                             v, u = y * down - top + i * row_gap, z * right - left + j * column_gap
                             inside = 0 <= v < source.height and 0 <= u < source.width
                             value = x[v][u][channel] if inside else int(source.zero_point[channel])
-                            weight = w[o][i][j][c]
-                            total += abs(value - weight) if isinstance(step, Adder) else value * weight
+                            weights = [term[i][j][c] for term in w[o]]
+                            for factor, weight in zip(powers, weights, strict=True):
+                                total += factor * (abs(value - weight) if adds else value * weight)
                 total = total * int(factors.multiplier[o]) + int(factors.offset[o])
                 if residual is not None:
                     total += int(residual[0, y, z, o]) * int(factors.residual_multiplier[o])
@@ -57,7 +61,20 @@ def layer_in_python(builder: Builder) -> list[int]:
 
 
 @pytest.mark.parametrize("cls", [Adder, Convolution])
-@pytest.mark.parametrize("name", ["5x3-asymmetric", "3x3-dilated", "groups-of-three", "four-bits", "residual-six-bits"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "5x3-asymmetric",
+        "3x3-dilated",
+        "groups-of-three",
+        "four-bits",
+        "residual-six-bits",
+        "two-terms-pointwise",
+        "three-terms-stride2",
+        "three-terms-groups",
+        "two-terms-doubling",
+    ],
+)
 def test_layers_are_what_loops_in_python_give(name, cls):
     builder, again = single(cls, LAYERS[name]), single(cls, LAYERS[name])
     assert reference.run(builder.plan(), builder.image(1)).flatten().tolist() == layer_in_python(again)
@@ -74,7 +91,7 @@ def test_sums_are_those_of_the_real_layers(name):
         step = plan.steps[-1]
         zero_point = plan.activations[step.input].zero_point.double()
         real = (image.double() - zero_point).permute(0, 3, 1, 2)
-        weight = step.weight.double().permute(0, 3, 1, 2)
+        weight = step.weight.double().movedim(-1, 1)
         if cls is Convolution:
             expected = F.conv2d(real, weight, None, stride, padding, dilation, groups)
             shift = zero_point.expand(len(image), *image.shape[1:]).permute(0, 3, 1, 2)
@@ -93,9 +110,9 @@ def test_sums_are_those_of_the_real_layers(name):
             shift = (
                 zero_point.reshape(groups, 1, per_group).expand(-1, layer.filters // groups, -1).reshape(-1, per_group)
             )
-            expected = -adder_conv2d_reference(
-                real, weight - shift[:, :, None, None], None, stride, padding, dilation, groups
-            )
+            shift = shift.reshape(*shift.shape, *([1] * (weight.ndim - 2)))
+            last = -(2.0 ** (layer.terms - 1))
+            expected = last * adder_conv2d_reference(real, weight - shift, None, stride, padding, dilation, groups)
         sums = reference.step_sums(step, image, plan.activations[step.input])
         assert torch.equal(sums.permute(0, 3, 1, 2).double(), expected), cls.kind
 

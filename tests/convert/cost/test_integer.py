@@ -11,10 +11,10 @@ from adderkit.convert.quantization.quantize import quantize
 
 @pytest.fixture
 def network(teacher):
-    def make(**settings):
+    def make(terms=1, **settings):
         images = torch.randn(32, 3, 8, 8)
         model = copy.deepcopy(teacher)
-        adderkit.convert_(model, example_input=images[:1])
+        adderkit.convert_(model, adderkit.AdderConfig(terms=terms), example_input=images[:1])
         reestimate_batchnorm_(model, [images])
         return quantize(model, images, QuantizeConfig(**settings))
 
@@ -36,6 +36,21 @@ def test_terms_and_requantizations_of_each_layer(network):
     assert cost.honest.scalings == STEM + GROUPED + DEPTHWISE + POINTWISE + 6 + 5
     assert cost.honest.multiplications == STEM * 27 + 30 + cost.honest.scalings
     assert cost.honest_before.multiplications == cost.honest.multiplications + cost.honest.distances
+
+
+def test_each_term_counts(network):
+    """Distances T times, the CNN's products once, and an addition for each further term of an output."""
+    one, cost = adderkit.cost(network()), adderkit.cost(network(terms={"grouped": 3, "depthwise": 2}))
+    before = {row.path: row for row in one.layers}
+    for row in cost.layers:
+        terms = {"grouped": 3, "depthwise": 2}.get(row.path, 1)
+        outputs = {"grouped": GROUPED, "depthwise": DEPTHWISE}.get(row.path, 0)
+        assert row.terms == terms
+        assert row.before == before[row.path].before
+        assert row.operations.distances == terms * before[row.path].operations.distances
+        assert row.operations.sums == before[row.path].operations.sums + outputs * (terms - 1)
+        assert row.weights == terms * before[row.path].weights
+    assert cost.honest.multiplications == one.honest.multiplications
 
 
 def test_shifts_multiply_nothing_between_first_and_last(network):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import adderkit
-from adderkit import AdderConv2d
 from adderkit.adder_layers.integer.plan import Step
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.quantization.config import QuantizeConfig
@@ -325,12 +324,6 @@ REFUSED = {
     "rows reads rows of pixels": lambda net, x: net.rows(net.first(x)).mean((2, 3))[:, :, None, None],
     "Net cannot be cut into integer layers": chosen_by_values,
 }
-
-
-def test_several_terms_are_named():
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), AdderConv2d(4, 4, 1, terms=3), nn.BatchNorm2d(4), nn.Flatten())
-    with pytest.raises(AdderkitError, match=r"the weights of 1 have 3 terms, which integer plans cannot express yet"):
-        fuse(net.eval(), IMAGE)
 
 
 @pytest.mark.parametrize("line", REFUSED)

@@ -39,21 +39,24 @@ def test_gradient_passes_inside_and_stops_outside():
     assert values.grad.flatten().tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("terms", [(), (3,)], ids=str)
 @pytest.mark.parametrize("groups", [1, 2])
-def test_clamping_weights_costs_nothing(groups):
+def test_clamping_weights_costs_nothing(groups, terms):
     """For inputs on the grid, distances to clamped weights and the excess are distances to the weights themselves."""
     grid = Grid(0.5, torch.tensor([0.0, 2.0, 0.0, 7.0]), torch.tensor([0.0, 1.0, 2.0, 0.0]), 7)
-    whole = torch.randint(-40, 40, (6, 4 // groups, 3, 3)).float()
-    rows = whole.unflatten(0, (groups, -1)) * grid.step_size.view(
-        groups, 1, -1, 1, 1
-    )  # on the grid's lattice, beyond its ends
+    whole = torch.randint(-40, 40, (6, 4 // groups, *terms, 3, 3)).float()
+    ones = [1] * len(terms)
+    # On the grid's lattice, beyond its ends.
+    rows = whole.unflatten(0, (groups, -1)) * grid.step_size.view(groups, 1, -1, *ones, 1, 1)
     weight = rows.flatten(0, 1)
     nearest, excess = grid.weights(weight, groups)
     codes = torch.randint(0, 8, (4, 3, 3)).float()
     patch = ((codes - grid.zero_point.view(-1, 1, 1)) * grid.step_size.view(-1, 1, 1)).unflatten(0, (groups, -1))
     patch = patch[:, None].expand(groups, 6 // groups, -1, 3, 3).flatten(0, 1)
-    expected = (patch - weight).abs().sum((1, 2, 3))
-    torch.testing.assert_close((patch - nearest).abs().sum((1, 2, 3)) + excess, expected)
+    patch = patch.reshape(6, -1, *ones, 3, 3)
+    factors = torch.tensor([1, 0.5, 0.25]).view(-1, 1, 1) if terms else 1.0
+    expected, found = (((patch - each).abs() * factors).flatten(1).sum(1) for each in (weight, nearest))
+    torch.testing.assert_close(found + excess, expected)
     assert bool((excess > 0).all())
 
 

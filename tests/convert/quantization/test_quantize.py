@@ -97,10 +97,11 @@ def test_each_step_of_a_depthwise_network(kind, requant):
     torch.testing.assert_close(found, logits * plan.steps[-1].scale, atol=1e-4 * float(found.abs().max()), rtol=0)
 
 
-def test_one_layer_by_its_formula():
+@pytest.mark.parametrize("terms", [1, 2, 3])
+def test_one_layer_by_its_formula(terms):
     """Bytes of ``floor(y / step + 1/2)`` for the BatchNorm of minus the distances, computed in fp64."""
     torch.manual_seed(3)
-    layer = adderkit.AdderConv2d(3, 4, 3, padding=1)
+    layer = adderkit.AdderConv2d(3, 4, 3, padding=1, terms=terms)
     norm = nn.BatchNorm2d(4)
     nn.init.uniform_(norm.weight, -2, 2)
     nn.init.normal_(norm.bias)

@@ -73,9 +73,9 @@ def test_single_convolutions(name, plans, compiler):
     assert_equal(builder.plan(), with_extremes(builder.image()), compiler, *SANITIZERS)
 
 
-@pytest.mark.parametrize("size", [(23, 19), (16, 32)])
-def test_whole_network(size, plans, compiler):
-    builder = plans.residual_network(seed=size[0], size=size)
+@pytest.mark.parametrize(("size", "terms"), [((23, 19), 1), ((16, 32), 1), ((16, 15), 3)])
+def test_whole_network(size, terms, plans, compiler):
+    builder = plans.residual_network(seed=size[0], size=size, terms=terms)
     assert_equal(builder.plan(), with_extremes(builder.image(4)), compiler, *SANITIZERS)
 
 
@@ -121,7 +121,7 @@ def test_logits_are_rounded_down_below_zero(plans, compiler):
 
 def test_powers_of_two_are_shifts(plans, compiler):
     """With ``--requant shift`` only first convolution and classifier multiply, addresses included."""
-    builder = plans.residual_network(seed=5)
+    builder = plans.residual_network(seed=5, terms=2)
     plan = power_of_two_plan(builder.plan())
     assert_equal(plan, with_extremes(builder.image(4)), compiler, *SANITIZERS)
     assert "static const int8_t net_multiplier_0[16]" in (compiler.folder / "net_weights.h").read_text()
@@ -139,7 +139,7 @@ def test_some_steps_shift_and_others_multiply(plans, compiler):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
 def test_shifting_networks_have_no_multiplication(plans, compiler):
-    builder = plans.residual_network(seed=5)
+    builder = plans.residual_network(seed=5, terms=2)
     for plan, name in ((builder.plan(), "fixed"), (power_of_two_plan(builder.plan()), "shift")):
         prefix = compiler.write(plan, name, builder.image(1))
         code = code_of(compiler, prefix, "-fno-inline")
@@ -150,7 +150,8 @@ def test_shifting_networks_have_no_multiplication(plans, compiler):
             {"convolution", "linear", "times"} if name == "fixed" else {"convolution_by_shifts", "linear"}
         )
         adder = f"{prefix}_adder" + ("" if name == "fixed" else "_by_shifts")
-        assert {adder, f"{prefix}_slide", f"{prefix}_run"} <= code.keys()
+        terms = adder.replace("adder", "adder_terms")
+        assert {adder, terms, f"{prefix}_slide", f"{prefix}_run"} <= code.keys()
 
 
 def test_the_test_of_its_own(plans, compiler):

@@ -61,14 +61,17 @@ class TestBench:
             return max(pixel[c] for _, pixel in pixels if pixel is not None)
         if kind == "average_pool":
             return self.byte(step, arrays, c, sum(pixel[c] for _, pixel in pixels), residual)
-        weight = arrays["weight"]
-        width = weight.shape[3]
+        weight, adds = arrays["weight"], kind == "adder"
+        terms = step.get("terms", 1)
+        weight = weight if terms > 1 else weight[:, None]
+        width = weight.shape[4]
         first = c // (len(weight) // step["groups"]) * width
         total = 0
         for (i, j), pixel in pixels:
             seen = (zero_point if pixel is None else pixel)[first : first + width]
-            terms = abs(seen - weight[c, i, j]) if kind == "adder" else seen * weight[c, i, j]
-            total += terms.sum()
+            for term in range(terms):
+                values = weight[c, term, i, j]
+                total += (abs(seen - values) if adds else seen * values).sum() << terms - 1 - term
         return self.byte(step, arrays, c, total, residual)
 
     def check(self, step):
@@ -89,7 +92,14 @@ class TestBench:
             assert self.value(step, arrays, source, zero_point, place, other) == recorded[place], (step, place)
 
 
-@pytest.mark.parametrize("builder", [random_plans.residual_network(2, (11, 9)), random_plans.plain_network()])
+@pytest.mark.parametrize(
+    "builder",
+    [
+        random_plans.residual_network(2, (11, 9)),
+        random_plans.residual_network(3, (9, 8), terms=2),
+        random_plans.plain_network(),
+    ],
+)
 def test_manifest_and_files_suffice(builder):
     plan, image = builder.plan(), builder.image(1)
     bench = TestBench(*memory_images(plan, image[0], PIXELS))
@@ -101,7 +111,9 @@ def test_manifest_and_files_suffice(builder):
     assert [step["path"] for step in bench.manifest["steps"]] == list(plan.paths)
 
 
-@pytest.mark.parametrize("name", ["groups-of-three", "depthwise-stride2", "5x3-asymmetric", "residual-six-bits"])
+@pytest.mark.parametrize(
+    "name", ["groups-of-three", "depthwise-stride2", "5x3-asymmetric", "residual-six-bits", "three-terms-depthwise"]
+)
 def test_single_layers(name):
     builder = random_plans.single(Adder, random_plans.LAYERS[name])
     bench = TestBench(*memory_images(builder.plan(), builder.image(1)[0], PIXELS))
