@@ -31,7 +31,7 @@ from .config import CalibrationConfig, HybridPolicy, TermPolicy
 from .workload import Progress
 
 _logger = logging.getLogger(__name__)
-MOST_TERMS = 4  # take as much area as products with 8-bit weights
+MOST_CHOSEN_TERMS = 4  # take as much area as products with 8-bit weights
 
 
 def choose_terms(
@@ -61,14 +61,14 @@ def choose_terms(
     alone = dataclasses.replace(calibration, matching_steps=0)
     fidelity: dict[str, list[float]] = {}
     prices: dict[str, int] = {}
-    for terms in range(1, MOST_TERMS + 1):
+    for terms in range(1, MOST_CHOSEN_TERMS + 1):
         student = copy.deepcopy(teacher)
         plan = convert_(student, dataclasses.replace(config, terms=terms), example_input=images[:1])
         prices = {row.path: row.additions_per_term for row in plan.rows if row.decision == "convert"}
 
         def report(what: str, done: int, total: int, before: int = terms - 1) -> None:
             if progress is not None:
-                progress(what, before * total + done, MOST_TERMS * total)
+                progress(what, before * total + done, MOST_CHOSEN_TERMS * total)
 
         for layer in calibrate_(student, teacher, images, alone, progress=report).layers:
             fidelity.setdefault(layer.path, []).append(layer.correlation)

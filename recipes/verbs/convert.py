@@ -278,6 +278,8 @@ def run_conversion(job: ConversionJob, *, dry_run: bool, announce: Callable[[str
     if job.images is not None and "calibration" not in TARGETS[job.to].supports:
         raise AdderkitError(f"layers of target {job.to} cannot be calibrated: leave out --dataset")
     if dry_run:
+        if job.terms is not None:
+            announce("calibration chooses the terms of each layer; the plan shows one")
         return ConversionResult(plan(_load_cnn(job, dry_run), job.config, to=job.to), None, None)
     with output_folder(job.folder, MODEL_FOLDER, overwrite=job.overwrite), compute_device(job.device) as device:
         return _convert(_load_cnn(job, dry_run).to(device), job, announce)
@@ -321,7 +323,7 @@ def _load_cnn(job: ConversionJob, dry_run: bool) -> "nn.Module":
 
 def _choose_terms(model: "nn.Module", job: ConversionJob, announce: Callable[[str], None]) -> AdderConfig:
     """Return the configuration with the terms of each layer that the policy chooses."""
-    from ...convert.calibration.hybrid import MOST_TERMS, choose_terms
+    from ...convert.calibration.hybrid import MOST_CHOSEN_TERMS, choose_terms
     from ...convert.conversion.rewrite import convert_
     from ...convert.cost.cost import cost
     from ..runs.progress import calibration_progress
@@ -334,7 +336,7 @@ def _choose_terms(model: "nn.Module", job: ConversionJob, announce: Callable[[st
         convert_(student, config, to=job.to)
         return cost(student).additions
 
-    announce(f"choosing terms by fits of each layer with 1 to {MOST_TERMS}, on {job.images}")
+    announce(f"choosing terms by fits of each layer with 1 to {MOST_CHOSEN_TERMS}, on {job.images}")
     single = additions_of(dataclasses.replace(job.config, terms=1))
     images = job.images.load(model)
     with calibration_progress() as progress:

@@ -132,6 +132,12 @@ def test_terms_are_chosen_within_the_budget(convert, cnn_folder):
     assert any("of the additions with one term in each layer" in line for line in lines)
 
 
+def test_dry_run_says_that_the_plan_does_not_show_the_chosen_terms(convert, cnn_folder):
+    _, lines = convert(cnn_folder, images=DIGITS, terms=TermPolicy(fidelity=0.9), dry_run=True)
+    assert lines == ["calibration chooses the terms of each layer; the plan shows one"]
+    assert convert(cnn_folder, images=DIGITS, dry_run=True)[1] == []
+
+
 def test_choice_of_terms_needs_images(convert, cnn_folder):
     with pytest.raises(AdderkitError, match="--terms auto chooses by fits of each layer: give --dataset"):
         convert(cnn_folder, terms=TermPolicy(fidelity=0.9))

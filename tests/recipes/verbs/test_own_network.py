@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import adderkit
+from adderkit.convert.calibration import calibrate
 from adderkit.convert.user_models import import_models
 
 CODE = """
@@ -20,11 +21,11 @@ from torch import nn
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self, classes=2):
         super().__init__()
         self.stem, self.norm1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.conv, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.linear = nn.Linear(8, 2)
+        self.linear = nn.Linear(8, classes)
 
     def forward(self, x):
         x = torch.relu(self.norm1(self.stem(x)))
@@ -33,12 +34,20 @@ class Net(nn.Module):
 
 
 @register_model
-def own_net(pretrained=False, **kwargs):
-    model = Net()
+def own_net(pretrained=False, classes=2, **kwargs):
+    model = Net(classes)
     model.pretrained_cfg = {
         "input_size": (3, 12, 12), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_pct": 1.0
     }
     return model
+
+
+sizes = iter(range(2, 9))
+
+
+@register_model
+def growing_net(pretrained=False, **kwargs):
+    return own_net(classes=next(sizes))
 """
 
 
@@ -59,6 +68,18 @@ def chain(adder_kit, tmp_path, image_folder):
     yield run
     del sys.modules["own_nets"]
     sys.path.remove(str(tmp_path))
+
+
+DATA = ("--dataset", "folder", "--data-dir", "images", "--calibration-images", "16", "--calibration-steps", "1")
+
+
+def test_a_network_that_cannot_be_saved_is_refused_before_it_is_calibrated(adder_kit, chain, monkeypatch):
+    called = []
+    monkeypatch.setattr(calibrate, "calibrate_", lambda *arguments, **options: called.append(arguments))
+    status, _, err = adder_kit("--import", "own_nets.py", "convert", "growing_net", "--no-pretrained", *DATA)
+    assert status == 1
+    assert "cannot save growing_net: linear.weight is [2, 8], but [3, 8]" in err
+    assert called == []
 
 
 def test_whole_chain(chain, tmp_path):
