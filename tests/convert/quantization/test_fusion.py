@@ -278,6 +278,23 @@ def test_flattened_pixels_are_a_window_as_large_as_the_image(flatten):
     assert (last.window.kernel, last.input) == ((7, 5), 1)
 
 
+def test_terms_of_a_layer_on_flattened_pixels():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.point, self.norm = (
+                nn.Conv2d(3, 2, 3),
+                adderkit.AdderConv2d(70, 4, 1, terms=3),
+                nn.BatchNorm2d(4),
+            )
+
+        def forward(self, x):
+            return self.norm(self.point(self.conv(x).relu().flatten(1)[:, :, None, None])).flatten(1)
+
+    layer = same_as_forward(Flat().eval()).ops[1]
+    assert (layer.kind, layer.window.kernel) == ("adder", (7, 5))
+
+
 @pytest.mark.parametrize("pool", ["module", "function", "mean", "kept", "timm"])
 def test_every_way_to_pool_the_whole_image(pool):
     ways = {

@@ -60,6 +60,19 @@ def test_clamping_weights_costs_nothing(groups, terms):
     assert bool((excess > 0).all())
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("share", [0.7, 1.0, 1.3])
+def test_weights_at_an_end_of_the_range_stay_there(bits, share):
+    """So that the term stays a line: no value is rounded beyond a weight that is beyond the value."""
+    values = torch.randn(2000, 3) * torch.tensor([0.3, 1.0, 4.0])
+    low, high = values.amin(0), values.amax(0)
+    grid = grid_for(share * low, share * high, bits)
+    codes = grid.nearest(values[:, :, None, None], (-1, 1, 1))
+    for end, beyond in ((high, torch.ge), (low, torch.le)):
+        weight, _ = grid.weights(end.view(1, -1, 1, 1, 1), 1)
+        assert bool(beyond(weight.view(1, -1, 1, 1), codes).all())
+
+
 def test_gradient_of_weights_passes_beyond_the_range():
     weight = nn.Parameter(torch.tensor([[[[-5.0]], [[50.0]]]]))
     nearest, _ = FOUR_BITS.weights(weight, 1)

@@ -10,6 +10,7 @@ from torch import nn
 import adderkit
 from adderkit.adder_layers.integer import reference
 from adderkit.adder_layers.integer.network import IntegerNetwork
+from adderkit.adder_layers.integer.plan import Adder
 from adderkit.adder_layers.reference import adder_conv2d_reference
 from adderkit.convert.errors import AdderkitError
 from adderkit.convert.quantization.config import QuantizeConfig
@@ -66,14 +67,34 @@ def test_integers_are_what_training_imitates(teacher, student, images, config, k
     assert float(((found - expected).abs() > step).float().mean()) < 0.02
 
 
-@pytest.mark.parametrize(("kind", "requant"), [("adder", "fixed"), ("adder", "shift"), ("cnn", "shift")])
+@pytest.mark.parametrize("config", [{}, {"bits": 4}, {"requant": "shift"}])
+def test_several_terms(teacher, images, config):
+    """Close to the floats, and to the bit what the reference gives."""
+    model = copy.deepcopy(teacher)
+    adderkit.convert_(model, adderkit.AdderConfig(terms={"grouped": 3, "*": 2}), example_input=images[:1])
+    adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [images])
+    network = quantize(model, images, QuantizeConfig(**config))
+    assert [step.terms for step in network.plan.steps if isinstance(step, Adder)] == [3, 2, 2]
+    with torch.no_grad():
+        found, expected = network(images), model(images)
+    assert agreement(found, expected) > (0.8 if config else 0.995)
+    first = network.plan.activations[0]
+    codes = reference.quantize(images, first.scale, first.zero_point)
+    assert torch.equal(found, reference.run(network.plan, codes).float() * network.plan.steps[-1].scale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "requant"),
+    [("adder", "fixed"), ("adder", "shift"), ("cnn", "shift"), ("terms", "shift")],
+)
 def test_each_step_of_a_depthwise_network(kind, requant):
     """Given a step's bytes, the twin gives what the integers do. With random weights whole networks cannot be compared:
     they double the least difference in every block, in fp32 too.
     """
     model, images = timm.create_model("mobilenetv2_035", num_classes=5).eval(), torch.randn(16, 3, 32, 32)
-    if kind == "adder":
-        adderkit.convert_(model, example_input=images[:1])
+    if kind != "cnn":
+        terms = 2 if kind == "terms" else 1
+        adderkit.convert_(model, adderkit.AdderConfig(terms=terms), example_input=images[:1])
     adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [images])
     prepare_(model, [images], QuantizeConfig(requant=requant))
     plan = fold(model)
@@ -122,13 +143,23 @@ def test_one_layer_by_its_formula(terms):
     assert len(codes.unique()) > 50
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_vgg_small"])
-@pytest.mark.parametrize("first_last", ["int8", "fp32"])
-def test_papers_networks(name, first_last, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "first_last", "terms"),
+    [
+        ("cifar_resnet20", "int8", None),
+        ("cifar_resnet20", "fp32", None),
+        ("cifar_resnet20", "int8", 2),
+        ("cifar_vgg_small", "int8", None),
+        ("cifar_vgg_small", "fp32", None),
+    ],
+)
+def test_papers_networks(name, first_last, terms, tmp_path):
     size = (3, 16, 16)
     arguments = {"img_size": 16} if "vgg" in name else {}
     model = timm.create_model(name, pretrained_cfg_overlay={"input_size": size}, **arguments).eval()
     images = torch.randn(16, *size)
+    if terms:
+        adderkit.convert_(model, adderkit.AdderConfig(terms=terms), example_input=images[:1])
     adderkit.convert.calibration.batchnorm.reestimate_batchnorm_(model, [images])
     network = quantize(model, images, QuantizeConfig(first_last=first_last))
     with torch.no_grad():
