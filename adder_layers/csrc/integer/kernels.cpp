@@ -116,33 +116,29 @@ typedef std::int64_t WideSumStrip __attribute__((vector_size(8 * kStrip)));
 inline Strip larger(Strip a, Strip b) { return a > b ? a : b; }
 inline Strip smaller(Strip a, Strip b) { return a < b ? a : b; }
 
-// Adds operation(byte of the window, weight) over the taps, in the narrow type `Narrow` where a chunk of them fits.
-template <bool Terms, typename Narrow, Index Chunk, typename Operation>
+// Adds term(byte of the window, weight) over the taps, in the narrow type `Narrow` where a chunk of them fits.
+template <typename Narrow, Index Chunk, typename Term>
 inline void channel_sums(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
-                         const Byte* weight, Index weight_row, std::int64_t* sums, Operation operation) {
+                         const Byte* weight, Index weight_row, std::int64_t* sums, Term term) {
     for (Index p = 0; p < positions; ++p, sums += kMaxChannels)
         for (Index c = 0; c < channels; c += kStrip) {
             const Byte* source = x[p] + first + c;
             const Byte* w = weight + first + c;
             SumStrip total = {};
-            for (Index term = 1;; ++term, total += total) {
-                for (Index begin = 0; begin < taps.count; begin += Chunk) {
-                    const Index end = begin + Chunk < taps.count ? begin + Chunk : taps.count;
-                    Narrow sum = {};
-                    for (Index t = begin; t < end; ++t, w += weight_row) sum += operation(source + taps.offsets[t], w);
-                    total += __builtin_convertvector(sum, SumStrip);
-                }
-                if (!Terms || term == taps.terms) break;
+            for (Index begin = 0; begin < taps.count; begin += Chunk) {
+                const Index end = begin + Chunk < taps.count ? begin + Chunk : taps.count;
+                Narrow sum = {};
+                for (Index t = begin; t < end; ++t, w += weight_row) sum += term(source + taps.offsets[t], w);
+                total += __builtin_convertvector(sum, SumStrip);
             }
             const WideSumStrip wide = __builtin_convertvector(total, WideSumStrip);
             __builtin_memcpy(sums + c, &wide, sizeof wide);
         }
 }
 
-template <bool Terms>
 void depthwise_adder(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
                      const Byte* weight, Index weight_row, std::int64_t* sums) {
-    channel_sums<Terms, WideStrip, kDepthwiseTaps>(
+    channel_sums<WideStrip, kDepthwiseTaps>(
         x, positions, taps, first, channels, weight, weight_row, sums, [](const Byte* value, const Byte* w) {
             const Strip a = load<Strip>(value), b = load<Strip>(w);
             return __builtin_convertvector(larger(a, b) - smaller(a, b), WideStrip);
@@ -151,7 +147,7 @@ void depthwise_adder(const Byte* const* x, Index positions, const Runs& taps, In
 
 void depthwise_convolution(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
                            const Byte* weight, Index weight_row, std::int64_t* sums) {
-    channel_sums<false, SignedWideStrip, 1>(
+    channel_sums<SignedWideStrip, 1>(
         x, positions, taps, first, channels, weight, weight_row, sums, [](const Byte* value, const Byte* w) {
             return __builtin_convertvector(load<Strip>(value), SignedWideStrip) *
                    __builtin_convertvector(load<SignedStrip>(w), SignedWideStrip);  // at most 255 * 128
@@ -160,7 +156,7 @@ void depthwise_convolution(const Byte* const* x, Index positions, const Runs& ta
 
 void window_sums(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels, const Byte*,
                  Index, std::int64_t* sums) {
-    channel_sums<false, WideStrip, kDepthwiseTaps>(
+    channel_sums<WideStrip, kDepthwiseTaps>(
         x, positions, taps, first, channels, x[0], 0, sums,
         [](const Byte* value, const Byte*) { return __builtin_convertvector(load<Strip>(value), WideStrip); });
 }
@@ -212,8 +208,7 @@ IntegerKernels ADDERKIT_INTEGER_KERNELS() {
     table.adder_shape = {kLanes, kVectors, 8};
     table.convolution_shape = {kProductLanes, kProductVectors, 4};
     fill<kVectors, kPositions>(table);
-    table.depthwise_adder[0] = depthwise_adder<false>;
-    table.depthwise_adder[1] = depthwise_adder<true>;
+    table.depthwise_adder = depthwise_adder;
     table.depthwise_convolution = depthwise_convolution;
     table.window_sums = window_sums;
     table.window_largest = window_largest;

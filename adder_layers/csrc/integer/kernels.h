@@ -14,8 +14,8 @@ constexpr Index kMaxVectors = 4;     // vectors of channels of a tile
 constexpr Index kSlack = 64;         // bytes (of memory) or channels (of factors) that may be read after the last one
 constexpr Index kDepthwiseTaps = 256;  // that many differences of bytes fit into 16 bits
 
-// The bytes of a window, from its pixel (0, 0) on: `count` runs of contiguous bytes, all of the same length. They are read
-// once for each term of the weights, and sums are doubled in between.
+// The bytes of a window, from its pixel (0, 0) on: `count` runs of contiguous bytes, all of the same length. Adder
+// tiles read them once for each term of the weights, and double the sums in between.
 struct Runs {
     const Index* offsets;
     Index count;
@@ -46,7 +46,7 @@ struct Target {
 using AdderTile = void (*)(const Byte* const* x, const Runs& runs, const Byte* weight, const Target& target);
 // sums[p * kMaxChannels + channel] is written.
 using TileSums = void (*)(const Byte* const* x, const Runs& runs, const Byte* weight, std::int64_t* sums);
-// The same where each channel is summed separately: taps are runs of one byte, weights [terms][taps][channels] or null.
+// The same where each channel is summed separately: taps are runs of one byte, weights [taps][channels] or null.
 using ChannelSums = void (*)(const Byte* const* x, Index positions, const Runs& taps, Index first, Index channels,
                              const Byte* weight, Index weight_row, std::int64_t* sums);
 
@@ -59,10 +59,9 @@ struct Shape {
 struct IntegerKernels {
     Index positions;  // of a full tile
     Shape adder_shape, convolution_shape;
-    // By vectors and positions; adder layers first by whether weights have several terms.
-    AdderTile adder[2][kMaxVectors + 1][kMaxPositions + 1];
-    TileSums convolution[kMaxVectors + 1][kMaxPositions + 1];
-    ChannelSums depthwise_adder[2], depthwise_convolution, window_sums;
+    AdderTile adder[2][kMaxVectors + 1][kMaxPositions + 1];    // by whether there are several terms, vectors and positions
+    TileSums convolution[kMaxVectors + 1][kMaxPositions + 1];  // by vectors and positions
+    ChannelSums depthwise_adder, depthwise_convolution, window_sums;
     void (*window_largest)(const Byte* x, const Index* taps, Index count, Index channels, Byte* out);
     void (*requantize)(const std::int64_t* sums, Index positions, Index channels, const Target& target);
     // clamp(floor(x / scale + zero_point + 1/2), 0, 255) of one row: channels x_stride apart become adjacent bytes.

@@ -281,9 +281,16 @@ class Block {
         const Byte* const* x = at_.input.data() + p;
         if (step_.by_channel) {
             const ChannelSums sum = step_.weight.empty()               ? kernels_.window_sums
-                                    : step_.config.kind == Kind::adder ? kernels_.depthwise_adder[step_.config.terms > 1]
+                                    : step_.config.kind == Kind::adder ? kernels_.depthwise_adder
                                                                        : kernels_.depthwise_convolution;
-            sum(x, positions, runs(tile), first, channels, step_.weight.data(), step_.config.filters, sums);
+            const Index filters = step_.config.filters;
+            for (Index term = 0; term < step_.config.terms; ++term) {
+                const Byte* weight = step_.weight.data() + term * step_.runs * filters;
+                alignas(64) std::int64_t found[kMaxPositions * kMaxChannels];
+                sum(x, positions, runs(tile), first, channels, weight, filters, term == 0 ? sums : found);
+                for (Index i = 0; i < (term == 0 ? 0 : positions * kMaxChannels); i += kMaxChannels)
+                    for (Index c = i; c < i + channels; ++c) sums[c] = 2 * sums[c] + found[c];
+            }
         } else {
             kernels_.convolution[ceil_div(channels, step_.shape.lanes)][positions](x, runs(tile), weight(tile), sums);
         }
