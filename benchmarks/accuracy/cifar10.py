@@ -1,4 +1,4 @@
-"""Conversion of a public CNN on CIFAR-10 without labels or training, with one, two and three terms a weight.
+"""Conversion of a public CNN on CIFAR-10 without labels or training, with one to four terms a weight.
 
     python -m benchmarks.accuracy.cifar10 --data cifar10 --weights cifar10-resnet20.safetensors
 
@@ -14,7 +14,6 @@ in 8-bit integers after each. Trials with a result in the JSON are not run again
 import argparse
 import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 import adderkit
-from adderkit.adder_layers.modules import adder_layers
 from adderkit.convert.files import write_json
 
 from ..timing import hardware
+from .conversion_trials import Benchmark, Choice, run, scores
 
-TERMS = (1, 2, 3)
+CHOICE = Choice(terms=(1, 2, 3, 4), additions=(1.25,))
 QUANTIZATION_IMAGES = 256
 
 
@@ -123,32 +122,6 @@ def read(folder: Path, count: int | None = None) -> tuple[Tensor, Tensor]:
     return images, torch.tensor([label for _, label in files])
 
 
-@torch.no_grad()
-def predictions(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the top-1 class of each image, ``[N]``."""
-    return torch.cat([model(batch).argmax(1) for batch in images.split(500)])
-
-
-def trial(
-    original: nn.Module, terms: int, images: Tensor, validation: tuple[Tensor, Tensor], steps: int
-) -> dict[str, Any]:
-    """Convert with some terms a weight, calibrate, and measure."""
-    student = copy.deepcopy(original)
-    adderkit.convert_(student, example_input=images[:1])
-    for layer in adder_layers(student).values():
-        layer.set_terms_(terms)
-    started = time.perf_counter()
-    report = adderkit.calibrate_(student, original, images, adderkit.CalibrationConfig(matching_steps=steps))
-    seconds = time.perf_counter() - started
-    fidelity = [layer.correlation for layer in report.layers]
-    return {
-        "fidelity": round(sum(fidelity) / len(fidelity), 4),
-        "seconds": round(seconds),
-        **scores(student, original, validation),
-        "int8 top-1": scores(quantized(student, images[:QUANTIZATION_IMAGES]), original, validation)["top-1"],
-    }
-
-
 def quantized(model: nn.Module, images: Tensor) -> nn.Module:
     """Return a network in 8-bit integers; shortcuts, which have no integer step, are convolutions there."""
     model = copy.deepcopy(model)
@@ -158,22 +131,13 @@ def quantized(model: nn.Module, images: Tensor) -> nn.Module:
     return adderkit.quantize(model, images)
 
 
-def scores(model: nn.Module, original: nn.Module, validation: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Return top-1 accuracy and agreement with the original in percent."""
-    images, labels = validation
-    found, wanted = predictions(model, images), predictions(original, images)
-    return {
-        name: round(100 * (found == compared).float().mean().item(), 2)
-        for name, compared in (("top-1", labels), ("agreement", wanted))
-    }
-
-
 def main() -> None:
     """Run the missing trials, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--json", type=Path, default=Path("docs/results/cifar10.json"))
+    parser.add_argument("--fits", type=Path, default=Path("runs/cifar10"), help="folder of fitted networks")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=adderkit.CalibrationConfig().matching_steps)
     arguments = parser.parse_args()
@@ -186,13 +150,12 @@ def main() -> None:
         earlier = json.loads(arguments.json.read_text())
         result["trials"] = earlier["trials"] if earlier["settings"] == settings else {}
     result["teacher"] = scores(original, original, validation)["top-1"]
-    for terms in TERMS:
-        for method, steps in (("layers", 0), ("layers, then blocks", arguments.steps)):
-            key = f"terms={terms}, {method}"
-            if key not in result["trials"]:
-                result["trials"][key] = trial(original, terms, images, validation, steps)
-                write_json(arguments.json, result)
-            print(key, result["trials"][key], flush=True)
+    config = adderkit.CalibrationConfig(matching_steps=arguments.steps)
+    few = images[:QUANTIZATION_IMAGES]
+    benchmark = Benchmark(
+        original, images, validation, config, arguments.fits, result["trials"], lambda model: quantized(model, few)
+    )
+    run(benchmark, CHOICE, lambda: write_json(arguments.json, result))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ converted and calibrated on crops of twelve photographs. The reported figure is 
 the original, on crops of four other photographs. This is **not** accuracy on ImageNet: sixteen photographs are not a
 sample of it, and no labels are used.
 
-Three methods are compared: each layer fitted alone; then all together to the outputs of blocks and the predictions; or
-then all together to the predictions only. Trials with a result in the JSON are not run again.
+Two methods are compared: each layer fitted alone, and then all together to the outputs of blocks. Trials with a result
+in the JSON are not run again.
 """
 
 import argparse
@@ -48,7 +48,7 @@ CALIBRATION = (
 EVALUATION = ("chelsea.png", "flower.jpg", "camera.png", "brick.png")
 # Shares of the multiplications to remove.
 REMOVED = (0.1, 0.25, 0.5, 0.75, 1.0)
-METHODS = ("layers", "layers, then blocks", "layers, then predictions")
+METHODS = ("layers", "layers, then blocks")
 
 
 def teacher() -> nn.Module:
@@ -100,7 +100,6 @@ def trial(
                     original,
                     images,
                     CalibrationConfig(matching_steps=steps),
-                    blocks=None if "blocks" in method else (),
                     generator=torch.Generator().manual_seed(0),
                     progress=lambda what, done, total: None,
                 )

@@ -10,6 +10,7 @@ from torch import nn
 
 import adderkit
 from benchmarks.accuracy import imagenet_sample
+from benchmarks.accuracy.conversion_trials import Choice
 
 
 class TwoLayers(nn.Module):
@@ -58,9 +59,7 @@ def benchmark_run(photographs, tmp_path, monkeypatch):
         fitted.append(state.stem)
         return calibrate_(*arguments, state=state, **options)
 
-    trials = {"TERMS": (3, 2, 1), "MULTIPLICATIONS_TERMS": (2,), "MULTIPLICATIONS": (0.2,), "ADDITIONS": (1.5,)}
-    for name, values in trials.items():
-        monkeypatch.setattr(imagenet_sample, name, values)
+    monkeypatch.setattr(imagenet_sample, "CHOICE", Choice((3, 2, 1), (1.5,), (0.2,), (2,)))
     monkeypatch.setattr(imagenet_sample, "teacher", lambda: network)
     monkeypatch.setattr(adderkit, "calibrate_", counted)
     target = tmp_path / "found.json"

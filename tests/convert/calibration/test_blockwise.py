@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from adderkit.adder_layers.modules import adder_layers
@@ -12,7 +11,9 @@ from adderkit.convert.calibration.batchnorm import reestimate_batchnorm_
 from adderkit.convert.calibration.blockwise import Outputs, block_paths, difference, match_blocks_
 from adderkit.convert.calibration.calibrate import calibrate_
 from adderkit.convert.calibration.config import CalibrationConfig
+from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.conversion.rewrite import convert_
+from adderkit.convert.errors import AdderkitError
 from adderkit.convert.graph.layers import trace_layers
 
 
@@ -38,17 +39,27 @@ def student(teacher):
 
 
 @torch.no_grad()
-def divergence(student, teacher, images):
-    theirs, ours = (model.eval()(images).log_softmax(1) for model in (teacher, student))
-    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean").item()
+def block_errors(student, teacher, images):
+    """Mean squared error after each of the layers, in units of the variance."""
+    found = {}
+    for name, model in (("ours", student), ("theirs", teacher)):
+        for path in ("norm1", "norm2", "norm3"):
+            handle = model.get_submodule(path).register_forward_hook(
+                lambda module, inputs, output, key=(name, path): found.update({key: output})
+            )
+            model.eval()(images)
+            handle.remove()
+    pairs = [(found["ours", path], found["theirs", path]) for path in ("norm1", "norm2", "norm3")]
+    return [((ours - theirs).square().mean() / theirs.var()).item() for ours, theirs in pairs]
 
 
-def test_predictions_on_new_images_come_closer_to_the_teacher(student, teacher):
+def test_blocks_come_closer_to_the_teachers_on_new_images(student, teacher):
     data, fresh = torch.randn(128, 3, 8, 8), torch.randn(256, 3, 8, 8)
-    before = divergence(student, teacher, fresh)
+    before = block_errors(student, teacher, fresh)
     match(student, teacher, data, steps=60)
     reestimate_batchnorm_(student, [data])
-    assert divergence(student, teacher, fresh) < 0.95 * before
+    after = block_errors(student, teacher, fresh)
+    assert sum(after) < 0.95 * sum(before), (before, after)
 
 
 def test_what_was_not_converted_stays(student, teacher, tiny_adders, snapshot):
@@ -115,10 +126,20 @@ def test_layers_without_a_block_are_compared_behind_their_normalization(student,
     assert block_paths(student, layers) == ["norm1", "norm2", "norm3"]
 
 
+def test_a_layer_that_nothing_follows_is_compared_itself():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    convert_(model, AdderConfig(skip_first=False, skip_last=False), example_input=torch.zeros(1, 3, 8, 8))
+    assert block_paths(model, trace_layers(model, torch.zeros(1, 3, 8, 8))) == ["1", "3"]
+
+
 def test_difference_by_hand():
-    ours, theirs = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 4.0]])  # squared error 1, variance 8
-    logits = torch.tensor([[0.0, 0.0]])
-    wanted = torch.tensor([[0.75, 0.25]]).log()
-    kl = 0.75 * torch.tensor(0.75 / 0.5).log() + 0.25 * torch.tensor(0.25 / 0.5).log()
-    loss = difference(Outputs({"a": ours}, logits), Outputs({"a": theirs}, wanted))
-    torch.testing.assert_close(loss, 1 / 8 + kl)
+    """Squared errors 1 and 4, in units of the variances 8 and 2."""
+    ours = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([3.0, 5.0])}
+    theirs = {"a": torch.tensor([[0.0, 4.0]]), "b": torch.tensor([1.0, 3.0])}
+    loss = difference(Outputs(ours, []), Outputs(theirs, []))
+    torch.testing.assert_close(loss, torch.tensor((1 / 8 + 4 / 2) / 2))
+
+
+def test_nothing_to_match_is_refused():
+    with pytest.raises(AdderkitError, match="nothing to match: set matching_steps to 0"):
+        difference(Outputs({}, []), Outputs({}, []))
