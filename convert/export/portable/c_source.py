@@ -186,8 +186,8 @@ def _parts(plan: IntegerPlan) -> Iterator[tuple[str, bool]]:
         if used:
             yield "times_shift" if shifts else "times_multiply", shifts
             yield "requantize", shifts
-        yield from dict.fromkeys((kernel(step), shifts) for step in used)
-    yield from dict.fromkeys((kernel(step), False) for step in ordered if requantization_of(step) is None)
+        yield from dict.fromkeys((f"kernels/{kernel(step)}", shifts) for step in used)
+    yield from dict.fromkeys((f"kernels/{kernel(step)}", False) for step in ordered if requantization_of(step) is None)
 
 
 def _shared_parts(step: Step) -> tuple[str, ...]:
