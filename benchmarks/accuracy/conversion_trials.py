@@ -160,10 +160,12 @@ def run(benchmark: Benchmark, choice: Choice, save: Callable[[], None]) -> None:
     for terms in choice.hybrid_terms:
         for share in choice.multiplications:
             trial(f"terms={terms}", f"mults={share:.0%}", benchmark.keep_worst, terms, share)
+    chosen: dict[str, int | Mapping[str, int]] = {}
     for additions in choice.additions:
-        trial(f"adds={additions:.0%}", LAYERS, benchmark.fit_layers, benchmark.choose_terms(choice.terms, additions))
-    for terms in choice.terms:
-        trial(f"terms={terms}", JOINT, benchmark.fit_jointly, terms)
+        chosen[f"adds={additions:.0%}"] = terms_by_layer = benchmark.choose_terms(choice.terms, additions)
+        trial(f"adds={additions:.0%}", LAYERS, benchmark.fit_layers, terms_by_layer)
+    for name, every in ({f"terms={terms}": terms for terms in choice.terms} | chosen).items():
+        trial(name, JOINT, benchmark.fit_jointly, every)
 
 
 @torch.no_grad()
