@@ -33,8 +33,9 @@ WARM_UP = 10
 # Tensors of a layer's output size that a training step holds: the outputs of the layer, its normalization and its
 # activation, and a gradient.
 KEPT = 4
-# Adam's learning rate for adder weights, in units of each layer's standard deviation, and for BatchNorms.
-WEIGHT_RATE, NORM_RATE = 0.006, 0.002
+# Adam's learning rate for adder weights, in units of each layer's standard deviation, and for BatchNorms. Each further
+# term divides both: it leaves less for the joint fit to remove, and a higher rate does more harm than good.
+WEIGHT_RATE, NORM_RATE, TERM_DIVISOR = 0.006, 0.002, 4
 # Gives nearly the true derivative of the distance; as a power of two, it does not change the output by a single bit.
 SHARPNESS = 1024.0
 
@@ -96,10 +97,9 @@ def match_blocks_(
     Raises:
         AdderkitError: If no block returns a tensor, or the outputs of student and teacher differ in shape.
     """
-    steps = config.matching_steps
-    if steps == 0:
+    steps, adders = config.matching_steps, adder_layers(student)
+    if steps == 0 or not adders:
         return
-    adders = adder_layers(student)
     layers = [layer for layer in trace_layers(student, images[:1]) if layer.path in adders]
     blocks = block_paths(student, layers)
     size = _batch_size(layers, len(images), config.memory)
@@ -196,9 +196,13 @@ def _trainable(student: nn.Module, adders: dict[str, AdderConv2d]) -> Iterator[l
     """
     requires_grad = {parameter: parameter.requires_grad for parameter in student.parameters()}
     with sharp_gradient(adders.values(), SHARPNESS), updating_statistics(student) as norms:
-        rates = [(layer.weight, WEIGHT_RATE * float(layer.weight.detach().std())) for layer in adders.values()]
-        groups: list[dict[str, Any]] = [{"params": [weight], "lr": rate} for weight, rate in rates]
-        groups.append({"params": [parameter for norm in norms for parameter in norm.parameters()], "lr": NORM_RATE})
+        shares = [TERM_DIVISOR ** (1.0 - layer.terms) for layer in adders.values()]
+        groups: list[dict[str, Any]] = [
+            {"params": [layer.weight], "lr": share * WEIGHT_RATE * float(layer.weight.detach().std())}
+            for layer, share in zip(adders.values(), shares, strict=True)
+        ]
+        norm_rate = NORM_RATE * sum(shares) / len(shares)
+        groups.append({"params": [parameter for norm in norms for parameter in norm.parameters()], "lr": norm_rate})
         try:
             for parameter in requires_grad:
                 parameter.requires_grad_(False)
