@@ -16,7 +16,7 @@ class CalibrationConfig:
     """Settings of ``calibrate_``.
 
     Args:
-        steps: Adam steps for each layer; 0 only scales the weights.
+        steps: Adam steps for each layer; 0 only places the terms of its weights (``start.py``).
         samples: Windows to fit each layer to, spread evenly over the images.
         matching_steps: Steps of the joint fit of all layers; 0 skips it.
         batch_size: Images in a forward pass.

@@ -83,7 +83,7 @@ BudgetOption = Annotated[
     ),
 ]
 CalibrationSteps = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Adam steps for each layer; 0 only scales the weights.")
+    int, typer.Option(min=0, metavar="N", help="Adam steps for each layer; 0 only places their terms.")
 ]
 MatchingSteps = Annotated[int, typer.Option(min=0, metavar="N", help="Adam steps of the joint fit of all layers.")]
 Memory = Annotated[float, typer.Option(min=0.1, metavar="GB", help="Memory that calibration may use, in GB.")]
