@@ -8,14 +8,13 @@ weights are public (Yerlan Idelbayev's, https://github.com/akamaster/pytorch_res
 
 Images for calibration are drawn from the training images. Reported are top-1 accuracy on the validation images and how
 often the predicted class is the teacher's, after the fit of each layer alone and after that of all together, and top-1
-in 8-bit integers after each. Trials with a result in the JSON are not run again.
+in 8-bit integers after each; with one number of terms, and with terms chosen by layer (``convert --terms auto --budget
+adds=125%``). Trials with a result in the JSON are not run again (``conversion_trials.py``).
 """
 
 import argparse
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +27,7 @@ from torch import Tensor, nn
 import adderkit
 from adderkit.convert.files import write_json
 
-from ..timing import hardware
-from .conversion_trials import Benchmark, Choice, run, scores
+from .conversion_trials import Benchmark, Choice, resumed, run, scores
 
 CHOICE = Choice(terms=(1, 2, 3, 4), additions=(1.25,))
 QUANTIZATION_IMAGES = 256
@@ -145,10 +143,7 @@ def main() -> None:
     images, _ = read(arguments.data / "train", arguments.images)
     validation = read(arguments.data / "validation")
     settings = {"weights": arguments.weights.stem, "images": arguments.images, "steps": arguments.steps}
-    result: dict[str, Any] = {"settings": settings, "hardware": hardware("cpu"), "trials": {}}
-    if arguments.json.exists():
-        earlier = json.loads(arguments.json.read_text())
-        result["trials"] = earlier["trials"] if earlier["settings"] == settings else {}
+    result = resumed(arguments.json, settings)
     result["teacher"] = scores(original, original, validation)["top-1"]
     config = adderkit.CalibrationConfig(matching_steps=arguments.steps)
     few = images[:QUANTIZATION_IMAGES]

@@ -6,6 +6,7 @@ and an interrupted fit goes on.
 
 import copy
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from adderkit.convert.calibration.hybrid import best_terms, keep_convolutions_, 
 from adderkit.convert.conversion.plan import ConversionPlan
 from adderkit.convert.cost.report import Cost
 from adderkit.convert.files import atomic_path
+
+from ..timing import hardware
 
 LAYERS, JOINT = "layers", "layers, then blocks"
 
@@ -137,6 +140,13 @@ class Benchmark:
     def _cost(self, terms: int | None) -> Cost:
         """Count the cost of the teacher, or of its conversion with some terms a weight."""
         return adderkit.cost(self.original if terms is None else self._converted(terms), self.images[:1])
+
+
+def resumed(target: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results to write to a JSON file, with the trials that it already holds for the same settings."""
+    earlier = json.loads(target.read_text()) if target.exists() else {}
+    trials = earlier["trials"] if earlier.get("settings") == settings else {}
+    return {"settings": settings, "hardware": hardware("cpu"), "trials": trials}
 
 
 def key_of(name: str, method: str) -> str:

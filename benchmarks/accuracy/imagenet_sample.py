@@ -16,9 +16,7 @@ Trials with a result in the JSON are not run again (``conversion_trials.py``).
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -28,8 +26,7 @@ from torch import Tensor
 import adderkit
 from adderkit.convert.files import write_json
 
-from ..timing import hardware
-from .conversion_trials import Benchmark, Choice, run, scores
+from .conversion_trials import Benchmark, Choice, resumed, run, scores
 from .photographs import teacher
 
 CHOICE = Choice(terms=(3, 2, 4, 1), additions=(1.5, 2.0, 2.5), multiplications=(0.1, 0.2, 0.3), hybrid_terms=(2, 1, 3))
@@ -79,10 +76,7 @@ def main() -> None:
         "layer steps": config.steps,
         "steps": config.matching_steps,
     }
-    result: dict[str, Any] = {"settings": settings, "hardware": hardware("cpu"), "trials": {}}
-    if arguments.json.exists():
-        earlier = json.loads(arguments.json.read_text())
-        result["trials"] = earlier["trials"] if earlier["settings"] == settings else {}
+    result = resumed(arguments.json, settings)
     result["teacher"] = scores(original, original, evaluation)["top-1"]
     benchmark = Benchmark(original, images, evaluation, config, arguments.fits, result["trials"])
     run(benchmark, CHOICE, lambda: write_json(arguments.json, result))

@@ -15,7 +15,6 @@ in the JSON are not run again.
 import argparse
 import copy
 import dataclasses
-import json
 import random
 import time
 from importlib import import_module
@@ -39,7 +38,7 @@ from adderkit.convert.calibration.hybrid import layers_to_keep
 from adderkit.convert.conversion.config import AdderConfig
 from adderkit.convert.files import write_json
 
-from ..timing import hardware
+from .conversion_trials import predictions, resumed
 
 CALIBRATION = (
     *("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "china.jpg", "ihc.png", "retina.jpg"),
@@ -72,12 +71,6 @@ def crops(names: tuple[str, ...], count: int, size: int, seed: int) -> Tensor:
     transform = create_transform(size, is_training=True, hflip=0.5, color_jitter=None, scale=(0.15, 1.0))
     pictures = [Image.fromarray(np.array(Image.open(found[name]).convert("RGB"))) for name in names]
     return torch.stack([transform(pictures[index % len(pictures)]) for index in range(count)])
-
-
-@torch.no_grad()
-def predictions(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the top-1 class of each image, ``[N]``."""
-    return torch.cat([model(batch).argmax(1) for batch in images.split(32)])
 
 
 def trial(
@@ -125,10 +118,7 @@ def main() -> None:
     images = crops(CALIBRATION, arguments.images, arguments.size, 0)
     new = crops(EVALUATION, 256, arguments.size, 1)
     settings = {"images": arguments.images, "size": arguments.size, "steps": arguments.steps}
-    result = {"settings": settings, "hardware": hardware("cpu"), "trials": {}}
-    if arguments.json.exists():
-        earlier = json.loads(arguments.json.read_text())
-        result["trials"] = earlier["trials"] if earlier["settings"] == settings else {}
+    result = resumed(arguments.json, settings)
     plan = adderkit.plan(original)
     converted = copy.deepcopy(original)
     adderkit.convert_(converted, plan)
