@@ -159,7 +159,7 @@ def draw(trials: dict[str, Any], target: Path) -> None:
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for method, color, mark in zip(METHODS, ("#0072B2", "#D55E00", "#009E73"), "osD", strict=True):
+    for method, color, mark in zip(METHODS, ("#0072B2", "#D55E00"), "os", strict=True):
         rows = sorted(trials.values(), key=lambda row: row["removed"])
         axes.plot(
             [0, *(100 * row["removed"] for row in rows)],
